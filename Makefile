@@ -1,0 +1,57 @@
+# make demo | test | bench | lint | cuda-check | gpu | sanitize | clean
+#
+# Every verb makes the environment and the build first, where they are missing or out of date.
+# torch without CUDA on Linux:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON   ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+                      $$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' \
+                        2>/dev/null && echo $$p && break; done)
+PIP_ARGS ?=
+ARGS     ?=
+
+BIN   := .venv/bin
+READY := .venv/.ready
+PIP   := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
+CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+PY     = $(shell git ls-files '*.py')
+
+.PHONY: demo test bench lint cuda-check gpu sanitize clean
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(READY)
+	$(BIN)/pytest $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python bench/run.py $(ARGS)
+
+# The last line is the house rule that keeps compile times low and the engines reusable: only the
+# bindings know torch and Python.
+lint: $(READY)
+	$(BIN)/ruff check $(PY)
+	$(BIN)/ruff format --check $(PY)
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/codespell README.md CHANGELOG.md bench csrc examples rnnkern tests
+	! grep -rnE '#include *[<"](torch|ATen|c10|Python\.h|pybind11)' csrc --exclude-dir=bindings
+
+cuda-check: $(READY)
+	$(BIN)/python bench/gpu_build.py --compile-only
+
+gpu: $(READY)
+	$(BIN)/python bench/gpu.py $(ARGS)
+
+sanitize: $(READY)
+	bash tests/sanitize.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info rnnkern/*.so
+
+# torch comes first and pinned, so that no later step can choose another one.
+$(READY): pyproject.toml setup.py $(shell find csrc -type f)
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed: make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) 'setuptools>=77' wheel pybind11 ninja numpy
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
