@@ -1,0 +1,222 @@
+"""Times two layers alternately in one process, on the same weights and inputs.
+
+Timing itself is torch.utils.benchmark.Timer. A row whose results disagree gets no times.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from rows import Row
+from torch import Tensor
+from torch.autograd.graph import increment_version, saved_tensors_hooks
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.benchmark import Measurement, Timer
+
+# Largest difference between the two results relative to the largest value. It catches a wrong
+# kernel; the tight bounds, against float64, are the test suite's.
+AGREE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2}
+
+
+@dataclass
+class Machine:
+    """The limits of this machine at one number of threads, measured in the same run."""
+
+    threads: int
+    peak: float | None  # GFLOP/s of fp32 multiply-adds
+    cache: float  # GB/s read from a core's L2, all cores together
+    memory: float  # GB/s copied through memory
+
+    @classmethod
+    def measure(cls, threads: int) -> Machine:
+        ops = torch.ops.rnnkern
+        peak = float(ops.peak(threads)) if hasattr(ops, "peak") else None
+        return cls(threads, peak, threads * _cache_bandwidth(), _memory_bandwidth(threads))
+
+    def limit_seconds(self, row: Row) -> float | None:
+        """The time no implementation of the same arithmetic can beat: the multiply-adds at peak,
+        or one reading of the recurrent weights per step. bfloat16 has limits of its own."""
+        if self.peak is None or row.dtype is torch.bfloat16:
+            return None
+        peak = self.peak / (2 if row.dtype is torch.float64 else 1)
+        return max(row.flops() / peak, row.recurrent_bytes() / self.cache) * 1e-9
+
+
+@dataclass
+class Result:
+    """What one row gave. Times are seconds per call; the spreads are interquartile ranges."""
+
+    row: Row
+    threads: int
+    ours: float = float("nan")
+    ours_iqr: float = float("nan")
+    theirs: float = float("nan")
+    theirs_iqr: float = float("nan")
+    limit: float | None = None
+    saved: dict[str, int] = field(default_factory=dict)  # bytes kept for backward, by side
+    wrong: str = ""  # what disagreed; such a row has no times
+
+    @property
+    def ratio(self) -> float:
+        return self.theirs / self.ours
+
+    @property
+    def gflops(self) -> float:
+        return self.row.flops() / self.ours * 1e-9
+
+    @property
+    def share(self) -> float | None:
+        """Share of the machine's limit that our time reaches."""
+        return None if self.limit is None else self.limit / self.ours
+
+
+class Side:
+    """One of the two layers, with its call ready to be timed."""
+
+    def __init__(self, row: Row, package: object) -> None:
+        self.row = row
+        self.module = row.module(package)
+        self.parameters = list(self.module.parameters())
+        self.x, self.hx = row.inputs()
+        if row.train:
+            self.leaf = self.x.data if isinstance(self.x, PackedSequence) else self.x
+            self.leaf.requires_grad_(not row.data)
+            generator = torch.Generator().manual_seed(2)
+            shape = self._data(self.forward()[0]).shape
+            self.grad = torch.randn(shape, generator=generator).to(row.dtype)
+
+    @staticmethod
+    def _data(output: Tensor | PackedSequence) -> Tensor:
+        return output.data if isinstance(output, PackedSequence) else output
+
+    def forward(self) -> tuple:
+        return self.module(self.x, self.hx)
+
+    def infer(self) -> tuple:
+        with torch.inference_mode():
+            return self.module(self.x, self.hx)
+
+    def train(self) -> None:
+        """Forward and backward, as between two optimizer steps: the optimizer has just changed the
+        weights, so nothing derived from their values may be kept from the call before."""
+        increment_version(self.parameters)
+        for p in self.parameters:
+            p.grad = None
+        self.leaf.grad = None
+        self._data(self.forward()[0]).backward(self.grad)
+
+    @property
+    def call(self) -> Callable[[], object]:
+        return self.train if self.row.train else self.infer
+
+    def results(self) -> dict[str, Tensor]:
+        """Every result of the call by name, for comparison."""
+        output, state = self.forward() if self.row.train else self.infer()
+        h, *c = state if isinstance(state, tuple) else (state,)
+        named = {"output": self._data(output), "h_n": h}
+        if c:
+            named["c_n"] = c[0]
+        if self.row.train:
+            self.train()
+            if not self.row.data:
+                named["input.grad"] = self.leaf.grad
+            named |= {f"{k}.grad": p.grad for k, p in self.module.named_parameters()}
+        return {k: v.detach().clone() for k, v in named.items()}
+
+    def saved_bytes(self) -> int:
+        """Bytes of the distinct buffers that the graph keeps for backward, without the input and
+        the parameters, which live anyway."""
+        known = {p.untyped_storage().data_ptr() for p in [*self.parameters, self.leaf]}
+        buffers: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            storage = t.untyped_storage() if t.layout is torch.strided else None
+            if storage is not None and storage.data_ptr() not in known:
+                buffers[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        with saved_tensors_hooks(pack, lambda t: t):
+            kept_alive = self.forward()
+        del kept_alive
+        return sum(buffers.values())
+
+
+def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torch.dtype) -> str:
+    """Names the results that differ by more than AGREE, with the difference; empty when none."""
+    bad = []
+    for name, want in theirs.items():
+        got = ours[name]
+        if got.shape != want.shape:
+            bad.append(f"{name} {tuple(got.shape)} is not {tuple(want.shape)}")
+            continue
+        scale = want.double().abs().max().clamp_min(1e-30)
+        error = ((got.double() - want.double()).abs().max() / scale).item()
+        if not error <= AGREE[dtype]:  # a NaN is a disagreement too
+            bad.append(f"{name} {error:.1e}")
+    return ", ".join(bad)
+
+
+def compare(
+    row: Row, machine: Machine, ours: object, theirs: object, seconds: float, rounds: int = 9
+) -> Result:
+    """Times `row` with the layers of both packages, alternately, for about `seconds` in all."""
+    result = Result(row, machine.threads, limit=machine.limit_seconds(row))
+    torch.set_num_threads(machine.threads)
+    mine, other = Side(row, ours), Side(row, theirs)
+    result.wrong = disagreement(mine.results(), other.results(), row.dtype)
+    if result.wrong:
+        return result
+    if row.train:
+        result.saved = {"ours": mine.saved_bytes(), "theirs": other.saved_bytes()}
+
+    timers = [
+        Timer("call()", globals={"call": s.call}, num_threads=machine.threads, label=name)
+        for name, s in (("ours", mine), ("theirs", other))
+    ]
+    # Timer.timeit warms up with two calls, so a round costs number + 2 calls of each side.
+    first = [t.timeit(2).mean for t in timers]
+    rounds = max(3, min(rounds, int(seconds / (3 * sum(first)))))
+    numbers = [max(1, int(seconds / (2 * rounds * t)) - 2) for t in first]
+    runs: list[list[Measurement]] = [[], []]
+    for _ in range(rounds):
+        for timer, number, done in zip(timers, numbers, runs, strict=True):
+            done.append(timer.timeit(number))
+    a, b = (Measurement.merge(done)[0] for done in runs)
+    result.ours, result.ours_iqr, result.theirs, result.theirs_iqr = (
+        a.median,
+        a.iqr,
+        b.median,
+        b.iqr,
+    )
+    return result
+
+
+def _seconds(stmt: str, threads: int, **names: object) -> float:
+    timer = Timer(stmt, globals={"torch": torch, **names}, num_threads=threads)
+    return timer.blocked_autorange(min_run_time=0.1).median
+
+
+def _cache_bandwidth() -> float:
+    """GB/s that one core reads from its L2: matrix-vector products over 256 and 768 KB, whose
+    difference is free of the cost of a call."""
+    x = torch.ones(512)
+    times = [_seconds("torch.mv(a, x)", 1, a=torch.ones(n, 512), x=x) for n in (128, 384)]
+    return (384 - 128) * 512 * 4 / (times[1] - times[0]) * 1e-9
+
+
+def _memory_bandwidth(threads: int) -> float:
+    """GB/s of a copy between buffers that no cache holds, reading and writing."""
+    a, b = torch.ones(2**25), torch.empty(2**25)
+    return 2 * a.nbytes / _seconds("b.copy_(a)", threads, a=a, b=b) * 1e-9
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,94 @@
+"""Times rnnkern's layers and torch.nn's alternately and reports how they compare.
+
+python bench/run.py                        everything
+python bench/run.py --quick                the shorter rows, a fraction of the time
+python bench/run.py --group tiny --match "GRU.*train" --threads 1
+python bench/run.py --busy --group small   with every core kept busy by another process
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from load import slowdowns
+from measure import Machine, compare
+from report import HEADER, line, machine_facts, plot, show_machine, summary, write_json
+from rich.console import Console
+from rows import TARGETS, Row, rows
+
+QUICK_FLOPS = 8e9
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--group", action="append", choices=list(TARGETS), help="only this group")
+    parser.add_argument("--match", default="", help="only rows whose text this regex is found in")
+    parser.add_argument("--threads", help="comma-separated; default: 1 and all")
+    parser.add_argument("--seconds", type=float, help="per row, both sides; default 2.5")
+    parser.add_argument("--quick", action="store_true", help="short rows, all threads, 0.6 s each")
+    parser.add_argument("--busy", action="store_true", help="the slowdown while other work runs")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    parser.add_argument("--ours", default="rnnkern", help="package that has LSTM, GRU and RNN")
+    parser.add_argument("--theirs", default="torch.nn", help="package to compare with")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest")
+    return parser.parse_args()
+
+
+def selected(args: argparse.Namespace) -> list[Row]:
+    text = "{0.group} {0} {0.mode} {0.note}".format
+    return [
+        row
+        for row in rows()
+        if (not args.group or set(args.group) & set(row.subgroups))
+        and re.search(args.match, text(row), re.IGNORECASE)
+        and not (args.quick and row.flops() > QUICK_FLOPS)
+    ]
+
+
+def thread_counts(args: argparse.Namespace) -> list[int]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if args.threads:
+        return [cores if t == "all" else int(t) for t in args.threads.split(",")]
+    return [cores] if args.quick else sorted({1, cores})
+
+
+def main() -> int:
+    """Returns the number of rows whose results disagree."""
+    args = arguments()
+    console = Console()
+    chosen = selected(args)
+    if args.list:
+        for row in chosen:
+            print(f"{row.group:10}{row!s:42}{row.mode:6} {row.note}")
+        return 0
+    ours, theirs = importlib.import_module(args.ours), importlib.import_module(args.theirs)
+    seconds = args.seconds or (0.6 if args.quick else 2.5)
+    machines = [Machine.measure(n) for n in thread_counts(args)]
+    facts = machine_facts(machines)
+    show_machine(console, facts)
+    if args.busy:
+        console.print(slowdowns(chosen, machines, ours, theirs, seconds))
+        return 0
+
+    results = []
+    console.print(HEADER, style="bold", soft_wrap=True)
+    for machine in machines:
+        for row in chosen:
+            results.append(compare(row, machine, ours, theirs, seconds))
+            console.print(line(results[-1]), highlight=False, soft_wrap=True)
+    console.print(summary(results))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.out.with_suffix(".json"), facts, results)
+    plot(args.out.with_suffix(".png"), facts, results)
+    return sum(bool(r.wrong) for r in results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
