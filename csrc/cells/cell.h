@@ -1,0 +1,32 @@
+// What a cell is, and the one macro its functions need.
+//
+// A cell is a struct of constants and two static functions, nothing else: no pointers into
+// tensors, no indices, no threads. Both engines are templates over it; V is one SIMD vector of
+// hidden units on the CPU and one float or double in a CUDA thread.
+//
+//   kGates        gates per unit: the weights have kGates * H rows, in torch's order
+//   kSums         sums per unit: pre-activations after adding up what merely adds. If the input
+//                 and the recurrent product of a gate only meet in a sum they share one; GRU's
+//                 new gate multiplies the recurrent product by r first, so it needs two.
+//   kInputSum     first of the kGates consecutive sums that W_ih x + b_ih goes to
+//   kHiddenSum    first of the kGates consecutive sums that W_hh h + b_hh goes to
+//   input_gate(s), hidden_gate(s)
+//                 the gate, in torch's order, that is the s-th of those consecutive sums
+//   kStates       1: h;  2: h and c
+//   kSaved        values per unit that backward needs besides the states
+//
+//   forward(sum[kSums], prev[kStates], next[kStates], saved[kSaved])
+//       one step: the states after it, and what backward needs.
+//   backward(saved, prev, next, dnext[kStates], dprev[kStates], dsum[kSums])
+//       the adjoint: dnext are the total derivatives of the loss by the states after the step;
+//       dprev[0] leaves out what flows through W_hh (the engine adds it).
+//
+// The engine brings sigmoid(V), tanh(V), relu(V) and where_positive(V x, V y) (y where x > 0,
+// else 0), the operators + - *, and V(scalar).
+#pragma once
+
+#if defined(__CUDACC__)
+#define RNNKERN_CELL __host__ __device__ __forceinline__ static
+#else
+#define RNNKERN_CELL inline __attribute__((always_inline)) static
+#endif

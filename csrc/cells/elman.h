@@ -1,0 +1,43 @@
+// Elman's simple recurrent network (1990), as in torch.nn.RNN:  h' = tanh(sum)  or  relu(sum).
+// Nothing is saved: the derivative follows from h' itself.
+#pragma once
+#include "cell.h"
+
+namespace rnnkern {
+
+struct Elman {
+  static constexpr int kGates = 1, kSums = 1, kInputSum = 0, kHiddenSum = 0;
+  static constexpr int kStates = 1, kSaved = 0;
+  static constexpr int input_gate(int s) { return s; }
+  static constexpr int hidden_gate(int s) { return s; }
+};
+
+struct ElmanTanh : Elman {
+  template <class V>
+  RNNKERN_CELL void forward(const V* sum, const V*, V* next, V*) {
+    next[0] = tanh(sum[0]);
+  }
+
+  template <class V>
+  RNNKERN_CELL void backward(const V*, const V*, const V* next, const V* dnext, V* dprev,
+                             V* dsum) {
+    dsum[0] = dnext[0] * (V(1) - next[0] * next[0]);
+    dprev[0] = V(0);
+  }
+};
+
+struct ElmanRelu : Elman {
+  template <class V>
+  RNNKERN_CELL void forward(const V* sum, const V*, V* next, V*) {
+    next[0] = relu(sum[0]);
+  }
+
+  template <class V>
+  RNNKERN_CELL void backward(const V*, const V*, const V* next, const V* dnext, V* dprev,
+                             V* dsum) {
+    dsum[0] = where_positive(next[0], dnext[0]);
+    dprev[0] = V(0);
+  }
+};
+
+}  // namespace rnnkern

@@ -1,0 +1,39 @@
+// Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000),
+// as in torch.nn.LSTM:
+//   i, f, o = sigmoid(sums)   g = tanh(sum)   c' = f c + i g   h' = o tanh(c')
+#pragma once
+#include "cell.h"
+
+namespace rnnkern {
+
+struct Lstm {
+  static constexpr int kGates = 4, kSums = 4, kInputSum = 0, kHiddenSum = 0;
+  static constexpr int kStates = 2, kSaved = 4;
+  static constexpr int input_gate(int s) { return s; }
+  static constexpr int hidden_gate(int s) { return s; }
+
+  template <class V>
+  RNNKERN_CELL void forward(const V* sum, const V* prev, V* next, V* saved) {
+    const V i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
+    const V c = f * prev[1] + i * g;
+    next[0] = o * tanh(c);
+    next[1] = c;
+    saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
+  }
+
+  template <class V>
+  RNNKERN_CELL void backward(const V* saved, const V* prev, const V* next, const V* dnext, V* dprev,
+                             V* dsum) {
+    const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
+    const V one(1), tanh_c = tanh(next[1]);
+    const V dc = dnext[1] + dnext[0] * o * (one - tanh_c * tanh_c);
+    dsum[0] = dc * g * i * (one - i);
+    dsum[1] = dc * prev[1] * f * (one - f);
+    dsum[2] = dc * i * (one - g * g);
+    dsum[3] = dnext[0] * tanh_c * o * (one - o);
+    dprev[0] = V(0);
+    dprev[1] = dc * f;
+  }
+};
+
+}  // namespace rnnkern

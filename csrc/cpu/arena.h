@@ -1,0 +1,27 @@
+// Hands out aligned pieces of one block; with a null block it only counts.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "simd.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+class Arena {
+ public:
+  explicit Arena(void* block) : block_(static_cast<char*>(block)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    char* p = block_ + used_;
+    used_ += (count * sizeof(T) + 127) / 64 * 64;  // a line apart, so that pieces do not share one
+    return reinterpret_cast<T*>(p);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* block_;
+  size_t used_ = 0;
+};
+
+}  // namespace rnnkern::RNNKERN_ISA

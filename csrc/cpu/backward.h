@@ -1,0 +1,366 @@
+// The backward pass of a layer, walked against time in chunks of steps.
+//
+// Within a chunk, per step: the cell turns the gradient of the states into gate gradients
+// ("sums": gradients of the sums of the forward step), and dh of the step before is their product
+// with W_hh. After a chunk, while its gate gradients are in the cache: dx, and the chunk's part of
+// the weight gradients. Chunks do not depend on the number of threads, and a weight gradient is
+// always summed by one thread in the same order.
+#pragma once
+#include "forward.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class Cell, class T>
+class BackwardDirection {
+  using V = Vec<T>;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr bool kHasC = Cell::kStates > 1;
+
+ public:
+  // Steps of the chunk, at most.
+  static int64_t chunk_rows(const Backward<T>& p, const Plan& plan) {
+    return least(plan.gradient_chunk, p.sequence.steps) * p.sequence.batch;
+  }
+  // An odd number of cache lines, so that a column of dsums does not fall into one cache set.
+  static int64_t sums_stride(const Backward<T>& p) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    return ((Cell::kSums * p.hidden_size + kLine - 1) / kLine | 1) * kLine;
+  }
+
+  // What the workers of a direction share.
+  struct Shared {
+    T *ih, *hh;     // packed weights
+    T *dsums;       // (chunk rows, kSums H)
+    T *dh, *dc;     // (B, H rounded up to whole vectors): gradients of the states, carried back
+    T *zeros;
+    int64_t state_stride;
+
+    Shared(const Backward<T>& p, const Plan& plan, Arena& arena) {
+      const Panels<T> inputs(p.input_size, 1), units(p.hidden_size, 1);
+      state_stride = units.row();
+      ih = arena.take<T>(inputs.size(Cell::kGates * p.hidden_size));
+      hh = arena.take<T>(units.size(Cell::kGates * p.hidden_size));
+      dsums = arena.take<T>(chunk_rows(p, plan) * sums_stride(p));
+      dh = arena.take<T>(p.sequence.batch * state_stride);
+      dc = arena.take<T>(kHasC ? p.sequence.batch * state_stride : 0);
+      zeros = arena.take<T>(greatest(p.hidden_size, int64_t(kLanes)));
+    }
+  };
+
+  // Elements of a worker's buffer for a panel of x or h.
+  static int64_t panel_size(const Backward<T>& p, const Plan& plan) {
+    return chunk_rows(p, plan) * kTileVectors * kLanes;
+  }
+
+  BackwardDirection(const Backward<T>& p, const Plan& plan, int direction, const Shared& shared,
+                    T* panel)
+      : p_(p), seq_(p.sequence), plan_(plan), d_(direction), shared_(shared), buffer_(panel),
+        inputs_(p.input_size, 1), units_(p.hidden_size, 1), stride_(sums_stride(p)) {}
+
+  void run(Team team) {
+    pack(team);
+    start(team);
+    team.sync();
+    for (int64_t end = seq_.steps; end > 0;) {
+      const int64_t begin = greatest<int64_t>(end - plan_.gradient_chunk, 0);
+      walk(begin, end, team);
+      team.sync();
+      input_gradient(begin, end, team);
+      weight_gradients(begin, end, end == seq_.steps, team);
+      team.sync();
+      end = begin;
+    }
+    finish(team);
+  }
+
+ private:
+  int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
+
+  // The gate products' weights as they lie in memory: row k is one unit of one gate.
+  void pack(Team team) {
+    const int64_t H = p_.hidden_size, depth = Cell::kGates * H;
+    const auto pack_all = [&](const Panels<T>& panels, const T* weight, int64_t columns,
+                              auto gate_of, T* packed) {
+      for (int64_t panel = team.begin(panels.count()); panel < team.end(panels.count()); ++panel)
+        pack_rows(
+            panels, panel, depth,
+            [&](int64_t k) { return weight + (gate_of(int(k / H)) * H + k % H) * columns; },
+            packed + panels.before(panel) * depth);
+    };
+    if (p_.dx.data)
+      pack_all(inputs_, p_.weights[d_].ih, p_.input_size, Cell::input_gate, shared_.ih);
+    pack_all(units_, p_.weights[d_].hh, H, Cell::hidden_gate, shared_.hh);
+  }
+
+  // Each rank's batch rows in row mode, or all; and its panels of units, or all.
+  Part part(Team team) const {
+    const int64_t count = units_.count();
+    if (plan_.by_units) return {0, seq_.batch, team.begin(count), team.end(count)};
+    return {team.begin(seq_.batch), team.end(seq_.batch), 0, count};
+  }
+  int64_t first_unit(int64_t panel) const {
+    return least(units_.first_unit(panel), shared_.state_stride);
+  }
+
+  // The carried gradients begin as those of the final states; a row that has not ended yet at a
+  // step is not touched.
+  void start(Team team) {
+    const int64_t H = p_.hidden_size;
+    if (team.rank == 0)
+      for (int64_t u = 0; u < greatest(H, int64_t(kLanes)); ++u) shared_.zeros[u] = 0;
+    const auto load = [&](const T* given, T* carried) {
+      for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
+        T* row = carried + b * shared_.state_stride;
+        const T* from = given ? given + (d_ * seq_.batch + b) * H : nullptr;
+        for (int64_t u = 0; u < shared_.state_stride; ++u) row[u] = from && u < H ? from[u] : 0;
+      }
+    };
+    load(p_.dh_n, shared_.dh);
+    if (kHasC) load(p_.dc_n, shared_.dc);
+  }
+
+  void finish(Team team) const {
+    const int64_t H = p_.hidden_size;
+    for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
+      const int64_t state = (d_ * seq_.batch + b) * H;
+      if (p_.dh_0)
+        std::memcpy(p_.dh_0 + state, shared_.dh + b * shared_.state_stride, H * sizeof(T));
+      if (kHasC && p_.dc_0)
+        std::memcpy(p_.dc_0 + state, shared_.dc + b * shared_.state_stride, H * sizeof(T));
+    }
+  }
+
+  // First row of step s in dsums, whose rows are in the order of the steps, or as packed.
+  int64_t chunk_row(int64_t s, int64_t begin, int64_t end) const {
+    if (!seq_.offsets) return (time(s) - least(time(begin), time(end - 1))) * seq_.batch;
+    return seq_.row(time(s)) - seq_.row(least(time(begin), time(end - 1)));
+  }
+
+  void walk(int64_t begin, int64_t end, Team team) {
+    const Part mine = part(team);
+    for (int64_t s = end - 1; s >= begin; --s) {
+      const int64_t active = least(seq_.active(time(s)), mine.b1);
+      const int64_t before = s ? seq_.active(time(s - 1)) : 0;
+      const int64_t carried = greatest(least(before, active), mine.b0);
+      T* const dsums = shared_.dsums + chunk_row(s, begin, end) * stride_;
+      if (mine.b0 < carried) differentiate(s, mine, mine.b0, carried, true, dsums);
+      if (carried < active) differentiate(s, mine, carried, active, false, dsums);
+      if (plan_.by_units) team.sync();
+      if (mine.b0 < active) carry_back(mine, active, dsums);
+    }
+  }
+
+  // The adjoint of the cell for batch rows [r0, r1) of step s.
+  void differentiate(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried, T* dsums) {
+    const int64_t H = p_.hidden_size, t = time(s), before_d = d_ * seq_.rows();
+    const int64_t row = before_d + seq_.row(t), state = d_ * seq_.batch * H;
+    const int64_t y_row = p_.y.row, t_prev = carried ? time(s - 1) : 0;
+    const int64_t first = first_unit(part.p0), last = least(first_unit(part.p1), H);
+    const auto previous = [&](const T* initial, const T* all, int64_t stride) {
+      if (carried) return RowsOf<const T>{all, stride};
+      return initial ? RowsOf<const T>{initial + state, H} : RowsOf<const T>{shared_.zeros, 0};
+    };
+    const RowsOf<const T> h{p_.y.at(seq_, t) + d_ * H, y_row};
+    const auto h_prev = previous(p_.h0, p_.y.at(seq_, t_prev) + d_ * H, y_row);
+    const auto c_prev =
+        previous(p_.c0, p_.cells + (before_d + seq_.row(t_prev)) * H, H);
+    for (int64_t b = r0; b < r1; ++b) {
+      const T* dy = p_.dy.data ? p_.dy.at(seq_, t) + b * p_.dy.row + d_ * H : nullptr;
+      T* const dh = shared_.dh + b * shared_.state_stride;
+      T* const dc = shared_.dc + b * shared_.state_stride;
+      for (int64_t u = first; u < last; u += kLanes) {
+        const int lanes = int(least<int64_t>(last - u, kLanes));
+        V saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kSums];
+        for (int k = 0; k < Cell::kSaved; ++k)
+          saved[k] = V::load(p_.saved + ((row + b) * Cell::kSaved + k) * H + u, lanes);
+        prev[0] = V::load(h_prev[b] + u, lanes);
+        next[0] = V::load(h[b] + u, lanes);
+        dnext[0] = V::load(dh + u);
+        if (dy) dnext[0] = dnext[0] + V::load(dy + u, lanes);
+        if (p_.flow_h) dnext[0].store(p_.flow_h + (row + b) * H + u, lanes);
+        if constexpr (kHasC) {
+          prev[1] = V::load(c_prev[b] + u, lanes);
+          next[1] = V::load(p_.cells + (row + b) * H + u, lanes);
+          dnext[1] = V::load(dc + u);
+        }
+        Cell::backward(saved, prev, next, dnext, dprev, dsum);
+        for (int k = 0; k < Cell::kSums; ++k)
+          dsum[k].store(dsums + b * stride_ + k * H + u, lanes);
+        dprev[0].store(dh + u);
+        if constexpr (kHasC) {
+          if (p_.flow_c) dnext[1].store(p_.flow_c + (row + b) * H + u, lanes);
+          dprev[1].store(dc + u);
+        }
+      }
+    }
+  }
+
+  // dh += dsums W_hh, for the worker's rows below `active` and its units.
+  void carry_back(const Part& part, int64_t active, const T* dsums) {
+    const int64_t H = p_.hidden_size, depth = Cell::kGates * H;
+    for (int64_t panel = part.p0; panel < part.p1; ++panel)
+      for_row_tiles(active - part.b0, [&](int64_t r, int n) {
+        const int64_t b = part.b0 + r;
+        const Term<T> term{dsums + b * stride_ + Cell::kHiddenSum * H, stride_, 1, depth,
+                           shared_.hh + units_.before(panel) * depth, units_.step(panel)};
+        T* const dh = shared_.dh + b * shared_.state_stride + units_.first_unit(panel);
+        product(n, units_.vectors(panel), &term, 1,
+                Tile<T>{dh, shared_.state_stride, dh, shared_.state_stride});
+      });
+  }
+
+  // dx = dsums W_ih for the chunk, its rows split over the team.
+  void input_gradient(int64_t begin, int64_t end, Team team) {
+    if (!p_.dx.data) return;
+    const int64_t H = p_.hidden_size, I = p_.input_size, depth = Cell::kGates * H;
+    const int64_t t0 = least(time(begin), time(end - 1)), t1 = t0 + end - begin;
+    const int64_t rows = chunk_rows_between(t0, t1);
+    const int64_t first = team.begin(rows), count = team.end(rows) - first;
+    static constexpr T kZeros[kTileVectors * kLanes] = {};
+    for (int64_t panel = 0; panel < inputs_.count(); ++panel)
+      for_row_tiles(count, [&](int64_t r, int n) {
+        alignas(64) T out[kTileRows * kTileVectors * kLanes];
+        const int width = int(inputs_.step(panel));
+        const Term<T> term{shared_.dsums + (first + r) * stride_ + Cell::kInputSum * H, stride_, 1,
+                           depth, shared_.ih + inputs_.before(panel) * depth, width};
+        product(n, inputs_.vectors(panel), &term, 1, Tile<T>{kZeros, 0, out, width});
+        T* dx = p_.dx.data + (seq_.row(t0) + first + r) * p_.dx.row + inputs_.first_unit(panel);
+        add_tile(out, width, n, I - inputs_.first_unit(panel), dx, p_.dx.row, d_ > 0);
+      });
+  }
+
+  // Copies, or adds, a tile to memory; `columns` may be fewer than the tile's.
+  static void add_tile(const T* tile, int width, int rows, int64_t columns, T* out, int64_t stride,
+                       bool add) {
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < width && c < columns; c += kLanes) {
+        const int lanes = int(least<int64_t>(columns - c, kLanes));
+        T* const to = out + r * stride + c;
+        V value = V::load(tile + r * width + c);
+        if (add) value = V::load(to, lanes) + value;
+        value.store(to, lanes);
+      }
+  }
+
+  void weight_gradients(int64_t begin, int64_t end, bool first_chunk, Team team) {
+    const WeightGrads<T>& g = p_.grads[d_];
+    const int64_t t0 = least(time(begin), time(end - 1)), t1 = t0 + end - begin;
+    if (g.ih)
+      weight_gradient(
+          inputs_, t0, t1, team, Cell::kInputSum, Cell::input_gate, g.ih, first_chunk,
+          [&](int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; });
+    if (g.hh) {
+      const int64_t H = p_.hidden_size, back = d_ ? 1 : -1;
+      weight_gradient(units_, t0, t1, team, Cell::kHiddenSum, Cell::hidden_gate, g.hh, first_chunk,
+                      [&](int64_t t, int64_t b) -> const T* {
+                        const int64_t previous = t + back;
+                        if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
+                          return p_.y.at(seq_, previous) + b * p_.y.row + d_ * H;
+                        return p_.h0 ? p_.h0 + (d_ * seq_.batch + b) * H : shared_.zeros;
+                      });
+    }
+    if (g.bias_ih)
+      bias_gradient(t0, t1, team, Cell::kInputSum, Cell::input_gate, g.bias_ih, first_chunk);
+    if (g.bias_hh)
+      bias_gradient(t0, t1, team, Cell::kHiddenSum, Cell::hidden_gate, g.bias_hh, first_chunk);
+  }
+
+  int64_t chunk_rows_between(int64_t t0, int64_t t1) const {
+    return (t1 == seq_.steps ? seq_.rows() : seq_.row(t1)) - seq_.row(t0);
+  }
+
+  // grad (kGates H, columns) += dsums^T right, over the chunk's rows; the team splits grad's rows.
+  template <class GateOf, class RowAt>
+  void weight_gradient(const Panels<T>& panels, int64_t t0, int64_t t1, Team team, int first_sum,
+                       GateOf gate_of, T* grad, bool first_chunk, RowAt row_at) {
+    const int64_t H = p_.hidden_size, depth = chunk_rows_between(t0, t1), columns = panels.units;
+    const int64_t begin = team.begin(Cell::kGates * H), end = team.end(Cell::kGates * H);
+    for (int64_t panel = 0; panel < panels.count(); ++panel) {
+      int64_t t = t0, b = -1;
+      pack_rows(
+          panels, panel, depth,
+          [&](int64_t) {
+            if (++b == seq_.active(t)) b = 0, ++t;
+            return row_at(t, b);
+          },
+          buffer_);
+      const int width = int(panels.step(panel));
+      const int64_t left = columns - panels.first_unit(panel);
+      for (int64_t k = begin; k < end;) {  // gate by gate
+        const int64_t s = k / H, stop = least((s + 1) * H, end);
+        T* const out = grad + (gate_of(int(s)) - s) * H * columns + panels.first_unit(panel);
+        for_row_tiles(stop - k, [&](int64_t r, int n) {
+          static constexpr T kZeros[kTileVectors * kLanes] = {};
+          alignas(64) T tile[kTileRows * kTileVectors * kLanes];
+          const Term<T> term{shared_.dsums + first_sum * H + k + r, 1, stride_, depth, buffer_,
+                             width};
+          product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeros, 0, tile, width});
+          add_tile(tile, width, n, left, out + (k + r) * columns, columns, !first_chunk);
+        });
+        k = stop;
+      }
+    }
+  }
+
+  // grad (kGates H) += column sums of dsums; the team splits the units.
+  template <class GateOf>
+  void bias_gradient(int64_t t0, int64_t t1, Team team, int first_sum, GateOf gate_of, T* grad,
+                     bool first_chunk) {
+    const int64_t H = p_.hidden_size, rows = chunk_rows_between(t0, t1);
+    const int64_t blocks = (H + kLanes - 1) / kLanes;
+    for (int s = 0; s < Cell::kGates; ++s)
+      for (int64_t block = team.begin(blocks); block < team.end(blocks); ++block) {
+        const int64_t u = block * kLanes;
+        const int lanes = int(least<int64_t>(H - u, kLanes));
+        const T* column = shared_.dsums + (first_sum + s) * H + u;
+        V sum(T(0));
+        for (int64_t r = 0; r < rows; ++r) sum = sum + V::load(column + r * stride_, lanes);
+        T* const out = grad + gate_of(s) * H + u;
+        if (!first_chunk) sum = sum + V::load(out, lanes);
+        sum.store(out, lanes);
+      }
+  }
+
+  const Backward<T>& p_;
+  const Sequence seq_;
+  const Plan& plan_;
+  const int d_;
+  const Shared& shared_;
+  T* const buffer_;
+  const Panels<T> inputs_, units_;
+  const int64_t stride_;
+};
+
+template <class Cell, class T>
+void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel,
+                  Workspace& workspace) {
+  using Direction = BackwardDirection<Cell, T>;
+  struct Call {
+    const Backward<T>& p;
+    const Plan& plan;
+    typename Direction::Shared shared[kMaxDirections];
+    T* panels;
+    int64_t panel_size;
+
+    Call(const Backward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
+        : p(p), plan(plan), shared{{p, plan, arena}, {p, plan, arena}} {
+      panel_size = Direction::panel_size(p, plan) + 16;
+      panels = arena.take<T>(panel_size * plan.threads);
+      if (used) *used = arena.used();
+    }
+
+    void run(Team team) {
+      T* const panel = panels + panel_size * team.rank;
+      for (int d = 0; d < p.directions; ++d)
+        Direction(p, plan, d, shared[d], panel).run(team);
+    }
+  };
+  size_t bytes = 0;
+  Call(p, plan, Arena(nullptr), &bytes);
+  Call call(p, plan, Arena(workspace.reserve(bytes)));
+  run_team(
+      parallel, plan.threads, [](void* c, Team team) { static_cast<Call*>(c)->run(team); }, &call);
+  workspace.trim();
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

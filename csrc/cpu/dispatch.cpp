@@ -1,0 +1,103 @@
+// Which instruction set runs, and how a call is planned.
+#include <cstdlib>
+#include <cstring>
+
+#include "engine.h"
+
+namespace rnnkern {
+
+namespace baseline {
+extern const Engine engine;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Engine engine;
+}
+namespace avx512 {
+extern const Engine engine;
+}
+#endif
+
+namespace {
+
+struct Levels {
+  const Engine* engines[3];
+  int count = 0;
+  const Engine* chosen;
+
+  Levels() {
+    engines[count++] = &baseline::engine;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      engines[count++] = &avx2::engine;
+    if (count == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      engines[count++] = &avx512::engine;
+#endif
+    chosen = engines[count - 1];
+    if (const char* name = std::getenv("RNNKERN_CPU")) select(name);
+  }
+
+  bool select(const char* name) {
+    for (int i = 0; i < count; ++i)
+      if (!std::strcmp(engines[i]->name, name)) {
+        chosen = engines[i];
+        return true;
+      }
+    return false;
+  }
+};
+
+Levels& levels() {
+  static Levels instance;
+  return instance;
+}
+
+template <class T>
+PlanInput plan_input(const Layer<T>& p, bool training, bool backward, int threads) {
+  PlanInput in{p.sequence.steps,
+               p.sequence.batch,
+               p.sequence.rows(),
+               p.input_size,
+               p.hidden_size,
+               0,
+               0,
+               p.directions,
+               sizeof(T),
+               training,
+               backward,
+               threads};
+  visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.sums = cell.kSums; });
+  return in;
+}
+
+}  // namespace
+
+const Engine* const* available_engines(int* count) {
+  *count = levels().count;
+  return levels().engines;
+}
+
+const Engine& engine() { return *levels().chosen; }
+
+bool select_engine(const char* name) { return levels().select(name); }
+
+template <class T>
+void forward(const Forward<T>& p, const ParallelFor& parallel, int threads) {
+  const Plan plan = make_plan(plan_input(p, p.saved || p.cells, false, threads));
+  engine().of<T>().forward(p, plan, parallel, Workspace::of_this_thread());
+}
+
+template <class T>
+void backward(const Backward<T>& p, const ParallelFor& parallel, int threads) {
+  const Plan plan = make_plan(plan_input(p, true, true, threads));
+  engine().of<T>().backward(p, plan, parallel, Workspace::of_this_thread());
+}
+
+template void forward(const Forward<float>&, const ParallelFor&, int);
+template void forward(const Forward<double>&, const ParallelFor&, int);
+template void backward(const Backward<float>&, const ParallelFor&, int);
+template void backward(const Backward<double>&, const ParallelFor&, int);
+
+}  // namespace rnnkern

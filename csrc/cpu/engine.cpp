@@ -1,0 +1,61 @@
+// The engine for one instruction set, RNNKERN_ISA. Compiled once for each.
+#include "engine.h"
+
+#include "backward.h"
+
+namespace rnnkern::RNNKERN_ISA {
+namespace {
+
+template <class T>
+void forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
+  visit_cell(p.cell,
+             [&](auto cell) { run_forward<decltype(cell)>(p, plan, parallel, ws); });
+}
+
+template <class T>
+void backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
+  visit_cell(p.cell,
+             [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
+}
+
+template <class T>
+void math(MathFunction function, const T* in, T* out, int64_t count) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < count; i += V::kLanes) {
+    const int lanes = int(least<int64_t>(count - i, V::kLanes));
+    const V x = V::load(in + i, lanes);
+    const V y = function == MathFunction::exp       ? exp(x)
+                : function == MathFunction::sigmoid ? sigmoid(x)
+                                                    : tanh(x);
+    y.store(out + i, lanes);
+  }
+}
+
+// The same register tile as the products, with nothing to load.
+double burn(int64_t iterations) {
+  using V = Vec<float>;
+  constexpr int kSums = kTileRows * kTileVectors;
+  typename V::Raw sums[kSums];
+  for (auto& s : sums) s = V(1.f).v;
+  typename V::Raw a = V(0.999f).v, b = V(1e-3f).v;
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+x"(a), "+x"(b));
+#pragma GCC unroll 24
+    for (int k = 0; k < kSums; ++k) sums[k] = sums[k] * a + b;
+  }
+  for (auto& s : sums) asm volatile("" ::"m"(s));
+  return 2. * kSums * V::kLanes * double(iterations);
+}
+
+}  // namespace
+
+#define RNNKERN_STRING_OF(x) #x
+#define RNNKERN_STRING(x) RNNKERN_STRING_OF(x)
+extern const Engine engine;
+const Engine engine = {RNNKERN_STRING(RNNKERN_ISA),
+                       kBytes,
+                       {forward<float>, backward<float>, math<float>},
+                       {forward<double>, backward<double>, math<double>},
+                       burn};
+
+}  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,336 @@
+// The forward pass of a layer: a fused step, walked over time.
+//
+// A worker owns some batch rows and some panels of hidden units of one direction. For each step,
+// panel by panel, the register tile adds up bias, x W_ih and h W_hh for a few rows, and the cell
+// turns these sums into states while they are in the first-level cache.
+#pragma once
+#include "arena.h"
+#include "math.h"
+#include "pack.h"
+#include "params.h"
+#include "plan.h"
+#include "team.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class T>
+RNNKERN_INLINE T least(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+RNNKERN_INLINE T greatest(T a, T b) {
+  return a > b ? a : b;
+}
+
+// Consecutive rows with a stride.
+template <class T>
+struct RowsOf {
+  T* data;
+  int64_t stride;
+  RNNKERN_INLINE T* operator[](int64_t r) const { return data + r * stride; }
+};
+
+// Batch rows [b0, b1) and panels of hidden units [p0, p1).
+struct Part {
+  int64_t b0, b1, p0, p1;
+};
+
+// Where the states of a direction live, for a step and the rows from r0 on.
+template <class Cell, class T>
+struct StateRows {
+  RowsOf<const T> h_prev, c_prev;
+  RowsOf<T> h_next, c_next, saved;
+};
+
+template <class Cell, class T>
+class ForwardDirection {
+  using V = Vec<T>;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr bool kHasC = Cell::kStates > 1;
+
+ public:
+  // What the workers of a direction share.
+  struct Shared {
+    T *ih, *hh;  // packed weights
+    T* bias;     // packed: one row of all sums
+    T* zeros;    // an initial state
+
+    Shared(const Forward<T>& p, Arena& arena) {
+      const Panels<T> panels(p.hidden_size, Cell::kGates);
+      ih = arena.take<T>(panels.size(p.input_size));
+      hh = arena.take<T>(panels.size(p.hidden_size));
+      bias = arena.take<T>(Cell::kSums * panels.blocks() * kLanes);
+      zeros = arena.take<T>(p.hidden_size);
+    }
+  };
+
+  // Elements of a worker's buffer for x W_ih.
+  static int64_t chunk_size(const Forward<T>& p, const Plan& plan) {
+    if (plan.fused_input) return 0;
+    const Panels<T> panels(p.hidden_size, Cell::kGates);
+    return plan.input_chunk * least(plan.row_block, p.sequence.batch) *
+           panels.before(panels.count());
+  }
+
+  ForwardDirection(const Forward<T>& p, const Plan& plan, int direction, const Shared& shared,
+                   T* chunk)
+      : p_(p), seq_(p.sequence), plan_(plan), d_(direction), shared_(shared), chunk_(chunk),
+        panels_(p.hidden_size, Cell::kGates) {}
+
+  void run(Team team) {
+    const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
+    pack(begin, end);
+    if (team.rank == 0)
+      for (int64_t u = 0; u < p_.hidden_size; ++u) shared_.zeros[u] = 0;
+    team.sync();
+    if (plan_.by_units) return walk({0, seq_.batch, begin, end}, team);
+    const int64_t last = team.end(seq_.batch);
+    for (int64_t b = team.begin(seq_.batch); b < last; b += plan_.row_block)
+      walk({b, least(b + plan_.row_block, last), 0, count}, Team{0, 1, nullptr});
+  }
+
+ private:
+  int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
+
+  void pack(int64_t begin, int64_t end) {
+    const Weights<T>& w = p_.weights[d_];
+    const int64_t H = p_.hidden_size;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      pack_gates(panels_, panel, w.ih, p_.input_size, Cell::input_gate, shared_.ih);
+      pack_gates(panels_, panel, w.hh, H, Cell::hidden_gate, shared_.hh);
+      T* bias = bias_panel(panel);
+      const int64_t first = panels_.first_unit(panel);
+      const int width = panels_.width(panel) * kLanes;
+      for (int s = 0; s < Cell::kSums; ++s)
+        for (int l = 0; l < width; ++l) {
+          const int64_t unit = first + l;
+          const int in = s - Cell::kInputSum, hidden = s - Cell::kHiddenSum;
+          T sum = 0;
+          if (w.bias_ih && unit < H && in >= 0 && in < Cell::kGates)
+            sum += w.bias_ih[Cell::input_gate(in) * H + unit];
+          if (w.bias_hh && unit < H && hidden >= 0 && hidden < Cell::kGates)
+            sum += w.bias_hh[Cell::hidden_gate(hidden) * H + unit];
+          bias[s * width + l] = sum;
+        }
+    }
+  }
+
+  T* bias_panel(int64_t panel) const {
+    return shared_.bias + panels_.first_unit(panel) * Cell::kSums;
+  }
+
+  void walk(const Part& part, Team team) {
+    int64_t before = part.b0;  // rows that have a previous step
+    for (int64_t s = 0; s < seq_.steps; ++s) {
+      if (!plan_.fused_input && s % plan_.input_chunk == 0) project(s, part);
+      const int64_t active = least(seq_.active(time(s)), part.b1);
+      const int64_t carried = least(before, active);
+      if (part.b0 < carried) step(s, part, part.b0, carried, true);
+      if (carried < active) step(s, part, carried, active, false);
+      before = greatest(active, part.b0);
+      team.sync();
+    }
+    finish(part);
+  }
+
+  // The input's part of the sums for a chunk of steps, [step][batch row][panel][vector].
+  void project(int64_t s0, const Part& part) {
+    const int64_t s1 = least(s0 + plan_.input_chunk, seq_.steps);
+    const int64_t batch = part.b1 - part.b0;
+    const int64_t width = chunk_width(part);
+    for (int64_t panel = part.p0; panel < part.p1; ++panel) {
+      const auto tile = [&](RowsOf<const T> x, RowsOf<T> out, int rows) {
+        const Term<T> term{x.data, x.stride, 1, p_.input_size,
+                           shared_.ih + panels_.before(panel) * p_.input_size,
+                           panels_.step(panel)};
+        const T* bias = bias_panel(panel) + Cell::kInputSum * panels_.width(panel) * kLanes;
+        product(rows, panels_.vectors(panel), &term, 1, Tile<T>{bias, 0, out.data, out.stride});
+      };
+      if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
+        for (int64_t b = part.b0; b < part.b1; ++b)
+          for_row_tiles(s1 - s0, [&](int64_t i, int n) {
+            tile({p_.x.at(seq_, time(s0 + i)) + b * p_.x.row, d_ ? -p_.x.step : p_.x.step},
+                 {chunk_at(s0 + i, b, panel, part), batch * width}, n);
+          });
+      } else {
+        for (int64_t s = s0; s < s1; ++s) {
+          const int64_t t = time(s), active = least(seq_.active(t), part.b1) - part.b0;
+          if (active > 0)
+            for_row_tiles(active, [&](int64_t i, int n) {
+              tile({p_.x.at(seq_, t) + (part.b0 + i) * p_.x.row, p_.x.row},
+                   {chunk_at(s, part.b0 + i, panel, part), width}, n);
+            });
+        }
+      }
+    }
+  }
+
+  int64_t chunk_width(const Part& part) const {
+    return panels_.before(part.p1) - panels_.before(part.p0);
+  }
+  T* chunk_at(int64_t s, int64_t b, int64_t panel, const Part& part) const {
+    const int64_t row = s % plan_.input_chunk * (part.b1 - part.b0) + b - part.b0;
+    return chunk_ + row * chunk_width(part) + panels_.before(panel) - panels_.before(part.p0);
+  }
+
+  StateRows<Cell, T> state_rows(int64_t s, int64_t r0, bool carried) const {
+    const int64_t H = p_.hidden_size, t = time(s);
+    const int64_t before_d = d_ * seq_.rows(), row = before_d + seq_.row(t) + r0;
+    const int64_t state = (d_ * seq_.batch + r0) * H;
+    StateRows<Cell, T> rows{};
+    rows.h_next = {p_.y.at(seq_, t) + r0 * p_.y.row + d_ * H, p_.y.row};
+    if (Cell::kSaved && p_.saved)
+      rows.saved = {p_.saved + row * Cell::kSaved * H, Cell::kSaved * H};
+    if (kHasC) rows.c_next = {p_.cells ? p_.cells + row * H : p_.c_n + state, H};
+    if (!carried) {
+      rows.h_prev = p_.h0 ? RowsOf<const T>{p_.h0 + state, H} : RowsOf<const T>{shared_.zeros, 0};
+      rows.c_prev = p_.c0 ? RowsOf<const T>{p_.c0 + state, H} : RowsOf<const T>{shared_.zeros, 0};
+      return rows;
+    }
+    const int64_t previous = time(s - 1);
+    rows.h_prev = {p_.y.at(seq_, previous) + r0 * p_.y.row + d_ * H, p_.y.row};
+    if (kHasC)
+      rows.c_prev = {
+          p_.cells ? p_.cells + (before_d + seq_.row(previous) + r0) * H : p_.c_n + state, H};
+    return rows;
+  }
+
+  // One step of batch rows [r0, r1), whose states before it are carried over, or initial.
+  void step(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried) {
+    const StateRows<Cell, T> rows = state_rows(s, r0, carried);
+    const RowsOf<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.row, p_.x.row};
+    for (int64_t panel = part.p0; panel < part.p1; ++panel) {
+      RowsOf<const T> projected{};
+      if (!plan_.fused_input) projected = {chunk_at(s, r0, panel, part), chunk_width(part)};
+      for_row_tiles(r1 - r0, [&](int64_t r, int n) {
+        alignas(64) T sums[kTileRows * kTileVectors * kLanes];
+        add_up(panel, n, {x[r], x.stride}, {rows.h_prev[r], rows.h_prev.stride},
+               {projected[r], projected.stride}, sums);
+        apply(panel, r, n, rows, sums);
+      });
+    }
+  }
+
+  // sums = bias + x W_ih + h W_hh for n rows of a panel
+  void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h,
+              RowsOf<const T> projected, T* sums) const {
+    const int64_t I = p_.input_size, H = p_.hidden_size, step = panels_.step(panel);
+    const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
+    const int64_t row = Cell::kSums * width;
+    const T* bias = bias_panel(panel);
+    const Term<T> terms[] = {
+        {x.data, x.stride, 1, I, shared_.ih + panels_.before(panel) * I, step},
+        {h.data, h.stride, 1, H, shared_.hh + panels_.before(panel) * H, step}};
+    if constexpr (Cell::kInputSum == Cell::kHiddenSum) {
+      if (plan_.fused_input)
+        product(n, vectors, terms, 2, Tile<T>{bias, 0, sums, row});
+      else
+        product(n, vectors, terms + 1, 1, Tile<T>{projected.data, projected.stride, sums, row});
+    } else {
+      T* const input_sums = sums + Cell::kInputSum * width;
+      T* const hidden_sums = sums + Cell::kHiddenSum * width;
+      for (int r = 0; r < n; ++r)
+        for (int v = 0; v < row; v += kLanes) V::load(bias + v).store(sums + r * row + v);
+      if (plan_.fused_input)
+        product(n, vectors, terms, 1, Tile<T>{input_sums, row, input_sums, row});
+      else
+        for (int r = 0; r < n; ++r)
+          for (int v = 0; v < vectors * kLanes; v += kLanes)
+            V::load(projected[r] + v).store(input_sums + r * row + v);
+      product(n, vectors, terms + 1, 1, Tile<T>{hidden_sums, row, hidden_sums, row});
+    }
+  }
+
+  // The cell, for n rows of a panel from row r on.
+  void apply(int64_t panel, int64_t r, int n, const StateRows<Cell, T>& rows,
+             const T* sums) const {
+    const int64_t H = p_.hidden_size;
+    const int width = panels_.width(panel);
+    for (int i = 0; i < n; ++i)
+      for (int w = 0; w < width; ++w) {
+        const int64_t unit = panels_.first_unit(panel) + w * kLanes;
+        const int lanes = int(least<int64_t>(H - unit, kLanes));
+        V sum[Cell::kSums], prev[2], next[2], saved[Cell::kSaved + 1];
+        for (int s = 0; s < Cell::kSums; ++s)
+          sum[s] = V::load(sums + ((i * Cell::kSums + s) * width + w) * kLanes);
+        prev[0] = V::load(rows.h_prev[r + i] + unit, lanes);
+        if constexpr (kHasC) prev[1] = V::load(rows.c_prev[r + i] + unit, lanes);
+        Cell::forward(sum, prev, next, saved);
+        next[0].store(rows.h_next[r + i] + unit, lanes);
+        if constexpr (kHasC) next[1].store(rows.c_next[r + i] + unit, lanes);
+        if constexpr (Cell::kSaved > 0)
+          if (rows.saved.data)
+            for (int k = 0; k < Cell::kSaved; ++k)
+              saved[k].store(rows.saved[r + i] + k * H + unit, lanes);
+      }
+  }
+
+  // The final states: of each row, those after its last step.
+  void finish(const Part& part) const {
+    if (part.p0 == part.p1) return;
+    const int64_t H = p_.hidden_size, first = panels_.first_unit(part.p0);
+    const int64_t bytes = (least(panels_.first_unit(part.p1), H) - first) * sizeof(T);
+    int64_t ended = 0;
+    for (int64_t t = seq_.steps - 1; t >= 0; --t) {
+      const int64_t active = seq_.active(t);
+      for (int64_t b = greatest(ended, part.b0); b < least(active, part.b1); ++b) {
+        const int64_t last = d_ ? 0 : t, state = (d_ * seq_.batch + b) * H + first;
+        std::memcpy(p_.h_n + state, p_.y.at(seq_, last) + b * p_.y.row + d_ * H + first, bytes);
+        if (kHasC && p_.cells)
+          std::memcpy(p_.c_n + state,
+                      p_.cells + (d_ * seq_.rows() + seq_.row(last) + b) * H + first, bytes);
+      }
+      ended = active;
+      if (ended >= seq_.batch) break;
+    }
+  }
+
+  const Forward<T>& p_;
+  const Sequence seq_;
+  const Plan& plan_;
+  const int d_;
+  const Shared& shared_;
+  T* const chunk_;
+  const Panels<T> panels_;
+};
+
+template <class Cell, class T>
+void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel,
+                 Workspace& workspace) {
+  using Direction = ForwardDirection<Cell, T>;
+  struct Call {
+    const Forward<T>& p;
+    const Plan& plan;
+    typename Direction::Shared shared[kMaxDirections];
+    T* chunks;
+    int64_t chunk_size;
+
+    Call(const Forward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
+        : p(p), plan(plan), shared{{p, arena}, {p, arena}} {
+      chunk_size = Direction::chunk_size(p, plan) + 16;
+      chunks = arena.take<T>(chunk_size * plan.threads);
+      if (used) *used = arena.used();
+    }
+
+    void direction(int d, T* chunk, Team team) {
+      Direction(p, plan, d, shared[d], chunk).run(team);
+    }
+
+    void run(Team team) {
+      T* const chunk = chunks + chunk_size * team.rank;
+      if (p.directions == 2 && team.size % 2 == 0) {
+        direction(team.rank % 2, chunk, team.half());
+      } else {
+        for (int d = 0; d < p.directions; ++d) direction(d, chunk, team);
+      }
+    }
+  };
+  size_t bytes = 0;
+  Call(p, plan, Arena(nullptr), &bytes);
+  Call call(p, plan, Arena(workspace.reserve(bytes)));
+  run_team(
+      parallel, plan.threads, [](void* c, Team team) { static_cast<Call*>(c)->run(team); }, &call);
+  workspace.trim();
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,149 @@
+// exp, sigmoid and tanh of a vector. float: at most 2 ulp from the exact value over the whole
+// range, subnormal results, infinities and NaN included (tests/test_math.py sweeps it);
+// double: at most 4 ulp.
+//
+// exp(x) = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and r in two pieces (Cody & Waite
+// 1980); e^r - 1 is a Taylor polynomial, long enough at that radius. sigmoid and tanh are built
+// on exp of a negative argument, so that their denominators lie in [1, 2].
+#pragma once
+#include "simd.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class T>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr int kMantissa = 23, kBias = 127, kDegree = 7;
+  static constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLow = -104.f, kHigh = 89.f;
+  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr int kMantissa = 52, kBias = 1023, kDegree = 13;
+  static constexpr double kRound = 6755399441055744.;  // 1.5 * 2^52
+  static constexpr double kLow = -746., kHigh = 710.;
+  static constexpr double kLn2High = 6.93147180369123816490e-01,
+                          kLn2Low = 1.90821492927058770002e-10;
+};
+
+// 1 / k!, the coefficients of e^r.
+constexpr double kInverseFactorial[] = {1.,
+                                        1.,
+                                        1. / 2,
+                                        1. / 6,
+                                        1. / 24,
+                                        1. / 120,
+                                        1. / 720,
+                                        1. / 5040,
+                                        1. / 40320,
+                                        1. / 362880,
+                                        1. / 3628800,
+                                        1. / 39916800,
+                                        1. / 479001600,
+                                        1. / 6227020800};
+
+template <class T>
+struct ReducedExp {
+  Vec<T> n;   // a whole number
+  Vec<T> em;  // e^r - 1, where x = n ln 2 + r
+};
+
+// x must lie in [kLow, kHigh] or be NaN.
+template <class T>
+RNNKERN_INLINE ReducedExp<T> reduce_exp(Vec<T> x) {
+  using C = ExpConstants<T>;
+  using V = Vec<T>;
+  const V n = (x * V(T(1.44269504088896340736)) + V(C::kRound)) - V(C::kRound);
+  const V r = (x - n * V(C::kLn2High)) - n * V(C::kLn2Low);
+  V p{T(kInverseFactorial[C::kDegree])};
+  for (int k = C::kDegree - 1; k >= 2; --k) p = p * r + V(T(kInverseFactorial[k]));
+  return {n, r * r * p + r};
+}
+
+// y 2^n, for whole n between twice the exponents of the smallest and largest normal number.
+template <class T>
+RNNKERN_INLINE Vec<T> scale(Vec<T> y, Vec<T> n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Raw(_mm512_scalef_ps(y.v, n.v));
+  else
+    return typename Vec<T>::Raw(_mm512_scalef_pd(y.v, n.v));
+#else
+  // In two factors, because 2^n itself may be subnormal or overflow. The low bits of n + kRound
+  // are n as an integer.
+  using C = ExpConstants<T>;
+  using V = Vec<T>;
+  const auto i = (n + V(C::kRound)).bits() - V(C::kRound).bits();
+  const auto half = i >> 1;
+  return y * V::from_bits((half + C::kBias) << C::kMantissa) *
+         V::from_bits((i - half + C::kBias) << C::kMantissa);
+#endif
+}
+
+// Comparisons are false for NaN, which therefore passes through.
+template <class T>
+RNNKERN_INLINE Vec<T> at_least(Vec<T> x, T low) {
+  return Vec<T>::select(x.v < Vec<T>(low).v, Vec<T>(low), x);
+}
+
+template <class T>
+RNNKERN_INLINE Vec<T> absolute(Vec<T> x) {
+  return Vec<T>::from_bits(x.bits() & ~Vec<T>(T(-0.)).bits());
+}
+
+// 1 / x for x in [1, 2].
+template <class T>
+RNNKERN_INLINE Vec<T> reciprocal(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {  // 14 bits and a Newton step; a division takes four times longer
+    const Vec<T> y(typename Vec<T>::Raw(_mm512_rcp14_ps(x.v)));
+    return y + y * (Vec<T>(1) - x * y);
+  }
+#endif
+  return Vec<T>(1).v / x.v;
+}
+
+template <class T>
+RNNKERN_INLINE Vec<T> exp(Vec<T> x) {
+  using C = ExpConstants<T>;
+  x = at_least(x, C::kLow);
+  x = Vec<T>::select(x.v > Vec<T>(C::kHigh).v, Vec<T>(C::kHigh), x);
+  const auto [n, em] = reduce_exp(x);
+  return scale(Vec<T>(1) + em, n);
+}
+
+// With e = exp(-|x|): 1 / (1 + e), or e / (1 + e) for negative x.
+template <class T>
+RNNKERN_INLINE Vec<T> sigmoid(Vec<T> x) {
+  using V = Vec<T>;
+  const auto [n, em] = reduce_exp(at_least(-absolute(x), ExpConstants<T>::kLow));
+  const V e = scale(V(1) + em, n);
+  const V r = reciprocal(V(1) + e);
+  return V::select(x.v < V(0).v, e * r, r);
+}
+
+// With m = exp(-2|x|) - 1: -m / (m + 2), and the sign of x.
+template <class T>
+RNNKERN_INLINE Vec<T> tanh(Vec<T> x) {
+  using V = Vec<T>;
+  const auto [n, em] = reduce_exp(at_least(absolute(x) * V(T(-2)), T(-60)));
+  const V power = scale(V(1), n);
+  const V m = power * em + (power - V(1));
+  const V sign = V::from_bits(x.bits() & V(T(-0.)).bits());
+  const V y = -m * reciprocal(m + V(2));
+  return V::from_bits(absolute(y).bits() | sign.bits());
+}
+
+template <class T>
+RNNKERN_INLINE Vec<T> relu(Vec<T> x) {
+  return Vec<T>::select(x.v < Vec<T>(0).v, Vec<T>(0), x);
+}
+
+template <class T>
+RNNKERN_INLINE Vec<T> where_positive(Vec<T> x, Vec<T> y) {
+  return Vec<T>::select(x.v > Vec<T>(0).v, y, Vec<T>(0));
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

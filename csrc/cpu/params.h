@@ -1,0 +1,80 @@
+// What crosses from the bindings into the engine: sizes, strides and raw pointers of one layer
+// with all its directions. The caller owns every buffer; inputs are never written.
+//
+// Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates.
+// A "row" is one (step, batch row) pair. Rows that the engine allocates by number (saved, cells,
+// flow) are in time-major order: t * B + b, or as packed.
+#pragma once
+#include <cstdint>
+
+#include "../cells/cells.h"
+
+namespace rnnkern {
+
+// The rows of a sequence. Packed: offsets[t] is the first row of step t, offsets[T] their number,
+// and the batch never grows with t. Padded: offsets is null.
+struct Sequence {
+  int64_t steps, batch;
+  const int64_t* offsets;
+
+  int64_t active(int64_t t) const { return offsets ? offsets[t + 1] - offsets[t] : batch; }
+  int64_t row(int64_t t) const { return offsets ? offsets[t] : t * batch; }
+  int64_t rows() const { return offsets ? offsets[steps] : steps * batch; }
+};
+
+// A tensor of rows with contiguous features. Packed sequences use only `row`.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t step, row;  // elements from one t, and from one b, to the next
+
+  T* at(const Sequence& s, int64_t t) const {
+    return data + (s.offsets ? s.offsets[t] * row : t * step);
+  }
+};
+
+template <class T>
+struct Weights {
+  const T *ih, *hh;            // (G H, I), (G H, H)
+  const T *bias_ih, *bias_hh;  // (G H) or null
+};
+
+template <class T>
+struct WeightGrads {
+  T *ih, *hh, *bias_ih, *bias_hh;  // shapes as Weights; null where not wanted
+};
+
+constexpr int kMaxDirections = 2;
+
+template <class T>
+struct Layer {
+  CellId cell;
+  Sequence sequence;
+  int64_t input_size, hidden_size;
+  int directions;  // the second walks backwards in time
+  Rows<const T> x;
+  Weights<T> weights[kMaxDirections];
+  const T *h0, *c0;  // (D, B, H) or null for zeros
+  bool fused_input;  // set by the plan: x W_ih inside the step, or ahead of it in chunks
+};
+
+template <class T>
+struct Forward : Layer<T> {
+  Rows<T> y;       // features (D, H)
+  T *h_n, *c_n;    // (D, B, H); c_n is null where the cell has none
+  T *saved, *cells;  // (D, rows, kSaved, H), (D, rows, H); null in inference
+};
+
+template <class T>
+struct Backward : Layer<T> {
+  Rows<const T> y;
+  const T *saved, *cells;
+  Rows<const T> dy;         // features (D, H); data is null for zeros
+  const T *dh_n, *dc_n;     // (D, B, H) or null for zeros
+  Rows<T> dx;               // contiguous (rows, I); data is null where not wanted
+  T *dh_0, *dc_0;           // (D, B, H) or null
+  WeightGrads<T> grads[kMaxDirections];
+  T *flow_h, *flow_c;       // (D, rows, H) or null
+};
+
+}  // namespace rnnkern

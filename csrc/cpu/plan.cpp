@@ -1,0 +1,43 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace rnnkern {
+namespace {
+
+// Bytes of packed weights that one core's second-level cache can keep while rows stream through.
+constexpr int64_t kResident = 640 << 10;
+// Multiply-adds below which a second thread costs more than it brings (some 20 microseconds).
+constexpr double kWorthAThread = 1e6;
+
+}  // namespace
+
+Plan make_plan(const PlanInput& in) {
+  const int64_t I = in.input_size, H = in.hidden_size, G = in.gates;
+  const double work = double(in.rows) * in.directions * G * H * (I + H) * (in.backward ? 2 : 1) +
+                      double(in.rows) * in.directions * in.sums * H * 20;  // the gate functions
+  Plan plan{};
+  plan.threads = int(std::clamp<double>(work / kWorthAThread, 1, in.threads));
+
+  const int64_t recurrent = G * H * H * in.element_size;
+  const int64_t weights = G * H * (I + H) * in.element_size;
+  // Rows need no barrier; units keep each core's slice of the weights in its own cache, and are
+  // the only way to share few rows.
+  const int64_t rows_each = in.batch / std::max(plan.threads, 1);
+  plan.by_units = plan.threads > 1 && (rows_each < 3 || (recurrent > kResident && rows_each < 64));
+
+  const int64_t split = plan.by_units ? plan.threads : 1;
+  const int64_t rows_here = plan.by_units ? in.batch : std::max<int64_t>(rows_each, 1);
+  plan.fused_input = in.steps == 1 || I <= 4 || (rows_here >= 6 && weights / split <= kResident);
+  plan.row_block = plan.by_units || recurrent > kResident / 4 ? in.batch : 48;
+  const int64_t block = std::min(plan.row_block, rows_here);
+  const int64_t row_bytes = std::max<int64_t>(G * H / split * in.element_size, 1);
+  plan.input_chunk =
+      std::clamp<int64_t>((256 << 10) / (row_bytes * std::max<int64_t>(block, 1)), 1, in.steps);
+  // Enough rows for the weight gradients to be a deep product.
+  plan.gradient_chunk =
+      std::clamp<int64_t>(256 / std::max<int64_t>(in.batch, 1), 1, in.steps);
+  return plan;
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,28 @@
+// How a call is cut: over how many threads, by what, and in which chunks of time. Results do not
+// depend on any of it, bit for bit; only speed does.
+#pragma once
+#include <cstdint>
+
+namespace rnnkern {
+
+struct Plan {
+  int threads;
+  bool by_units;           // threads split the hidden units and meet after each step; else the rows
+  bool fused_input;        // x W_ih inside the step; else ahead of it, in chunks of time
+  int64_t row_block;       // rows that go through all of time together
+  int64_t input_chunk;     // steps of x W_ih at a time
+  int64_t gradient_chunk;  // steps of gate gradients between two weight gradient products
+};
+
+struct PlanInput {
+  int64_t steps, batch, rows;
+  int64_t input_size, hidden_size;
+  int gates, sums, directions;
+  int element_size;
+  bool training, backward;
+  int threads;  // as many as we may have
+};
+
+Plan make_plan(const PlanInput& in);
+
+}  // namespace rnnkern

@@ -1,0 +1,108 @@
+// The register tile: the one matrix product that everything here is made of.
+//
+//   out[r][v] = init[r][v] + sum_s sum_k a_s[r, k] * b_s[k][v]
+//
+// for up to kTileRows rows r and up to kTileVectors vectors v of a packed panel b (pack.h). The
+// order of the sum over k depends on nothing else, so that a row's result is the same bit for bit
+// whatever rows, tiles or threads surround it.
+#pragma once
+#include "simd.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+// One term of a product. Row r of the left operand is a[r * row + k * col]; the panel has
+// consecutive vectors for a k, and `panel_step` elements from one k to the next.
+template <class T>
+struct Term {
+  const T* a;
+  int64_t row, col;
+  int64_t depth;  // number of k
+  const T* b;
+  int64_t panel_step;
+};
+
+// A row of vectors in memory per tile row. init may have stride 0 (a bias) or equal out.
+template <class T>
+struct Tile {
+  const T* init;
+  int64_t init_row;
+  T* out;
+  int64_t out_row;
+};
+
+template <class T, int kRows, int kVectors>
+__attribute__((noinline)) void tile_product(const Term<T>* terms, int count, Tile<T> tile) {
+  using V = Vec<T>;
+  typename V::Raw sum[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      sum[r][v] = V::load(tile.init + r * tile.init_row + v * V::kLanes).v;
+
+  for (int i = 0; i < count; ++i) {
+    const Term<T> term = terms[i];
+    const T* rows[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) rows[r] = term.a + r * term.row;
+    const T* b = term.b;
+    const auto multiply = [&](int64_t at) __attribute__((always_inline)) {
+      typename V::Raw bv[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) bv[v] = V::load(b + v * V::kLanes).v;
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const typename V::Raw av = V(rows[r][at]).v;
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += av * bv[v];
+      }
+      b += term.panel_step;
+    };
+    if (term.col == 1) {
+#pragma GCC unroll 2
+      for (int64_t k = 0; k < term.depth; ++k) multiply(k);
+    } else {
+      for (int64_t k = 0, at = 0; k < term.depth; ++k, at += term.col) multiply(at);
+    }
+  }
+
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      V(sum[r][v]).store(tile.out + r * tile.out_row + v * V::kLanes);
+}
+
+template <class T>
+using TileProduct = void (*)(const Term<T>*, int, Tile<T>);
+
+template <class T, int kRows>
+constexpr TileProduct<T> kTileProductsOf[kTileVectors] = {
+    tile_product<T, kRows, 1>, tile_product<T, kRows, 2>, tile_product<T, kRows, 3>,
+    tile_product<T, kRows, 4>};
+
+// rows in 1..kTileRows, vectors in 1..kTileVectors
+template <class T>
+RNNKERN_INLINE void product(int rows, int vectors, const Term<T>* terms, int count, Tile<T> tile) {
+  static_assert(kTileRows == 3 || kTileRows == 6);
+  constexpr const TileProduct<T>* table[] = {
+      kTileProductsOf<T, 1>, kTileProductsOf<T, 2>, kTileProductsOf<T, 3>,
+#if defined(__AVX512F__)
+      kTileProductsOf<T, 4>, kTileProductsOf<T, 5>, kTileProductsOf<T, 6>,
+#endif
+  };
+  table[rows - 1][vectors - 1](terms, count, tile);
+}
+
+// Walks `rows` in tiles of nearly equal size: f(first row, number of rows).
+template <class F>
+RNNKERN_INLINE void for_row_tiles(int64_t rows, F&& f) {
+  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t first = 0; tiles > 0; --tiles) {
+    const int64_t n = (rows - first + tiles - 1) / tiles;
+    f(first, int(n));
+    first += n;
+  }
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

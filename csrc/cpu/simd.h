@@ -1,0 +1,109 @@
+// One SIMD register of floats or doubles, as wide as the instruction set this file is compiled for.
+//
+// This folder is compiled once per instruction set with -DRNNKERN_ISA=<name>; everything lives in
+// rnnkern::<name>, so that the copies never mix. It must not instantiate templates of the standard
+// library that could survive as symbols of their own: the linker would keep one copy for all.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define RNNKERN_INLINE inline __attribute__((always_inline))
+
+namespace rnnkern::RNNKERN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+constexpr int kTileRows = 6;  // 6 rows x 4 vectors = 24 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+constexpr int kTileRows = 3;  // 3 rows x 4 vectors = 12 of 16 registers
+#else
+constexpr int kBytes = 16;
+constexpr int kTileRows = 3;
+#endif
+constexpr int kTileVectors = 4;
+
+// The compiler's vector types (specialised because it mistakes those of a template argument).
+template <class T>
+struct RawTypes;
+template <>
+struct RawTypes<float> {
+  typedef float Raw __attribute__((vector_size(kBytes)));
+  typedef float Unaligned __attribute__((vector_size(kBytes), aligned(4), may_alias));
+  typedef int32_t Bits __attribute__((vector_size(kBytes)));
+};
+template <>
+struct RawTypes<double> {
+  typedef double Raw __attribute__((vector_size(kBytes)));
+  typedef double Unaligned __attribute__((vector_size(kBytes), aligned(8), may_alias));
+  typedef int64_t Bits __attribute__((vector_size(kBytes)));
+};
+
+template <class T>
+struct Vec {
+  static constexpr int kLanes = kBytes / sizeof(T);
+  using Raw = typename RawTypes<T>::Raw;
+  using Unaligned = typename RawTypes<T>::Unaligned;
+  using Bits = typename RawTypes<T>::Bits;
+
+  Raw v;
+
+  Vec() = default;
+  RNNKERN_INLINE Vec(Raw r) : v(r) {}
+  RNNKERN_INLINE explicit Vec(T s) : v(s - Raw{}) {}
+  RNNKERN_INLINE explicit Vec(int s) : Vec(T(s)) {}
+
+  RNNKERN_INLINE static Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  RNNKERN_INLINE void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
+
+  // The first n lanes (1 <= n <= kLanes); a load fills the rest with zeros.
+  RNNKERN_INLINE static Vec load(const T* p, int n) {
+    if (n == kLanes) return load(p);
+    return load_tail(p, n);
+  }
+  RNNKERN_INLINE void store(T* p, int n) const {
+    if (n == kLanes) return store(p);
+    store_tail(p, n);
+  }
+
+#if defined(__AVX512F__)
+  RNNKERN_INLINE static Vec load_tail(const T* p, int n) {
+    if constexpr (sizeof(T) == 4)
+      return Raw(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+    else
+      return Raw(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+  }
+  RNNKERN_INLINE void store_tail(T* p, int n) const {
+    if constexpr (sizeof(T) == 4)
+      _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+    else
+      _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
+  }
+#else
+  RNNKERN_INLINE static Vec load_tail(const T* p, int n) {
+    T lanes[kLanes] = {};
+    for (int l = 0; l < n; ++l) lanes[l] = p[l];
+    return load(lanes);
+  }
+  RNNKERN_INLINE void store_tail(T* p, int n) const {
+    T lanes[kLanes];
+    store(lanes);
+    for (int l = 0; l < n; ++l) p[l] = lanes[l];
+  }
+#endif
+
+  friend RNNKERN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend RNNKERN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend RNNKERN_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend RNNKERN_INLINE Vec operator-(Vec a) { return -a.v; }
+
+  RNNKERN_INLINE Bits bits() const { return Bits(v); }
+  RNNKERN_INLINE static Vec from_bits(Bits b) { return Raw(b); }
+  // yes where mask is set (all ones), no elsewhere.
+  RNNKERN_INLINE static Vec select(Bits mask, Vec yes, Vec no) { return mask ? yes.v : no.v; }
+};
+
+}  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,66 @@
+// Threads that work on one call together.
+//
+// The bindings hand in a parallel-for (torch's pool, or plain threads). A team is formed by the
+// threads that really arrive: whoever comes first waits a moment for the others and then closes
+// the door, so that a region that runs with fewer threads than asked for, one after the other, or
+// on a busy machine, still finishes, and a barrier never waits for a thread that is not there.
+#pragma once
+#include <atomic>
+#include <cstddef>
+
+namespace rnnkern {
+
+// Calls body(context, begin, end) for ranges that cover [0, count), in parallel if it can.
+struct ParallelFor {
+  void (*run)(int count, void (*body)(void* context, int begin, int end), void* context);
+};
+
+class Barrier {
+ public:
+  void wait(int size);
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> phase_{0};
+};
+
+struct Team {
+  int rank, size;
+  Barrier* barriers;  // one for the whole team, one for each half
+
+  void sync() const {
+    if (size > 1) barriers[0].wait(size);
+  }
+  // Even and odd ranks as two teams.
+  Team half() const { return {rank / 2, size / 2, barriers + 1 + rank % 2}; }
+  // This rank's part of [0, count).
+  template <class Int>
+  Int begin(Int count) const {
+    return count * rank / size;
+  }
+  template <class Int>
+  Int end(Int count) const {
+    return count * (rank + 1) / size;
+  }
+};
+
+// Runs body(context, team) on a team of 1 to `threads` threads.
+void run_team(const ParallelFor& parallel, int threads, void (*body)(void* context, Team team),
+              void* context);
+
+// A block of memory that a thread keeps between calls, so that a call costs no page faults.
+// Contents are undefined. Blocks over kKeep bytes are given back after the call.
+class Workspace {
+ public:
+  static Workspace& of_this_thread();
+  ~Workspace();
+  void* reserve(size_t bytes);
+  void trim();
+
+ private:
+  static constexpr size_t kKeep = size_t(64) << 20;
+  void* block_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace rnnkern

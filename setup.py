@@ -1,0 +1,96 @@
+"""The compiled parts: the CPU engine once per instruction set, and the bindings.
+
+Everything else about the package stands in pyproject.toml.
+"""
+
+import copy
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+LINUX = sys.platform == "linux"
+CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised.
+CFLAGS += ["-Wno-maybe-uninitialized"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+LEVELS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    LEVELS["avx2"] = ["-mavx2", "-mfma"]
+    LEVELS["avx512"] = ["-mfma", *AVX512]
+
+# The stable ABI of torch 2.10: what is compiled against newer headers loads in every later torch.
+TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+
+
+ENGINE = [str(path) for part in ("cpu", "cells") for path in sorted(Path("csrc", part).iterdir())]
+
+
+def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]:
+    return name, {
+        "sources": sources,
+        "cflags": [*CFLAGS, *flags],
+        "obj_deps": {"": ENGINE, **dict.fromkeys(sources, ENGINE)},
+    }
+
+
+# setuptools links them in this order: what refers to the levels comes before them.
+common = ["csrc/cpu/dispatch.cpp", "csrc/cpu/plan.cpp", "csrc/cpu/team.cpp"]
+libraries = [
+    library("rnnkern_common", common, []),
+    *(
+        library(f"rnnkern_{isa}", ["csrc/cpu/engine.cpp"], [*flags, f"-DRNNKERN_ISA={isa}"])
+        for isa, flags in LEVELS.items()
+    ),
+]
+
+
+class BuildLibraries(build_clib):
+    """Compiles the libraries side by side, each into objects of its own."""
+
+    def build_libraries(self, libraries: list) -> None:
+        def build(item: tuple[str, dict]) -> None:
+            one = copy.copy(self)
+            one.build_temp = f"{self.build_temp}/{item[0]}"
+            build_clib.build_libraries(one, [item])
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(build, libraries))
+
+
+class Build(BuildExtension):
+    """The libraries first, also where only the extensions are asked for."""
+
+    def run(self) -> None:
+        self.run_command("build_clib")
+        super().run()
+
+
+torch_ops = CppExtension(
+    "rnnkern._C",
+    ["csrc/bindings/torch_ops.cpp"],
+    extra_compile_args=[*CFLAGS, *TORCH, "-Wno-unused-parameter"],
+    extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
+    depends=ENGINE,
+    py_limited_api=True,
+)
+
+numpy_module = Extension(
+    "rnnkern._numpy",
+    ["csrc/bindings/numpy_module.cpp"],
+    include_dirs=[pybind11.get_include()],
+    extra_compile_args=CFLAGS,
+    depends=ENGINE,
+)
+
+setup(
+    libraries=libraries,
+    ext_modules=[torch_ops, numpy_module],
+    cmdclass={"build_ext": Build, "build_clib": BuildLibraries},
+)
