@@ -1,0 +1,351 @@
+"""Reference recurrent cells in NumPy and float64, forward and backward: ground truth of the tests.
+
+Written to be read beside a textbook, not to be fast. Every cell is a class with two functions:
+`step`, its equations, and `adjoint`, their derivative. One walk over time serves them all.
+
+    >>> tape = forward("LSTM", x, [Weights(w_ih, w_hh, b_ih, b_hh)])   # x is (T, B, I)
+    >>> tape.output, tape.h_n, tape.c_n, tape.directions[0].saved["forget"]
+    >>> gradients = backward(tape, grad_output=np.ones_like(tape.output))
+    >>> gradients.input, gradients.weights[0].w_hh, gradients.flow_c[0]
+
+Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
+D directions, N rows of all steps together: T·B, or the length of packed data. p = W_ih x + b_ih and
+q = W_hh h + b_hh are the two products of a step, with the gates in torch.nn's order along their
+last axis. d_ before a name is the derivative of the loss by it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from .state_dict import Weights
+
+__all__ = ["CELLS", "Direction", "Gradients", "Tape", "Weights", "backward", "forward"]
+
+Array = np.ndarray
+States = tuple[Array, ...]  # (h,) or (h, c), each (B, H)
+
+
+def sigmoid(x: Array) -> Array:
+    return 0.5 * (1 + np.tanh(0.5 * x))  # never overflows
+
+
+class RNN:
+    """Elman's network (1990), the course's SimpleRNN: h' = tanh(W_ih x + b_ih + W_hh h + b_hh)."""
+
+    gates = 1
+    states = 1
+
+    @staticmethod
+    def step(p: Array, q: Array, prev: States) -> tuple[States, dict[str, Array]]:
+        """States after the step, and the gates (none here) by name."""
+        return (np.tanh(p + q),), {}
+
+    @staticmethod
+    def adjoint(
+        saved: dict[str, Array], prev: States, after: States, d_after: States
+    ) -> tuple[Array, Array, States, States]:
+        """(d_p, d_q, d_prev, total): d_prev leaves out what flows through q = W_hh h + b_hh; total
+        are the derivatives by the states after the step along every path."""
+        (d_h,) = d_after
+        d_sum = d_h * (1 - after[0] ** 2)
+        return d_sum, d_sum, (np.zeros_like(d_h),), (d_h,)
+
+
+class ReluRNN(RNN):
+    """Elman's network with a rectifier: h' = max(0, W_ih x + b_ih + W_hh h + b_hh)."""
+
+    @staticmethod
+    def step(p: Array, q: Array, prev: States) -> tuple[States, dict[str, Array]]:
+        return (np.maximum(p + q, 0),), {}
+
+    @staticmethod
+    def adjoint(
+        saved: dict[str, Array], prev: States, after: States, d_after: States
+    ) -> tuple[Array, Array, States, States]:
+        (d_h,) = d_after
+        d_sum = d_h * (after[0] > 0)
+        return d_sum, d_sum, (np.zeros_like(d_h),), (d_h,)
+
+
+class LSTM:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber &
+    Cummins 2000), the course's SimpleLSTM.
+
+    i, f, o = σ(p + q)     input, forget and output gate
+    g       = tanh(p + q)  cell gate, the course's C̃
+    c'      = f c + i g    cell state
+    h'      = o tanh(c')   hidden state
+    """
+
+    gates = 4
+    states = 2
+
+    @staticmethod
+    def step(p: Array, q: Array, prev: States) -> tuple[States, dict[str, Array]]:
+        i, f, g, o = np.split(p + q, 4, axis=-1)
+        i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+        c = f * prev[1] + i * g
+        return (o * np.tanh(c), c), {"input": i, "forget": f, "cell": g, "output": o}
+
+    @staticmethod
+    def adjoint(
+        saved: dict[str, Array], prev: States, after: States, d_after: States
+    ) -> tuple[Array, Array, States, States]:
+        i, f, g, o = (saved[name] for name in ("input", "forget", "cell", "output"))
+        d_h, d_c = d_after
+        tanh_c = np.tanh(after[1])
+        d_c = d_c + d_h * o * (1 - tanh_c**2)  # c' acts through the next step and through h'
+        d_i = d_c * g * i * (1 - i)
+        d_f = d_c * prev[1] * f * (1 - f)
+        d_g = d_c * i * (1 - g**2)
+        d_o = d_h * tanh_c * o * (1 - o)
+        d_sum = np.concatenate([d_i, d_f, d_g, d_o], axis=-1)
+        # The path from c to c' is a product with f alone: where f is near 1 no gradient is lost.
+        return d_sum, d_sum, (np.zeros_like(d_h), d_c * f), (d_h, d_c)
+
+
+class GRU:
+    """Gated recurrent unit (Cho et al. 2014) as torch.nn.GRU has it: the reset gate acts after the
+    recurrent product, so the new gate's share of q, called q_n, is kept apart.
+
+    r, z = σ(p + q)           reset and update gate
+    n    = tanh(p + r q_n)    new gate
+    h'   = (1 - z) n + z h
+    """
+
+    gates = 3
+    states = 1
+
+    @staticmethod
+    def step(p: Array, q: Array, prev: States) -> tuple[States, dict[str, Array]]:
+        (p_r, p_z, p_n), (q_r, q_z, q_n) = np.split(p, 3, axis=-1), np.split(q, 3, axis=-1)
+        r, z = sigmoid(p_r + q_r), sigmoid(p_z + q_z)
+        n = np.tanh(p_n + r * q_n)
+        return ((1 - z) * n + z * prev[0],), {"reset": r, "update": z, "new": n, "q": q_n}
+
+    @staticmethod
+    def adjoint(
+        saved: dict[str, Array], prev: States, after: States, d_after: States
+    ) -> tuple[Array, Array, States, States]:
+        r, z, n, q_n = (saved[name] for name in ("reset", "update", "new", "q"))
+        (d_h,) = d_after
+        d_n = d_h * (1 - z) * (1 - n**2)
+        d_z = d_h * (prev[0] - n) * z * (1 - z)
+        d_r = d_n * q_n * r * (1 - r)
+        d_p = np.concatenate([d_r, d_z, d_n], axis=-1)
+        d_q = np.concatenate([d_r, d_z, d_n * r], axis=-1)
+        return d_p, d_q, (d_h * z,), (d_h,)
+
+
+CELLS = {"LSTM": LSTM, "GRU": GRU, "RNN_TANH": RNN, "RNN_RELU": ReluRNN}  # by torch.nn's mode
+
+
+@dataclass
+class Direction:
+    """All that one direction of a layer computed. Row n is step t and batch row b: in padded data
+    n = t·B + b. `raw` is h before the projection, h itself without one."""
+
+    weights: Weights
+    prev: States  # states before each step, each (N, ·)
+    after: States  # states after each step: h (N, R), c (N, H)
+    raw: Array  # (N, H)
+    saved: dict[str, Array]  # gates by name, each (N, H)
+    final: States  # states after the row's last step, each (B, ·)
+
+    @property
+    def hidden(self) -> Array:
+        return self.after[0]
+
+    @property
+    def cell(self) -> Array | None:
+        return self.after[1] if len(self.after) > 1 else None
+
+
+@dataclass
+class Tape:
+    """What `forward` did, all that `backward` needs.
+
+    output  (T, B, D·R), or (N, D·R) for packed data
+    h_n     (D, B, R);  c_n (D, B, H), None unless LSTM
+    """
+
+    mode: str
+    input: Array
+    sizes: list[int]  # batch rows of each step
+    packed: bool
+    directions: list[Direction]
+
+    @property
+    def output(self) -> Array:
+        rows = np.concatenate([d.hidden for d in self.directions], axis=-1)
+        return rows if self.packed else rows.reshape(*self.input.shape[:2], -1)
+
+    @property
+    def h_n(self) -> Array:
+        return np.stack([d.final[0] for d in self.directions])
+
+    @property
+    def c_n(self) -> Array | None:
+        return np.stack([d.final[1] for d in self.directions]) if self.mode == "LSTM" else None
+
+
+@dataclass
+class Gradients:
+    """Derivatives of the loss.
+
+    input   as the input;  h_0 (D, B, R);  c_0 (D, B, H), None unless LSTM
+    weights per direction, each as the weight
+    flow_h  per direction (N, R): the total derivative by h_t at every step
+    flow_c  per direction (N, H): by c_t, along every path, that through h_t too; empty unless LSTM
+    """
+
+    input: Array
+    h_0: Array
+    c_0: Array | None
+    weights: list[Weights]
+    flow_h: list[Array]
+    flow_c: list[Array]
+
+
+def forward(
+    mode: str,
+    x: Array,
+    weights: Sequence[Weights],
+    state: Sequence[Array] = (),
+    batch_sizes: Sequence[int] | None = None,
+) -> Tape:
+    """Runs one layer, in one or both directions, over a batch of sequences.
+
+    mode         "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"
+    x            (T, B, I); packed (N, I), the rows of step 0, then of step 1, ...
+    weights      one `Weights` per direction, the second walks backward in time
+    state        (), (h_0,) or (h_0, c_0), each (D, B, ·); zeros if empty
+    batch_sizes  packed data only: how many sequences, sorted by falling length, reach each step
+    """
+    x = np.asarray(x, np.float64)
+    packed = batch_sizes is not None
+    sizes = [int(b) for b in batch_sizes] if packed else [x.shape[1]] * x.shape[0]
+    rows = x if packed else x.reshape(-1, x.shape[-1])
+    directions = [
+        _walk(CELLS[mode], rows, w, [s[d] for s in state], sizes, reverse=bool(d))
+        for d, w in enumerate(weights)
+    ]
+    return Tape(mode, x, sizes, packed, directions)
+
+
+def backward(
+    tape: Tape,
+    grad_output: Array | None = None,
+    grad_h: Array | None = None,
+    grad_c: Array | None = None,
+) -> Gradients:
+    """Backpropagation through time, the adjoint of `forward`: from the derivatives of the loss by
+    the output, by h_n and by c_n (each shaped as that result; None means zero)."""
+    rows = tape.input.reshape(-1, tape.input.shape[-1])
+    d_rows = np.zeros_like(rows)
+    found = []
+    for k, direction in enumerate(tape.directions):
+        width = direction.hidden.shape[1]
+        d_hidden = np.zeros_like(direction.hidden)
+        if grad_output is not None:
+            d_hidden += grad_output.reshape(len(rows), -1)[:, k * width : (k + 1) * width]
+        d_state = [np.zeros_like(s) for s in direction.final]
+        for d_s, grad in zip(d_state, (grad_h, grad_c), strict=False):
+            if grad is not None:
+                d_s += grad[k]
+        d_x, *rest = _walk_back(CELLS[tape.mode], rows, direction, d_hidden, d_state, tape.sizes, k)
+        d_rows += d_x
+        found.append(rest)
+    weights, states, flows = zip(*found, strict=True)
+    h_0, *c_0 = (np.stack(s) for s in zip(*states, strict=True))
+    flow_h, *flow_c = (list(f) for f in zip(*flows, strict=True))
+    return Gradients(
+        d_rows.reshape(tape.input.shape),
+        h_0,
+        c_0[0] if c_0 else None,
+        list(weights),
+        flow_h,
+        flow_c[0] if flow_c else [],
+    )
+
+
+def _steps(sizes: Sequence[int], reverse: bool) -> list[tuple[int, slice]]:
+    """The number of batch rows of each step and where they lie, in the order of the walk."""
+    begin = np.cumsum([0, *sizes])
+    steps = [(b - a, slice(a, b)) for a, b in pairwise(begin)]
+    return steps[::-1] if reverse else steps
+
+
+def _walk(
+    cell: type,
+    x: Array,
+    given: Weights,
+    state: Sequence[Array],
+    sizes: Sequence[int],
+    reverse: bool,
+) -> Direction:
+    w = Weights(*(None if a is None else np.asarray(a, np.float64) for a in given))
+    hidden = w.w_ih.shape[0] // cell.gates
+    widths = (w.w_hh.shape[1], hidden)[: cell.states]
+    # A sequence that has ended (or, walking backward, not begun) keeps its state.
+    now = [np.zeros((sizes[0], width)) for width in widths]
+    for s, s_0 in zip(now, state, strict=False):
+        s += s_0
+    prev, after = (tuple(np.empty((len(x), width)) for width in widths) for _ in range(2))
+    raw = np.empty((len(x), hidden))
+    saved: dict[str, Array] = {}
+    for active, rows in _steps(sizes, reverse):
+        before = tuple(s[:active].copy() for s in now)
+        p, q = x[rows] @ w.w_ih.T, before[0] @ w.w_hh.T
+        if w.b_ih is not None:
+            p, q = p + w.b_ih, q + w.b_hh
+        (raw[rows], *rest), gates = cell.step(p, q, before)
+        h = raw[rows] if w.w_hr is None else raw[rows] @ w.w_hr.T
+        for k, s in enumerate((h, *rest)):
+            prev[k][rows], after[k][rows], now[k][:active] = before[k], s, s
+        for name, gate in gates.items():
+            saved.setdefault(name, np.empty_like(raw))[rows] = gate
+    return Direction(w, prev, after, raw, saved, tuple(now))
+
+
+def _walk_back(
+    cell: type,
+    x: Array,
+    done: Direction,
+    d_hidden: Array,
+    d_state: list[Array],
+    sizes: Sequence[int],
+    reverse: bool,
+) -> tuple[Array, Weights, States, States]:
+    """d_x, d_weights, the derivatives by the initial states, and the total ones at every step."""
+    w = done.weights
+    d_weights = Weights(*(None if a is None else np.zeros_like(a) for a in w))
+    d_x = np.zeros_like(x)
+    flow = tuple(np.empty_like(s) for s in done.after)
+    for active, rows in reversed(_steps(sizes, reverse)):
+        d_after = [d[:active] for d in d_state]
+        d_h = d_after[0] + d_hidden[rows]  # h_t acts through the next step and through the output
+        flow[0][rows] = d_h
+        if w.w_hr is not None:
+            d_weights.w_hr[:] += d_h.T @ done.raw[rows]
+            d_h = d_h @ w.w_hr
+        saved = {name: gate[rows] for name, gate in done.saved.items()}
+        prev = tuple(s[rows] for s in done.prev)
+        after = (done.raw[rows], *(s[rows] for s in done.after[1:]))
+        d_p, d_q, d_prev, total = cell.adjoint(saved, prev, after, (d_h, *d_after[1:]))
+        if cell.states > 1:
+            flow[1][rows] = total[1]
+        d_x[rows] = d_p @ w.w_ih
+        d_weights.w_ih[:] += d_p.T @ x[rows]
+        d_weights.w_hh[:] += d_q.T @ prev[0]
+        if w.b_ih is not None:
+            d_weights.b_ih[:] += d_p.sum(axis=0)
+            d_weights.b_hh[:] += d_q.sum(axis=0)
+        through_q = d_q @ w.w_hh
+        d_state[0][:active] = through_q if w.w_hr is not None else through_q + d_prev[0]
+        for d, d_s in zip(d_state[1:], d_prev[1:], strict=True):
+            d[:active] = d_s
+    return d_x, d_weights, tuple(d_state), flow

@@ -1,0 +1,68 @@
+"""The arrays of a layer's state_dict, layer by layer and direction by direction.
+
+Names and shapes are torch.nn's: weight_ih_l0 (G·H, I), weight_hh_l0 (G·H, R), bias_ih_l0 and
+bias_hh_l0 (G·H), weight_hr_l0 (P, H), with the suffix _reverse for the second direction. Letters:
+I inputs, H hidden units, G gates, R width of h (H, or P with a projection). Needs no torch.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l(\d+)(_reverse)?$")
+
+
+class Weights(NamedTuple):
+    """The weights of one direction of one layer, in torch's order."""
+
+    w_ih: np.ndarray
+    w_hh: np.ndarray
+    b_ih: np.ndarray | None = None
+    b_hh: np.ndarray | None = None
+    w_hr: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """Those that are there, as the kernels take them."""
+        return [w for w in self if w is not None]
+
+
+def layers(state_dict: Mapping[str, Any], prefix: str = "") -> list[list[Weights]]:
+    """The weights of every layer and direction, as NumPy arrays: `layers(sd)[layer][direction]`.
+
+    `prefix` picks a layer out of a larger model's: "encoder." for "encoder.weight_ih_l0".
+    Raises ValueError for a key that no recurrent layer has (without prefix) and for a missing one.
+    """
+    found: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+    for key, value in state_dict.items():
+        match = _NAME.match(key.removeprefix(prefix)) if key.startswith(prefix) else None
+        if match:
+            role, layer, reverse = match.groups()
+            name = "w" + role[6:] if role.startswith("weight") else "b" + role[4:]
+            found.setdefault((int(layer), int(bool(reverse))), {})[name] = np.asarray(value)
+        elif not prefix:
+            raise ValueError(
+                f"{key!r} is not a weight of a recurrent layer; "
+                "give the layer's name as prefix if the state_dict is a whole model's"
+            )
+    if not found:
+        raise ValueError(f"no recurrent layer's weights under the prefix {prefix!r}")
+    depth = 1 + max(layer for layer, _ in found)
+    directions = 1 + max(direction for _, direction in found)
+    stack = [[found.get((k, d), {}) for d in range(directions)] for k in range(depth)]
+    wanted = set(found[min(found)]) | {"w_ih", "w_hh"}
+    if ("b_ih" in wanted) != ("b_hh" in wanted):
+        wanted |= {"b_ih", "b_hh"}
+    for k, layer in enumerate(stack):
+        for d, weights in enumerate(layer):
+            if missing := wanted - set(weights):
+                suffix = f"_l{k}" + "_reverse" * d
+                names = sorted(_torch_name(name) + suffix for name in missing)
+                raise ValueError(f"the state_dict lacks {', '.join(names)}")
+    return [[Weights(**weights) for weights in layer] for layer in stack]
+
+
+def _torch_name(name: str) -> str:
+    return ("weight" if name.startswith("w") else "bias") + name[1:]
