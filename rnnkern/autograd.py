@@ -1,0 +1,189 @@
+"""One layer call with its gradient: the fused operators behind torch's autograd.
+
+`layer_call` is what the modules use. The same backward formula is also registered on the operator
+itself, for those who reach it through the dispatcher: torch.compile, torch.export, subclasses.
+"""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from . import composite, ops
+from .cells import LSTM
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_functorch_active = torch._C._are_functorch_transforms_active
+_requires_grad = attrgetter("requires_grad")
+
+
+class Tap(Protocol):
+    """Hands out what a fused layer call computes besides its results; set through `TAP`.
+
+    `forward` is called once per layer call, in order of the layers, with the tensors of the
+    operator's call (ops.py): input (T, B, I), or (B, T, I) with batch_first, or packed (N, I) with
+    batch_sizes (rows in sorted order); state [], [h_0] or [h_0, c_0], (D, B, R) and (D, B, H);
+    output laid out as input; h_n (D, B, R); c_n (D, B, H), empty without a cell state;
+    saved (D, rows, S, H), the values named in Cell.saved at every step; cells (D, rows, H), all c_t,
+    empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N. All are without autograd;
+    saved, cells and output also serve the backward pass: read, do not write.
+
+    `backward` is called when the gradient of that layer call is computed by the kernels (not under
+    create_graph), with flow_h = dL/dh_t (D, rows, H) and flow_c = dL/dc_t (D, rows, H), the total
+    derivatives at every step; flow_c is empty unless LSTM. `key` is what `forward` returned.
+    """
+
+    def forward(
+        self,
+        cell: int,
+        batch_first: bool,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        output: Tensor,
+        h_n: Tensor,
+        c_n: Tensor,
+        saved: Tensor,
+        cells: Tensor,
+    ) -> Any: ...
+
+    def backward(self, key: Any, flow_h: Tensor, flow_c: Tensor) -> None: ...
+
+
+#: The tap of the calls made in this context, if any. Calls that take another path do not reach it.
+TAP: ContextVar[Tap | None] = ContextVar("rnnkern_tap", default=None)
+
+
+def _gradients(
+    ctx: Any, grads: tuple[Tensor | None, ...], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of (input, *state, *weights), from what a forward pass left on `ctx`."""
+    cell, batch_first, states, train, tap, key = ctx.call
+    input, batch_sizes, *rest = ctx.saved_tensors
+    output, saved, cells = rest[-3:]
+    state, weights = rest[:states], rest[states:-3]
+    if not train or torch.is_grad_enabled() or _functorch_active():
+        return composite.vjp(
+            grads, input, batch_sizes, state, weights, cell, batch_first, needed
+        )
+    grad_output, grad_h, grad_c = grads
+    needs = (
+        needed[0] + 2 * any(needed[1 : 1 + states]) + 4 * any(needed[1 + states :])
+    )  # operator's bits
+    grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c = ops.backward(
+        grad_output, grad_h, grad_c, input, batch_sizes, state, weights, output, saved, cells,
+        cell, batch_first, needs, tap is not None,
+    )  # fmt: skip
+    if tap is not None:
+        tap.backward(key, flow_h, flow_c)
+    found = [grad_input, *(grad_h0, grad_c0)[:states], *(grad_weights or [None] * len(weights))]
+    return [g if need else None for g, need in zip(found, needed, strict=True)]
+
+
+class _Layer(torch.autograd.Function):
+    """`rnnkern::forward` for eager mode (half the overhead of the operator's own registration)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        tap: Tap | None,
+        batch_sizes: Tensor | None,
+        states: int,
+        cell: int,
+        batch_first: bool,
+        input: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        state, weights = tensors[:states], tensors[states:]
+        with _below_autograd():
+            output, h_n, c_n, saved, cells = ops.forward(
+                input, batch_sizes, state, weights, cell, batch_first, True
+            )
+        key = None
+        if tap is not None:
+            key = tap.forward(
+                cell, batch_first, input.detach(), batch_sizes, state, output.detach(),
+                h_n.detach(), c_n.detach(), saved, cells,
+            )  # fmt: skip
+        ctx.save_for_backward(input, batch_sizes, *tensors, output, saved, cells)
+        ctx.call = (cell, batch_first, states, True, tap, key)
+        ctx.set_materialize_grads(False)
+        return (output, h_n, c_n) if cell == LSTM.id else (output, h_n)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[5:]
+        return (*[None] * 5, *_gradients(ctx, (grad_output, grad_h, grad_c), needed))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, batch_sizes, state, weights, cell, batch_first, train = inputs
+    ctx.save_for_backward(
+        input, batch_sizes, *state, *weights, output[0], output[3], output[4]
+    )
+    ctx.call = (cell, batch_first, len(state), train, None, None)
+    ctx.set_materialize_grads(False)
+
+
+def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    cell, _, states, *_ = ctx.call
+    _, _, state_needed, weights_needed, *_ = ctx.needs_input_grad
+    needed = [ctx.needs_input_grad[0], *state_needed, *weights_needed]
+    grad_c = grads[2] if cell == LSTM.id else None
+    found = _gradients(ctx, (grads[0], grads[1], grad_c), needed)
+    return found[0], None, found[1 : 1 + states], found[1 + states :], None, None, None
+
+
+torch.library.register_autograd("rnnkern::forward", _operator_backward, setup_context=_save)
+
+
+def layer_call(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    cell: int,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """Runs one layer by the fused kernels in eager mode; differentiable.
+
+    Arguments as `rnnkern::forward` takes them (ops.py). Returns (output, h_n, c_n); without a cell
+    state (output, h_n). What the kernels saved goes to `TAP`, if set.
+    """
+    tap = TAP.get()
+    if torch.is_grad_enabled() and (
+        input.requires_grad or any(map(_requires_grad, (*state, *weights)))
+    ):
+        return _Layer.apply(
+            tap, batch_sizes, len(state), cell, batch_first, input, *state, *weights
+        )
+    with _below_autograd():
+        results = ops.forward(
+            input, batch_sizes, state, weights, cell, batch_first, tap is not None
+        )
+    if tap is not None:
+        tap.forward(cell, batch_first, input, batch_sizes, state, *results)
+    return results[: 3 if cell == LSTM.id else 2]
+
+
+def operator_call(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    cell: int,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
+    train = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (input, *state, *weights)
+    )
+    results = ops.forward(
+        input, batch_sizes, list(state), list(weights), cell, batch_first, train
+    )
+    return results[: 3 if cell == LSTM.id else 2]

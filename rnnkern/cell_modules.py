@@ -1,0 +1,117 @@
+"""LSTMCell, GRUCell and RNNCell: torch.nn's cells on the same kernels, as a sequence of one step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import composite
+from .autograd import layer_call, operator_call
+from .cells import BY_MODE
+from .path import obstacle
+
+_any_autocast = torch._C._is_any_autocast_enabled
+_is_compiling = torch.compiler.is_compiling
+_PLAIN = frozenset({Tensor, nn.Parameter})
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class Cell(nn.RNNCellBase):
+    """What the three cells share. Shapes: input (B, I) or (I), states (B, H) or (H)."""
+
+    obstacle = obstacle
+    _mode: str | None
+
+    def current_weights(self) -> list[Tensor]:
+        """w_ih, w_hh[, b_ih, b_hh], whatever has been put in the parameters' place."""
+        weights = [getattr(self, name) for name in _NAMES]
+        return weights[:2] if weights[2] is weights[3] is None else weights
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """torch.nn's forward: the same arguments, results and errors."""
+        own = self._parameters
+        weights = [*own.values()] if tuple(own) == _NAMES else self.current_weights()
+        if weights[-1] is None:
+            weights = self.current_weights()
+
+        compiling = _is_compiling()
+        path = self.obstacle(input, weights)
+        if path is None:
+            run = operator_call if compiling or type(input) not in _PLAIN else layer_call
+        elif path.name == "composite":
+            run = composite.layer
+        else:
+            return super().forward(input, hx)
+        rank = input.dim()
+        if not self._regular(input, rank, hx, weights):
+            return super().forward(input, hx)
+
+        cell = BY_MODE[self._mode]
+        pair = len(cell.states) == 2
+        state = () if hx is None else hx if pair else (hx,)
+        if rank == 2:
+            _, *states = run(input[None], None, [s[None] for s in state], weights, cell.id, False)
+            return (states[0][0], states[1][0]) if pair else states[0][0]
+        state = [s[None, None] for s in state]
+        _, *states = run(input[None, None], None, state, weights, cell.id, False)
+        return (states[0][0, 0], states[1][0, 0]) if pair else states[0][0, 0]
+
+    def _regular(self, input: Tensor, rank: int, hx: Any, weights: list[Tensor]) -> bool:
+        """Whether the arguments fit together; if not, torch.nn's code raises its errors.
+
+        Autocast is torch.nn's as well: a cell has little to gain there.
+        """
+        if (
+            rank not in (1, 2)
+            or self._mode is None
+            or input.shape[-1] != self.input_size
+            or input.dtype != weights[0].dtype
+            or _any_autocast()
+        ):
+            return False
+        if hx is None:
+            return True
+        shape = (*input.shape[:-1], self.hidden_size)
+        if self._mode != "LSTM":
+            return isinstance(hx, Tensor) and hx.shape == shape
+        return (
+            isinstance(hx, (tuple, list))
+            and len(hx) == 2
+            and hx[0].shape == shape
+            and hx[1].shape == shape
+        )
+
+
+class LSTMCell(Cell, nn.LSTMCell):
+    """torch.nn.LSTMCell on rnnkern's kernels: the same arguments, parameters, results and errors.
+
+    >>> cell = rnnkern.LSTMCell(10, 20)
+    >>> h, c = cell(torch.randn(3, 10))
+    """
+
+    _mode = "LSTM"
+
+
+class GRUCell(Cell, nn.GRUCell):
+    """torch.nn.GRUCell on rnnkern's kernels: the same arguments, parameters, results and errors.
+
+    >>> cell = rnnkern.GRUCell(10, 20)
+    >>> h = cell(torch.randn(3, 10))
+    """
+
+    _mode = "GRU"
+
+
+class RNNCell(Cell, nn.RNNCell):
+    """torch.nn.RNNCell on rnnkern's kernels: the same arguments, parameters, results and errors.
+
+    >>> cell = rnnkern.RNNCell(10, 20, nonlinearity="relu")
+    >>> h = cell(torch.randn(3, 10))
+    """
+
+    @property
+    def _mode(self) -> str | None:
+        return _NONLINEARITIES.get(self.nonlinearity)
+
+
+_NONLINEARITIES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}

@@ -1,0 +1,139 @@
+"""A layer from torch's own differentiable operations: slow, but every transform goes through it.
+
+It serves double backward, forward-mode AD, vmap and whatever else the fused kernels do not reach,
+with the operators' meaning of the arguments (see ops.py), so that one can stand for the other.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from . import cells
+from .ops import split_directions
+
+# One step: x = W_ih x + b_ih and y = W_hh h + b_hh (B, G·H), the states before -> the states after.
+# The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
+
+
+def _lstm(x: Tensor, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = (x + y).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor]:
+    x_r, x_z, x_n = x.chunk(3, -1)
+    y_r, y_z, y_n = y.chunk(3, -1)
+    z = torch.sigmoid(x_z + y_z)
+    n = torch.tanh(x_n + torch.sigmoid(x_r + y_r) * y_n)
+    return (n + z * (h - n),)
+
+
+def _rnn_tanh(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor]:
+    return (torch.tanh(x + y),)
+
+
+def _rnn_relu(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor]:
+    return (torch.relu(x + y),)
+
+
+_STEPS: dict[int, Callable[..., tuple[Tensor, ...]]] = {
+    cells.LSTM.id: _lstm,
+    cells.GRU.id: _gru,
+    cells.RNN_TANH.id: _rnn_tanh,
+    cells.RNN_RELU.id: _rnn_relu,
+}
+
+
+def layer(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    cell: int,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """Runs one layer; returns (output, h_n) or, with a cell state, (output, h_n, c_n).
+
+    Shapes, dtypes and strides are those of `rnnkern::forward` (ops.py).
+    """
+    step = _STEPS[cell]
+    kind = cells.CELLS[cell]
+    if batch_sizes is None:
+        by_step = (input.transpose(0, 1) if batch_first else input).unbind(0)
+        sizes = None
+        batch = by_step[0].shape[0]
+    else:
+        sizes = batch_sizes.tolist()
+        by_step = input.split(sizes)
+        batch = sizes[0]
+
+    outputs, finals = [], []
+    for direction, (w_ih, w_hh, *others) in enumerate(split_directions(weights)):
+        b_ih, b_hh = others[:2] if len(others) > 1 else (None, None)
+        w_hr = others[-1] if len(others) % 2 else None
+        states = [s[direction] for s in state]
+        if not states:
+            widths = (w_hh.shape[1], w_ih.shape[0] // len(kind.gates))
+            states = [input.new_zeros(batch, n) for n in widths[: len(kind.states)]]
+        order = range(len(by_step)) if direction == 0 else range(len(by_step) - 1, -1, -1)
+        hidden: list[Tensor] = [input] * len(by_step)
+        for t in order:
+            # Rows whose sequence has ended (or, backwards, not begun) keep their state.
+            now = states if sizes is None else [s[: sizes[t]] for s in states]
+            new = list(step(linear(by_step[t], w_ih, b_ih), linear(now[0], w_hh, b_hh), *now))
+            if w_hr is not None:
+                new[0] = linear(new[0], w_hr)
+            hidden[t] = new[0]
+            if sizes is not None and sizes[t] < batch:
+                new = [torch.cat([n, s[sizes[t] :]]) for n, s in zip(new, states, strict=True)]
+            states = new
+        outputs.append(torch.stack(hidden) if sizes is None else torch.cat(hidden))
+        finals.append(states)
+
+    output = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+    if batch_first and batch_sizes is None:
+        output = output.transpose(0, 1)
+    return output, *(torch.stack(s) for s in zip(*finals, strict=True))
+
+
+def vjp(
+    grads: Sequence[Tensor | None],
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    cell: int,
+    batch_first: bool,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of (input, *state, *weights) where `needed`, as a differentiable function of all.
+
+    grads are those of what `layer` returns (None: zero). Every tensor is passed through a view of
+    itself, so that a gradient is the partial one even if, say, input itself depends on a weight.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [t.view_as(t) for t in (input, *state, *weights)]
+        n = 1 + len(state)
+        results = layer(own[0], batch_sizes, own[1:n], own[n:], cell, batch_first)
+        pairs = [
+            (r, g)
+            for r, g in zip(results, grads, strict=False)
+            if g is not None and r.requires_grad
+        ]
+        wanted = [t for t, need in zip(own, needed, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                [r for r, _ in pairs],
+                wanted,
+                [g for _, g in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+            if pairs
+            else [None] * len(wanted)
+        )
+    return [next(found) if need else None for need in needed]

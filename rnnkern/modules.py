@@ -1,0 +1,265 @@
+"""LSTM, GRU and RNN: torch.nn's layers with the forward pass on rnnkern's kernels.
+
+Construction, parameters, copies and most messages are torch.nn's own code. Letters: T steps,
+B batch rows, I input_size, H hidden_size, L layers, D directions, N rows of packed data.
+"""
+
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import composite
+from .autograd import layer_call, operator_call
+from .cells import BY_MODE, LSTM as LSTM_CELL
+from .path import obstacle
+
+_any_autocast = torch._C._is_any_autocast_enabled
+_is_compiling = torch.compiler.is_compiling
+
+# Input types with nothing between them and the kernels; others go through the dispatcher.
+_PLAIN = frozenset({Tensor, nn.Parameter, PackedSequence})
+
+Run = Callable[..., tuple[Tensor, ...]]
+
+
+class Layer(nn.RNNBase):
+    """What the three layers share: checks, layouts, the stack of layers, the choice of a path."""
+
+    obstacle = obstacle
+
+    def current_weights(self) -> list[Tensor]:
+        """The weights in torch's order, after whatever has been put in the parameters' place."""
+        if _is_compiling():
+            # The list is a cache: refreshing it inside a graph would leave traced tensors in it.
+            return [getattr(self, name) for name in self._flat_weights_names]
+        self._update_flat_weights()
+        return self._flat_weights
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """torch.nn's forward: the same arguments, results and errors."""
+        compiling = _is_compiling()
+        weights = self._flat_weights
+        if compiling or not all(
+            map(is_, map(self._parameters.get, self._flat_weights_names), weights)
+        ):
+            weights = self.current_weights()
+
+        path = self.obstacle(input, weights)
+        if path is None:
+            run = operator_call if compiling or type(input) not in _PLAIN else layer_call
+        elif path.name == "composite":
+            run = composite.layer
+        elif isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as torch.nn's layers are
+            args = (input,) if hx is None else (input, hx)
+            tracer = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
+        else:
+            return super().forward(input, hx)
+
+        if isinstance(input, PackedSequence):
+            return self._packed(run, input, hx, weights)
+        rank = input.dim()
+        if rank == 3:
+            batch_first = self.batch_first
+            state = self._state(hx, 3)
+        elif rank == 2:
+            batch_first = False
+            state = [s.unsqueeze(1) for s in self._state(hx, 2)]
+            input = input.unsqueeze(1)
+        else:
+            name = self.mode.partition("_")[0]
+            kind = "D tensor" if name == "RNN" else "D"
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {rank}{kind} instead")
+        self._check(input, state, weights, batch_first)
+        output, *states = self._run(run, input, None, state, weights, batch_first)
+        if rank == 2:
+            return output.squeeze(1), self._result([s.squeeze(1) for s in states])
+        return output, self._result(states)
+
+    # What one state means: LSTM overrides these for its pair.
+
+    def _state(self, hx: Any, rank: int) -> Sequence[Tensor]:
+        """hx as a sequence of tensors (none if hx is None), each of that rank."""
+        if hx is None:
+            return ()
+        if hx.dim() != rank:
+            batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {batched} input, hx should also be {rank}-D but got {hx.dim()}-D tensor"
+            )
+        return (hx,)
+
+    def _hx(self, state: Sequence[Tensor]) -> Any:
+        """The reverse of `_state`."""
+        return state[0]
+
+    def _result(self, states: Sequence[Tensor]) -> Any:
+        return states[0]
+
+    def _check(
+        self, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], batch_first: bool
+    ) -> None:
+        """Raises torch.nn's errors for a 3-D input; what it lets pass the kernels check again."""
+        first, second, features = input.shape
+        batch, steps = (first, second) if batch_first else (second, first)
+        good = features == self.input_size and (
+            input.dtype == weights[0].dtype or _any_autocast()
+        )
+        if good and state:
+            count = 2 * self.num_layers if self.bidirectional else self.num_layers
+            good = state[0].shape == (count, batch, self.proj_size or self.hidden_size) and (
+                len(state) == 1 or state[1].shape == (count, batch, self.hidden_size)
+            )
+        if not good:
+            if batch_first != self.batch_first:
+                input = input.transpose(0, 1)
+            if state:
+                self.check_forward_args(input, self._hx(state), None)
+            else:
+                self.check_input(input, None)
+        if steps == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+    def _packed(
+        self, run: Run, packed: PackedSequence, hx: Any, weights: Sequence[Tensor]
+    ) -> tuple[PackedSequence, Any]:
+        data, batch_sizes, sorted_indices, unsorted_indices = packed
+        state = self._state(hx, 3)
+        if state and not _is_compiling():  # a graph cannot look into batch_sizes; the kernels do
+            self.check_forward_args(data, self._hx(state), batch_sizes)
+        else:
+            self.check_input(data, batch_sizes)
+        if sorted_indices is not None:
+            state = [s.index_select(1, sorted_indices) for s in state]
+        output, *states = self._run(run, data, batch_sizes, state, weights, False)
+        if unsorted_indices is not None:
+            states = [s.index_select(1, unsorted_indices) for s in states]
+        result = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return result, self._result(states)
+
+    def _run(
+        self,
+        run: Run,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        batch_first: bool,
+    ) -> Sequence[Tensor]:
+        """The stack of layers on checked arguments: (output, h_n (L·D, B, ·)[, c_n (L·D, B, H)])."""
+        if _any_autocast() and torch.is_autocast_enabled(input.device.type):
+            input, state, weights = self._cast(input, batch_sizes is not None, state, weights)
+            with torch.autocast(input.device.type, enabled=False):
+                return self._run(run, input, batch_sizes, state, weights, batch_first)
+        cell = BY_MODE[self.mode]
+        layers = self.num_layers
+        if layers == 1:
+            return run(input, batch_sizes, state, weights, cell.id, batch_first)
+
+        if batch_first:
+            input = input.transpose(0, 1)
+        each = len(weights) // layers
+        states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
+        drop = self.dropout if self.training else 0
+        finals = []
+        for k in range(layers):
+            if k and drop:
+                input = torch.dropout(input, drop, True)
+            own = weights[k * each : (k + 1) * each]
+            input, *final = run(input, batch_sizes, states[k], own, cell.id, False)
+            finals.append(final)
+        output = input.transpose(0, 1) if batch_first else input
+        return output, *map(torch.cat, zip(*finals, strict=True))
+
+    def _cast(
+        self, input: Tensor, packed: bool, state: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """All in the dtype that torch.nn's results have under autocast: on a CPU not always the low."""
+        tensors = (input, *state, *weights)
+        double = [t.dtype == torch.float64 for t in tensors]
+        if any(double) and not all(double):
+            raise RuntimeError("float64 does not mix with other dtypes under autocast")
+        device = input.device.type
+        if all(double):
+            dtype = torch.float64
+        elif device == "cpu" and (
+            self.mode == "GRU" or (packed and self.mode == LSTM_CELL.mode)
+        ):
+            dtype = state[0].dtype if state else input.dtype
+        else:
+            dtype = torch.get_autocast_dtype(device)
+        return input.to(dtype), [s.to(dtype) for s in state], [w.to(dtype) for w in weights]
+
+    def __prepare_scriptable__(self) -> nn.RNNBase:
+        # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.
+        from .conversion import to_torch
+
+        return to_torch(self)
+
+
+class LSTM(Layer, nn.LSTM):
+    """torch.nn.LSTM on rnnkern's kernels: the same arguments, parameters, results and errors.
+
+    >>> lstm = rnnkern.LSTM(10, 20, num_layers=2)
+    >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        nn.LSTM.__init__(
+            self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            proj_size, device, dtype,
+        )  # fmt: skip
+
+    def _state(self, hx: Any, rank: int) -> Sequence[Tensor]:
+        if hx is None:
+            return ()
+        if isinstance(hx, Tensor):
+            raise TypeError("hx must be a pair of tensors (h_0, c_0), got one tensor")
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        h, c = hx
+        if h.dim() != rank or c.dim() != rank:
+            batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {batched} input, hx and cx should also be {rank}-D but got "
+                f"({h.dim()}-D, {c.dim()}-D) tensors"
+            )
+        return (h, c)
+
+    def _hx(self, state: Sequence[Tensor]) -> Sequence[Tensor]:
+        return state
+
+    def _result(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return states[0], states[1]
+
+
+class GRU(Layer, nn.GRU):
+    """torch.nn.GRU on rnnkern's kernels: the same arguments, parameters, results and errors.
+
+    >>> gru = rnnkern.GRU(10, 20, bidirectional=True)
+    >>> output, h_n = gru(torch.randn(5, 3, 10))
+    """
+
+
+class RNN(Layer, nn.RNN):
+    """torch.nn.RNN on rnnkern's kernels: the same arguments, parameters, results and errors.
+
+    >>> rnn = rnnkern.RNN(10, 20, nonlinearity="relu")
+    >>> output, h_n = rnn(torch.randn(5, 3, 10))
+    """

@@ -1,0 +1,161 @@
+"""The operators `rnnkern::forward` and `rnnkern::backward`: loads the library, gives shapes without data.
+
+One call runs one layer with all its directions; the schemas are in csrc/bindings/torch_ops.cpp.
+Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
+D directions, G gates, N rows of packed data.
+"""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from .cells import CELLS, LSTM
+
+
+def _load(name: str) -> bool:
+    """Loads `rnnkern/<name>*.so`; False if it was not built."""
+    spec = importlib.util.find_spec(f"rnnkern.{name}")
+    if spec is None or spec.origin is None:
+        return False
+    torch.ops.load_library(spec.origin)
+    return True
+
+
+if not _load("_C"):
+    raise ImportError("rnnkern's library is not built: run `pip install .` or `make` in its source")
+
+#: Device types whose tensors the operators take.
+DEVICES = frozenset({"cpu", "meta", "cuda"} if torch.cuda.is_available() and _load("_C_cuda") else {"cpu", "meta"})
+#: Types the operators take; in half precision they compute and save in float32.
+DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+#: Whether the kernels know LSTM's projection (proj_size); if not, torch runs such layers.
+PROJECTION = False
+
+forward = torch.ops.rnnkern.forward.default
+backward = torch.ops.rnnkern.backward.default
+
+
+def info() -> dict[str, Any]:
+    """What the library can do on this machine: instruction sets compiled, available and chosen."""
+    return json.loads(torch.ops.rnnkern.info())
+
+
+def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """The weights of a layer, (w_ih, w_hh[, b_ih, b_hh][, w_hr]) per direction, direction by direction.
+
+    D is not said anywhere: a direction's list starts with w_ih and w_hh, has the biases if its third
+    member is a vector, and w_hr if the member after those is not the next direction's w_ih, which
+    has G·H rows like w_ih while w_hr has P < H.
+    """
+    each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
+    if len(weights) > each and weights[each].shape[0] < weights[0].shape[0]:
+        each += 1
+    return [weights[k : k + each] for k in range(0, len(weights), each)]
+
+
+def _sizes(weights: Sequence[Tensor], cell: int) -> tuple[int, int, int]:
+    """D, H and R of a layer."""
+    directions = split_directions(weights)
+    w_ih, w_hh = directions[0][:2]
+    return len(directions), w_ih.shape[0] // len(CELLS[cell].gates), w_hh.shape[1]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that the kernels compute and save in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _packed_batch(batch_sizes: Tensor, state: list[Tensor]) -> int:
+    """B of packed data, which without a state stands only in the values of batch_sizes."""
+    if state:
+        return state[0].shape[1]
+    if isinstance(batch_sizes, FakeTensor):
+        return torch.library.get_ctx().new_dynamic_size()
+    return int(batch_sizes[0])
+
+
+@torch.library.register_fake("rnnkern::forward")
+def _forward_shapes(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: list[Tensor],
+    weights: list[Tensor],
+    cell: int,
+    batch_first: bool,
+    train: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    directions, hidden, width = _sizes(weights, cell)
+    if batch_sizes is None:
+        steps, batch = input.shape[:2]
+        if batch_first:
+            steps, batch = batch, steps
+        rows = steps * batch
+        output = input.new_empty(steps, batch, directions * width)
+        if batch_first:
+            output = output.transpose(0, 1)
+    else:
+        rows = input.shape[0]
+        output = input.new_empty(rows, directions * width)
+        batch = _packed_batch(batch_sizes, state)
+    saved = len(CELLS[cell].saved)
+    wide = _wide(input.dtype)
+    empty = input.new_empty(0, dtype=wide)
+    return (
+        output,
+        input.new_empty(directions, batch, width),
+        input.new_empty(directions, batch, hidden) if cell == LSTM.id else input.new_empty(0),
+        input.new_empty(directions, rows, saved, hidden, dtype=wide) if train and saved else empty,
+        input.new_empty(directions, rows, hidden, dtype=wide)
+        if train and cell == LSTM.id
+        else empty.clone(),
+    )
+
+
+@torch.library.register_fake("rnnkern::backward")
+def _backward_shapes(
+    grad_output: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: list[Tensor],
+    weights: list[Tensor],
+    output: Tensor,
+    saved: Tensor,
+    cells: Tensor,
+    cell: int,
+    batch_first: bool,
+    needs: int,
+    flow: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+    directions, hidden, width = _sizes(weights, cell)
+    lstm = cell == LSTM.id
+    wide = _wide(input.dtype)
+    nothing = input.new_empty(0)
+    if batch_sizes is not None:
+        rows = input.shape[0]
+        grad_input = input.new_empty(input.shape)
+    else:
+        first, second, features = input.shape
+        rows = first * second
+        grad_input = input.new_empty(input.shape)
+        if batch_first:
+            grad_input = input.new_empty(second, first, features).transpose(0, 1)
+    if needs & 2:
+        if batch_sizes is not None:
+            batch = _packed_batch(batch_sizes, state)
+        else:
+            batch = first if batch_first else second
+    return (
+        grad_input if needs & 1 else nothing,
+        input.new_empty(directions, batch, width) if needs & 2 else nothing,
+        input.new_empty(directions, batch, hidden) if needs & 2 and lstm else nothing.clone(),
+        [w.new_empty(w.shape) for w in weights] if needs & 4 else [],
+        input.new_empty(*(directions, rows, width) if flow else (0,), dtype=wide),
+        input.new_empty(*(directions, rows, hidden) if flow and lstm else (0,), dtype=wide),
+    )

@@ -1,0 +1,80 @@
+"""Which path a call takes: the fused kernels, the differentiable composite, or torch.nn's own code.
+
+`obstacle` decides, for the layers' forward and for `explain` alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+from . import ops
+
+_functorch_active = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
+_NONE = type(None)
+
+
+@dataclass(frozen=True)
+class Path:
+    """name: "fused", "composite" or "torch"; reason: why, in words."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+FUSED = Path("fused", "rnnkern's kernels")
+_TRANSFORM = Path("composite", "inside torch.func or forward-mode AD, which need torch's operations")
+_JIT = Path("torch", "torch.jit.trace or the ONNX exporter records torch's operators")
+_PROJECTION = Path("torch", "the kernels do not cover proj_size yet")
+_SIZE = Path("torch", "a size is zero")
+_NOT_TENSORS = Path("torch", "input or weights are not tensors")
+
+
+def obstacle(module: nn.Module, input: Any, weights: Sequence[Any]) -> Path | None:
+    """Why the fused kernels do not take this call and who does; None if they do.
+
+    Shapes and the agreement of dtypes are not looked at: they are the same for every path.
+    """
+    if _functorch_active() or forward_ad._current_level >= 0:
+        return _TRANSFORM
+    data = input[0] if isinstance(input, PackedSequence) else input
+    if not isinstance(data, Tensor) or _NONE in map(type, weights):
+        return _NOT_TENSORS
+    if data.dtype not in ops.DTYPES:
+        return Path("torch", f"dtype {data.dtype}")
+    if not (data.is_cpu or data.device.type in ops.DEVICES):
+        return Path("torch", f"device {data.device}")
+    if not ops.PROJECTION and getattr(module, "proj_size", 0):
+        return _PROJECTION
+    if not (module.input_size and module.hidden_size):
+        return _SIZE
+    if _tracing_state() is not None:
+        return _JIT
+    return None
+
+
+def explain(
+    layer: nn.Module,
+    x: Tensor | PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None = None,
+) -> Path:
+    """Says which path `layer(x, hx)` would take here and now (inside vmap, say), and why.
+
+    >>> print(rnnkern.explain(rnnkern.LSTM(3, 4), torch.randn(5, 2, 3)))
+    fused: rnnkern's kernels
+    """
+    from .cell_modules import Cell
+    from .modules import Layer
+
+    if not isinstance(layer, (Layer, Cell)):
+        return Path("torch", f"{type(layer).__name__} is not rnnkern's (rnnkern.convert swaps it)")
+    weights = layer.current_weights()
+    return layer.obstacle(x, weights) or FUSED
