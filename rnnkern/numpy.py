@@ -1,0 +1,179 @@
+"""Trained recurrent layers on NumPy arrays, by the same kernels, without torch.
+
+    >>> weights = np.load("lstm.npz")            # np.savez("lstm.npz", **{k: v.numpy() for k, v in
+    >>> lstm = rnnkern.numpy.Layer(weights)      #     layer.state_dict().items()}), where torch was
+    >>> output, (h_n, c_n) = lstm(x)             # x (T, B, I)
+
+Everything but the weights' values is read from their shapes: the kind of cell, the layers, the
+directions. Shapes are torch.nn's. Letters: T steps, B batch rows, I inputs, H hidden units, L
+layers, D directions, N rows of packed data.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _numpy
+from .cells import BY_MODE, LSTM, Cell
+from .state_dict import layers
+
+Array = np.ndarray
+State = Array | tuple[Array, Array]
+
+__all__ = ["Layer", "set_threads"]
+
+set_threads = _numpy.set_threads
+
+
+class Layer:
+    """A stack of LSTM, GRU or RNN layers from the arrays of a state_dict, for inference.
+
+    state_dict    torch.nn's names to float32 or float64 arrays, as `np.load` of an .npz gives them
+    prefix        the layer's name in a larger model's state_dict, with its dot ("encoder.")
+    batch_first   inputs and outputs are (B, T, ·) instead of (T, B, ·)
+    nonlinearity  "tanh" or "relu", for an RNN: the weights do not tell
+
+    Raises ValueError where the arrays are not those of one stack of layers.
+    """
+
+    def __init__(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        batch_first: bool = False,
+        nonlinearity: str = "tanh",
+    ) -> None:
+        self.batch_first = batch_first
+        self.weights = layers(state_dict, prefix)
+        first = self.weights[0][0]
+        if first.w_hr is not None:
+            raise ValueError("rnnkern.numpy has no projections (proj_size)")
+        self.hidden_size = first.w_hh.shape[1]
+        self.input_size = first.w_ih.shape[1]
+        self.directions = len(self.weights[0])
+        self.dtype = first.w_ih.dtype
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"weights must be float32 or float64, got {self.dtype}")
+        self.cell = _cell(first.w_hh.shape, nonlinearity)
+        self._check_weights()
+
+    def __repr__(self) -> str:
+        return (
+            f"Layer({self.cell.mode}, {self.input_size}, {self.hidden_size}, "
+            f"num_layers={len(self.weights)}, bidirectional={self.directions == 2}, {self.dtype})"
+        )
+
+    def __call__(
+        self, x: Array, hx: State | None = None, batch_sizes: Sequence[int] | None = None
+    ) -> tuple[Array, State]:
+        """Runs the stack: (output, h_n), for an LSTM (output, (h_n, c_n)).
+
+        x            (T, B, I), (B, T, I) with batch_first, (T, I) without a batch; packed (N, I)
+        hx           h_0, for an LSTM (h_0, c_0), each (L·D, B, H) or (L·D, H); zeros if None
+        batch_sizes  packed x only: how many sequences, sorted by falling length, reach each step
+
+        Raises ValueError for wrong ranks, sizes or dtypes.
+        """
+        return self._run(x, hx, batch_sizes, train=False)[:2]
+
+    def record(
+        self, x: Array, hx: State | None = None, batch_sizes: Sequence[int] | None = None
+    ) -> tuple[Array, State, list[list[dict[str, Array]]]]:
+        """As a call, and a third result: what happened inside, `steps[layer][direction][name]`.
+
+        The names are "hidden", for an LSTM "cell_state", and the gates ("input", "forget", "cell",
+        "output"; GRU "reset", "update", "new"), each (N, H) with row t·B + b, or packed as x is.
+        """
+        return self._run(x, hx, batch_sizes, train=True)
+
+    def _run(
+        self, x: Array, hx: State | None, batch_sizes: Sequence[int] | None, train: bool
+    ) -> tuple[Array, State, list[list[dict[str, Array]]]]:
+        x = np.asarray(x)
+        unbatched = x.ndim == 2 and batch_sizes is None
+        if x.ndim != (3 if batch_sizes is None else 2) and not unbatched:
+            wanted = "2 or 3" if batch_sizes is None else "2 (packed)"
+            raise ValueError(f"input must have {wanted} dimensions, got {x.ndim}")
+        if x.shape[-1] != self.input_size:
+            raise ValueError(f"input must have {self.input_size} features, got {x.shape[-1]}")
+        if x.dtype != self.dtype:
+            raise ValueError(f"input is {x.dtype}, but the weights are {self.dtype}")
+        x = np.ascontiguousarray(x)
+        batch_first = self.batch_first and x.ndim == 3
+        if unbatched:
+            x = x[:, None]
+        batch = int(batch_sizes[0]) if batch_sizes is not None else x.shape[not batch_first]
+        states = self._state(hx, batch, unbatched)
+        finals, steps = [], []
+        for k, layer in enumerate(self.weights):
+            rows = slice(k * self.directions, (k + 1) * self.directions)
+            x, h_n, c_n, saved, cells = _numpy.forward(
+                x, batch_sizes, [s[rows] for s in states], [w for d in layer for w in d.arrays],
+                self.cell.id, batch_first, train,
+            )  # fmt: skip
+            finals.append((h_n, c_n)[: len(self.cell.states)])
+            if train:
+                steps.append(self._steps(x, saved, cells, batch_first))
+        final = [np.concatenate(s) for s in zip(*finals, strict=True)]
+        if unbatched:
+            x, final = x[:, 0], [s[:, 0] for s in final]
+        return x, tuple(final) if self.cell is LSTM else final[0], steps
+
+    def _steps(
+        self, output: Array, saved: Array, cells: Array, batch_first: bool
+    ) -> list[dict[str, Array]]:
+        rows = output.swapaxes(0, 1) if batch_first else output
+        hidden = np.split(rows.reshape(-1, rows.shape[-1]), self.directions, axis=1)
+        found = []
+        for d, h in enumerate(hidden):
+            states = {"hidden": h} | ({"cell_state": cells[d]} if self.cell is LSTM else {})
+            saved_gates = {name: saved[d, :, s] for s, name in enumerate(self.cell.saved)}
+            found.append(states | {k: v for k, v in saved_gates.items() if k in self.cell.gates})
+        return found
+
+    def _state(self, hx: State | None, batch: int, unbatched: bool) -> list[Array]:
+        if hx is None:
+            return []
+        given = list(hx) if isinstance(hx, (tuple, list)) else [hx]
+        names = [f"{name}_0" for name in self.cell.states]
+        if len(given) != len(names):
+            raise ValueError(f"hx must be {', '.join(names)}, got {len(given)} arrays")
+        wanted = (len(self.weights) * self.directions, batch, self.hidden_size)
+        states = []
+        for name, s in zip(names, given, strict=True):
+            s = np.asarray(s)[:, None] if unbatched and np.ndim(s) == 2 else np.asarray(s)
+            if s.shape != wanted:
+                raise ValueError(f"{name} must have the shape {wanted}, got {s.shape}")
+            if s.dtype != self.dtype:
+                raise ValueError(f"{name} is {s.dtype}, but the weights are {self.dtype}")
+            states.append(s)
+        return states
+
+    def _check_weights(self) -> None:
+        gate_rows = len(self.cell.gates) * self.hidden_size
+        for k, layer in enumerate(self.weights):
+            inputs = self.directions * self.hidden_size if k else self.input_size
+            wanted = [(gate_rows, inputs), (gate_rows, self.hidden_size), *[(gate_rows,)] * 2]
+            for w in (w for direction in layer for w in direction.arrays):
+                if w.dtype != self.dtype:
+                    raise ValueError(f"the weights are both {self.dtype} and {w.dtype}")
+            for d, direction in enumerate(layer):
+                for name, w, shape in zip(direction._fields, direction, wanted, strict=False):
+                    if w is not None and w.shape != shape:
+                        raise ValueError(
+                            f"{name} of layer {k}, direction {d} must have the shape {shape}, "
+                            f"got {w.shape}"
+                        )
+
+
+def _cell(w_hh: tuple[int, ...], nonlinearity: str) -> Cell:
+    """The cell whose recurrent weights have this shape, (G·H, H)."""
+    gates, rest = divmod(w_hh[0], w_hh[1]) if len(w_hh) == 2 and w_hh[1] else (0, 1)
+    modes = {4: "LSTM", 3: "GRU", 1: f"RNN_{nonlinearity.upper()}"}
+    if rest or gates not in modes:
+        raise ValueError(f"weight_hh_l0 of shape {w_hh} belongs to no LSTM, GRU or RNN")
+    if modes[gates] not in BY_MODE:
+        raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+    return BY_MODE[modes[gates]]

@@ -1,0 +1,172 @@
+"""rnnkern.numpy: the CPU engine on NumPy arrays against the references, and its errors."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import rnnkern.numpy
+from rnnkern import reference
+from rnnkern.cells import CELLS
+
+T, B, I, H = 7, 3, 5, 6
+SIZES = [3, 3, 3, 2, 2, 1, 1]
+MODES = [cell.mode for cell in CELLS]
+
+
+def state_dict(mode, num_layers=2, directions=2, bias=True, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    gates = reference.CELLS[mode].gates
+    arrays = {}
+    for layer in range(num_layers):
+        inputs = directions * H if layer else I
+        for suffix in ("", "_reverse")[:directions]:
+            shapes = {"weight_ih": (gates * H, inputs), "weight_hh": (gates * H, H)}
+            shapes |= {"bias_ih": (gates * H,), "bias_hh": (gates * H,)} if bias else {}
+            for name, shape in shapes.items():
+                arrays[f"{name}_l{layer}{suffix}"] = rng.normal(scale=0.5, size=shape).astype(dtype)
+    return arrays
+
+
+def make(mode, **options):
+    arrays = state_dict(mode, **options)
+    nonlinearity = "relu" if mode == "RNN_RELU" else "tanh"
+    return rnnkern.numpy.Layer(arrays, nonlinearity=nonlinearity)
+
+
+def random(*shape):
+    return np.random.default_rng(1).normal(size=shape)
+
+
+def expected(layer, x, states, sizes=None):
+    """Tapes of the references, one per layer of the stack."""
+    tapes, d = [], layer.directions
+    for k, weights in enumerate(layer.weights):
+        x = tapes[-1].output if tapes else x
+        state = [s[k * d : (k + 1) * d] for s in states]
+        tapes.append(reference.forward(layer.cell.mode, x, weights, state, sizes))
+    return tapes
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("mode", MODES)
+def test_outputs_and_steps_are_the_references(mode, bias, directions, packed):
+    layer = make(mode, bias=bias, directions=directions)
+    x = random(sum(SIZES), I) if packed else random(T, B, I)
+    states = [random(2 * directions, B, H) for _ in layer.cell.states]
+    hx = tuple(states) if mode == "LSTM" else states[0]
+    sizes = SIZES if packed else None
+
+    output, final, steps = layer.record(x, hx, sizes)
+    tapes = expected(layer, x, states, sizes)
+    np.testing.assert_allclose(output, tapes[-1].output, atol=1e-12)
+    finals = final if mode == "LSTM" else (final,)
+    np.testing.assert_allclose(finals[0], np.concatenate([t.h_n for t in tapes]), atol=1e-12)
+    if mode == "LSTM":
+        np.testing.assert_allclose(finals[1], np.concatenate([t.c_n for t in tapes]), atol=1e-12)
+    for tape, found in zip(tapes, steps, strict=True):
+        for wanted, step in zip(tape.directions, found, strict=True):
+            named = {"hidden": wanted.hidden, "cell_state": wanted.cell, **wanted.saved}
+            for name, value in step.items():
+                np.testing.assert_allclose(value, named[name], atol=1e-12, err_msg=name)
+
+    inferred, _ = layer(x, hx, sizes)
+    np.testing.assert_array_equal(inferred, output)
+
+
+def test_layouts_and_the_zero_state():
+    arrays, x = state_dict("LSTM"), random(T, B, I)
+    layer = rnnkern.numpy.Layer(arrays)
+    output, (h_n, c_n) = layer(x)
+    zeros = np.zeros((4, B, H))
+    np.testing.assert_array_equal(layer(x, (zeros, zeros))[0], output)
+
+    by_batch = rnnkern.numpy.Layer(arrays, batch_first=True)
+    swapped, (h_swapped, _) = by_batch(x.swapaxes(0, 1))
+    np.testing.assert_array_equal(swapped, output.swapaxes(0, 1))
+    np.testing.assert_array_equal(h_swapped, h_n)
+    _, _, steps = by_batch.record(x.swapaxes(0, 1))
+    np.testing.assert_array_equal(steps[1][0]["hidden"], output[..., :H].reshape(-1, H))
+
+    alone, (_, c_alone) = by_batch(x[:, 1], (zeros[:, 1], zeros[:, 1]))  # without a batch
+    np.testing.assert_allclose(alone, output[:, 1], atol=1e-14)
+    np.testing.assert_allclose(c_alone, c_n[:, 1], atol=1e-14)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_float32(mode):
+    layer, x = make(mode, dtype=np.float32), random(T, B, I).astype(np.float32)
+    output, _ = layer(x)
+    assert output.dtype == np.float32
+    wanted = expected(layer, x, [])[-1].output
+    np.testing.assert_allclose(output, wanted, atol=2e-6 * max(1, abs(wanted).max()))
+
+
+def test_reads_a_layer_out_of_a_model():
+    arrays = state_dict("GRU")
+    model = {f"encoder.rnn.{name}": w for name, w in arrays.items()} | {"head.weight": random(2, H)}
+    x = random(T, B, I)
+    found = rnnkern.numpy.Layer(model, prefix="encoder.rnn.")
+    np.testing.assert_array_equal(found(x)[0], rnnkern.numpy.Layer(arrays)(x)[0])
+    assert repr(found) == "Layer(GRU, 5, 6, num_layers=2, bidirectional=True, float64)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("bias_hh_l0"), "lacks bias_hh_l0"),
+        (lambda w: w.pop("weight_hh_l1_reverse"), "lacks weight_hh_l1_reverse"),
+        (lambda w: w.update(head=random(2)), "'head' is not a weight of a recurrent layer"),
+        (lambda w: w.update(weight_hh_l0=random(9, H)), "belongs to no LSTM"),
+        (lambda w: w.update(weight_ih_l1=random(24, 7)), r"w_ih of layer 1, .* \(24, 12\), got"),
+        (lambda w: w.update(weight_hr_l0=random(2, H)), "lacks weight_hr_l0_reverse"),
+        (lambda w: w.update(bias_ih_l0=w["bias_ih_l0"].astype("f")), "both float64 and float32"),
+        (lambda w: w.update(weight_ih_l0=w["weight_ih_l0"].astype(int)), "float32 or float64"),
+        (lambda w: w.clear(), "no recurrent layer's weights"),
+    ],
+)
+def test_wrong_weights(change, message):
+    arrays = state_dict("LSTM")
+    change(arrays)
+    with pytest.raises(ValueError, match=message):
+        rnnkern.numpy.Layer(arrays)
+
+
+@pytest.mark.parametrize(
+    ("x", "hx", "sizes", "message"),
+    [
+        (random(T), None, None, "2 or 3 dimensions, got 1"),
+        (random(T, B, I), None, SIZES, r"2 \(packed\) dimensions, got 3"),
+        (random(T, B, 4), None, None, "5 features, got 4"),
+        (random(T, B, I).astype("f"), None, None, "float32, but the weights are float64"),
+        (random(0, B, I), None, None, "sequence length"),
+        (random(T, B, I), random(4, B, H), None, "h_0, c_0, got 1"),
+        (random(T, B, I), (random(4, B, H), random(4, 1, H)), None, r"c_0 must .* \(4, 3, 6\)"),
+        (random(T, B, I), (random(4, B, H).astype("f"),) * 2, None, "h_0 is float32"),
+        (random(9, I), None, [2, 3, 4], "must not grow"),
+        (random(9, I), None, [3, 3], "do not add up"),
+    ],
+)
+def test_wrong_inputs(x, hx, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make("LSTM")(x, hx, sizes)
+
+
+def test_wrong_nonlinearity():
+    with pytest.raises(ValueError, match="'tanh' or 'relu', got 'sin'"):
+        rnnkern.numpy.Layer(state_dict("RNN_TANH"), nonlinearity="sin")
+
+
+def test_no_projection():
+    arrays = state_dict("LSTM", num_layers=1, directions=1)
+    arrays |= {"weight_hr_l0": random(2, H), "weight_hh_l0": random(4 * H, 2)}
+    with pytest.raises(ValueError, match="no projections"):
+        rnnkern.numpy.Layer(arrays)
+
+
+def test_imports_no_torch():
+    program = "import sys, rnnkern.numpy; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
