@@ -1,0 +1,145 @@
+// What the CUDA operators need of torch: the stream, new tensors and views, products; and where the
+// rows of a sequence lie in a tensor. Stable ABI only.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "../cuda/step.h"
+#include "call.h"
+
+namespace rnnkern {
+
+using Sizes = std::initializer_list<int64_t>;
+namespace stable = torch::stable;
+
+// For as long as it lives: the tensors' device is current, and autograd records nothing.
+class OnDevice {
+ public:
+  explicit OnDevice([[maybe_unused]] const Tensor& t)
+      : recording_(aoti_torch_grad_mode_is_enabled()) {
+    aoti_torch_grad_mode_set_enabled(false);
+#ifndef RNNKERN_CUDA_ON_HOST
+    guard_.emplace(t.get_device_index());
+    void* stream;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    stream_ = static_cast<cuda::Stream>(stream);
+#endif
+  }
+  ~OnDevice() { aoti_torch_grad_mode_set_enabled(recording_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  cuda::Stream stream() const { return stream_; }
+
+ private:
+  bool recording_;
+  std::optional<stable::accelerator::DeviceGuard> guard_;
+  cuda::Stream stream_ = nullptr;
+};
+
+inline void check_launch(const char* error) {
+  STD_TORCH_CHECK(!error, "rnnkern: a CUDA kernel could not be launched: ", error ? error : "");
+}
+
+inline cuda::Storage storage_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double: return cuda::Storage::float64;
+    case ScalarType::Float: return cuda::Storage::float32;
+    case ScalarType::BFloat16: return cuda::Storage::bfloat16;
+    case ScalarType::Half: return cuda::Storage::float16;
+    default: STD_TORCH_CHECK(false, "rnnkern: unsupported dtype");
+  }
+}
+
+inline ScalarType wide_of(ScalarType dtype) { return is_half(dtype) ? ScalarType::Float : dtype; }
+
+// The address of an element; null in a tensor without any.
+inline void* address(const Tensor& t, int64_t element = 0) {
+  return t.numel() ? static_cast<char*>(t.data_ptr()) + element * int64_t(t.element_size())
+                   : nullptr;
+}
+
+inline Tensor empty(const Tensor& like, ScalarType dtype, Sizes sizes) {
+  return stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
+}
+
+// A new tensor to start from: a copy of `from`, or zeros.
+inline Tensor start_from(const MaybeTensor& from, const Tensor& like, ScalarType dtype,
+                         Sizes sizes) {
+  if (!from) return stable::new_zeros(like, {sizes.begin(), sizes.size()}, dtype);
+  Tensor copy = empty(like, dtype, sizes);
+  stable::copy_(copy, *from);
+  return copy;
+}
+
+// A matrix within t, from element `first` on.
+inline Tensor matrix(const Tensor& t, int64_t first, int64_t rows, int64_t columns,
+                     int64_t row_stride) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, 1};
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, first, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor transposed(const Tensor& m) { return stable::transpose(m, 0, 1); }
+
+// out = a b, in the dtype of out.
+inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  using stable::detail::from;
+  StableIValue stack[4] = {from(a), from(b)};
+  if (a.scalar_type() == out.scalar_type()) {
+    stack[2] = from(out);
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
+  } else {
+    stack[2] = from(out.scalar_type());
+    stack[3] = from(out);
+    TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::mm", "dtype_out", stack, TORCH_ABI_VERSION));
+  }
+  stable::detail::to<Tensor>(stack[0]);  // a second handle on `out`, which we must release
+}
+
+// Where the rows of each step lie: numbered rows (time-major), and those of a given tensor.
+struct Walk {
+  const Call& call;
+
+  int64_t row(int64_t t) const { return call.packed ? call.offsets[t] : t * call.batch; }
+  int64_t active(int64_t t) const {
+    return call.packed ? call.offsets[t + 1] - call.offsets[t] : call.batch;
+  }
+  // The t of the k-th step of a direction.
+  int64_t time(int direction, int64_t k) const { return direction ? call.steps - 1 - k : k; }
+
+  int64_t row_stride(const Tensor& t) const {
+    return t.stride(call.packed || call.batch_first ? 0 : 1);
+  }
+  int64_t offset(const Tensor& tensor, int64_t t) const {
+    if (call.packed) return call.offsets[t] * tensor.stride(0);
+    return t * tensor.stride(call.batch_first ? 1 : 0);
+  }
+
+  // The rows of steps [begin, end) as a matrix, in order of their numbers: a view where possible.
+  Tensor rows(const Tensor& tensor, int64_t begin, int64_t end) const {
+    const int64_t count = row(end) - row(begin), features = tensor.size(tensor.dim() - 1);
+    if (call.packed) {
+      Tensor packed = tensor;
+      return stable::narrow(packed, 0, row(begin), count);
+    }
+    Tensor by_time = call.batch_first ? stable::transpose(tensor, 0, 1) : tensor;
+    return stable::reshape(stable::narrow(by_time, 0, begin, end - begin), {count, features});
+  }
+
+  // A tensor of rows as the caller sees it, from its memory in time-major order.
+  Tensor outward(const Tensor& memory) const {
+    return call.batch_first ? stable::transpose(memory, 0, 1) : memory;
+  }
+  Tensor allocate(const Tensor& like, int64_t features) const {
+    if (call.packed) return empty(like, like.scalar_type(), {call.rows, features});
+    return empty(like, like.scalar_type(), {call.steps, call.batch, features});
+  }
+};
+
+}  // namespace rnnkern

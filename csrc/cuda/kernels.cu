@@ -1,0 +1,100 @@
+// The kernels themselves: each hands its thread's share to a function of pointwise.h.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include "pointwise.h"
+
+namespace rnnkern::cuda {
+namespace {
+
+__device__ Lane this_lane() {
+  return {int64_t(blockIdx.y) * blockDim.y + threadIdx.y, int64_t(gridDim.y) * blockDim.y,
+          int64_t(blockIdx.x) * blockDim.x + threadIdx.x, int64_t(gridDim.x) * blockDim.x};
+}
+
+template <class Cell, class T>
+__global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardStep step) {
+  forward_lane<Cell, T>(step, this_lane());
+}
+
+template <class Cell, class T>
+__global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardStep step) {
+  backward_lane<Cell, T>(step, this_lane());
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(kThreads)
+    add_kernel(int64_t count, const S* a, const S* b, T* out) {
+  const Lane lane = this_lane();
+  add_lane(count, a, b, out, lane.unit, lane.unit_step);
+}
+
+const char* launched() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+template <class F>
+auto visit_storage(Storage storage, F&& f) {
+  switch (storage) {
+    case Storage::float64: return f(Type<double>{});
+    case Storage::bfloat16: return f(Type<__nv_bfloat16>{});
+    case Storage::float16: return f(Type<__half>{});
+    default: return f(Type<float>{});
+  }
+}
+
+}  // namespace
+
+const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream stream) {
+  if (step.batch == 0 || step.units == 0) return nullptr;
+  const Grid g = make_grid(step.batch, step.units);
+  const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
+  visit_cell(CellId(cell), [&](auto c) {
+    visit_storage(storage, [&](auto type) {
+      using T = typename decltype(type)::type;
+      forward_kernel<decltype(c), T><<<blocks, threads, 0, stream>>>(step);
+    });
+  });
+  return launched();
+}
+
+const char* launch_backward(int cell, Storage storage, const BackwardStep& step, Stream stream) {
+  if (step.batch == 0 || step.units == 0) return nullptr;
+  const Grid g = make_grid(step.batch, step.units);
+  const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
+  visit_cell(CellId(cell), [&](auto c) {
+    visit_storage(storage, [&](auto type) {
+      using T = typename decltype(type)::type;
+      backward_kernel<decltype(c), T><<<blocks, threads, 0, stream>>>(step);
+    });
+  });
+  return launched();
+}
+
+const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
+                       const void* b, void* out, Stream stream) {
+  if (count == 0) return nullptr;
+  const Grid g = make_grid(1, count);
+  visit_storage(storage, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto add = [&](auto operand) {
+      using S = typename decltype(operand)::type;
+      add_kernel<<<g.blocks_x, g.threads_x, 0, stream>>>(
+          count, static_cast<const S*>(a), static_cast<const S*>(b), static_cast<T*>(out));
+    };
+    if (accumulated)
+      add(Type<typename Accumulation<T>::type>{});
+    else
+      add(type);
+  });
+  return launched();
+}
+
+}  // namespace rnnkern::cuda

@@ -1,0 +1,144 @@
+// The bodies of the kernels, one (batch row, hidden unit) at a time, and how threads share them.
+// Nothing here needs a GPU: the tests run the same functions on the CPU, thread by thread.
+#pragma once
+#include "scalar.h"
+#include "step.h"
+
+namespace rnnkern::cuda {
+
+template <class T>
+struct Accumulation {
+  using type = float;
+};
+template <>
+struct Accumulation<double> {
+  using type = double;
+};
+
+// Threads cover rows and units in a grid-stride loop: 2-D, so that no index needs a division.
+struct Grid {
+  unsigned blocks_x, blocks_y, threads_x, threads_y;
+};
+
+struct Lane {
+  int64_t row, row_step, unit, unit_step;
+};
+
+constexpr int kThreads = 256;
+
+inline Grid make_grid(int64_t rows, int64_t units) {
+  constexpr int64_t kMaxBlocksY = 65535, kMaxBlocksX = 65536;
+  const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  Grid g;
+  g.threads_x = 32;
+  while (g.threads_x < kThreads && g.threads_x < units) g.threads_x *= 2;
+  g.threads_y = kThreads / g.threads_x;
+  g.blocks_x = unsigned(least((units + g.threads_x - 1) / g.threads_x, kMaxBlocksX));
+  g.blocks_y = unsigned(least((rows + g.threads_y - 1) / g.threads_y, kMaxBlocksY));
+  return g;
+}
+
+template <class Cell, class T>
+RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
+  using A = typename Accumulation<T>::type;
+  constexpr int G = Cell::kGates;
+  const int64_t H = p.units, state = b * H + u, row = p.row + b;
+  const auto bias_ih = static_cast<const T*>(p.bias_ih);
+  const auto bias_hh = static_cast<const T*>(p.bias_hh);
+  const auto input = static_cast<const A*>(p.input) + p.input_offset + b * p.input_row + u;
+  const auto hidden = static_cast<const A*>(p.hidden);
+
+  A sum[Cell::kSums] = {};
+  for (int s = 0; s < G; ++s) {
+    const int64_t gate = Cell::input_gate(s) * H;
+    sum[Cell::kInputSum + s] += input[gate];
+    if (bias_ih) sum[Cell::kInputSum + s] += A(bias_ih[gate + u]);
+  }
+  for (int s = 0; s < G; ++s) {
+    const int64_t gate = Cell::hidden_gate(s) * H;
+    if (hidden) sum[Cell::kHiddenSum + s] += hidden[b * G * H + gate + u];
+    if (bias_hh) sum[Cell::kHiddenSum + s] += A(bias_hh[gate + u]);
+  }
+
+  A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
+  prev[0] = static_cast<A*>(p.h)[state];
+  if constexpr (Cell::kStates == 2) prev[1] = static_cast<A*>(p.c)[state];
+  Cell::forward(sum, prev, next, saved);
+
+  static_cast<A*>(p.h)[state] = next[0];
+  if (p.h_operand) static_cast<T*>(p.h_operand)[state] = T(next[0]);
+  static_cast<T*>(p.y)[p.y_offset + b * p.y_row + u] = T(next[0]);
+  if (p.saved)
+    for (int s = 0; s < Cell::kSaved; ++s)
+      static_cast<A*>(p.saved)[(row * Cell::kSaved + s) * H + u] = saved[s];
+  if constexpr (Cell::kStates == 2) {
+    static_cast<A*>(p.c)[state] = next[1];
+    if (p.cells) static_cast<A*>(p.cells)[row * H + u] = next[1];
+  }
+}
+
+template <class Cell, class T>
+RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) {
+  using A = typename Accumulation<T>::type;
+  const int64_t H = p.units, state = b * H + u, row = p.row + b;
+  const bool began = b >= p.previous_batch;
+  const auto y = static_cast<const T*>(p.y) + b * p.y_row + u;
+  const auto h0 = static_cast<const T*>(p.h0);
+
+  A prev[Cell::kStates], next[Cell::kStates], dnext[Cell::kStates], dprev[Cell::kStates];
+  const T h_before = !began ? y[p.previous_y_offset] : h0 ? h0[state] : T(0.f);
+  prev[0] = A(h_before);
+  next[0] = A(y[p.y_offset]);
+  dnext[0] = static_cast<A*>(p.dh)[state] + static_cast<const A*>(p.recurrent)[state];
+  if (p.dy) dnext[0] += A(static_cast<const T*>(p.dy)[p.dy_offset + b * p.dy_row + u]);
+  if constexpr (Cell::kStates == 2) {
+    const auto cells = static_cast<const A*>(p.cells);
+    const auto c0 = static_cast<const T*>(p.c0);
+    prev[1] = !began ? cells[(p.previous_row + b) * H + u] : c0 ? A(c0[state]) : A(0);
+    next[1] = cells[row * H + u];
+    dnext[1] = static_cast<A*>(p.dc)[state];
+  }
+  A saved[Cell::kSaved + 1], dsum[Cell::kSums];
+  for (int s = 0; s < Cell::kSaved; ++s)
+    saved[s] = static_cast<const A*>(p.saved)[(row * Cell::kSaved + s) * H + u];
+
+  Cell::backward(saved, prev, next, dnext, dprev, dsum);
+
+  static_cast<A*>(p.dh)[state] = dprev[0];
+  if constexpr (Cell::kStates == 2) static_cast<A*>(p.dc)[state] = dprev[1];
+  for (int s = 0; s < Cell::kSums; ++s)
+    static_cast<T*>(p.dsum)[(row * Cell::kSums + s) * H + u] = T(dsum[s]);
+  if (p.previous) static_cast<T*>(p.previous)[row * H + u] = h_before;
+  if (p.flow_h) static_cast<A*>(p.flow_h)[row * H + u] = dnext[0];
+  if constexpr (Cell::kStates == 2) {
+    // dL/dc_t has a second way to the loss, through h_t.
+    if (p.flow_c) {
+      const A o = saved[3], tanh_c = tanh(next[1]);
+      static_cast<A*>(p.flow_c)[row * H + u] = dnext[1] + dnext[0] * o * (A(1) - tanh_c * tanh_c);
+    }
+  }
+}
+
+// What one thread does.
+template <class Cell, class T>
+RNNKERN_CELL void forward_lane(const ForwardStep& p, const Lane& lane) {
+  for (int64_t b = lane.row; b < p.batch; b += lane.row_step)
+    for (int64_t u = lane.unit; u < p.units; u += lane.unit_step) forward_element<Cell, T>(p, b, u);
+}
+
+template <class Cell, class T>
+RNNKERN_CELL void backward_lane(const BackwardStep& p, const Lane& lane) {
+  for (int64_t b = lane.row; b < p.batch; b += lane.row_step)
+    for (int64_t u = lane.unit; u < p.units; u += lane.unit_step)
+      backward_element<Cell, T>(p, b, u);
+}
+
+// S is the type of both operands.
+template <class T, class S>
+RNNKERN_CELL void add_lane(int64_t count, const S* a, const S* b, T* out, int64_t first,
+                           int64_t step) {
+  using A = typename Accumulation<T>::type;
+  for (int64_t i = first; i < count; i += step) out[i] = T(A(a[i]) + A(b[i]));
+}
+
+}  // namespace rnnkern::cuda

@@ -1,0 +1,63 @@
+// One time step of one direction: what it reads and writes, and the functions that start it.
+//
+// The matrix products are done before; what is left is pointwise over (batch row, hidden unit).
+// Tensors keep the storage type T (double, float, bfloat16, half); sums, running states, `saved`
+// and `cells` have the accumulation type A, which is T, or float for the two halves.
+//
+// A "row" is one (step, batch row) pair; rows are numbered in time-major order, t * B + b, or as
+// packed. A pointer is to the whole tensor; *_offset is where this step's rows begin in it and
+// *_row how far apart they are, in elements. All indices are 64-bit.
+#pragma once
+#include <cstdint>
+
+struct CUstream_st;
+
+namespace rnnkern::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
+
+enum class Storage : int { float64, float32, bfloat16, float16 };
+
+struct ForwardStep {
+  int64_t batch, units;  // rows of this step, H
+  int64_t row;           // number of the first of them
+
+  const void* input;  // A: W_ih x, gates in torch's order; may be the same memory as `saved`
+  int64_t input_offset, input_row;
+  const void* hidden;             // A (batch, gates * H): W_hh h; null where h is zero
+  const void *bias_ih, *bias_hh;  // T (gates * H), or null
+  void *h, *c;                    // A (batch, H): the states, before and after; c or null
+  void* h_operand;                // T (batch, H): h for the next product, null where h serves
+  void* y;                        // T
+  int64_t y_offset, y_row;
+  void *saved, *cells;  // A (rows, kSaved, H), (rows, H); null where not wanted
+};
+
+struct BackwardStep {
+  int64_t batch, units;
+  int64_t row;
+  int64_t previous_batch, previous_row;  // rows that had a step before this one; the others
+                                         // began here, from h0 and c0
+
+  const void* y;  // T
+  int64_t y_offset, previous_y_offset, y_row;
+  const void *h0, *c0;        // T (B, H), or null for zeros
+  const void *saved, *cells;  // A
+  const void* dy;             // T, or null for zeros
+  int64_t dy_offset, dy_row;
+  const void* recurrent;  // A (batch, H): W_hh^T dsum of the step after
+  void *dh, *dc;          // A (batch, H): derivative by the states, after and before; dc or null
+  void* dsum;             // T (rows, kSums, H)
+  void* previous;         // T (rows, H): the h that each row began with; null where not wanted
+  void *flow_h, *flow_c;  // A (rows, H): dL/dh_t and dL/dc_t; null where not wanted
+};
+
+// Each puts one kernel on the stream and returns null, or CUDA's word for what went wrong.
+const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream stream);
+const char* launch_backward(int cell, Storage storage, const BackwardStep& step, Stream stream);
+
+// out = a + b over `count` contiguous elements: out in T, a and b in A if `accumulated`, else T.
+const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
+                       const void* b, void* out, Stream stream);
+
+}  // namespace rnnkern::cuda

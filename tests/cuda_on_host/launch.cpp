@@ -1,0 +1,92 @@
+// The CUDA engine without a GPU: each launch runs every thread of its grid on the CPU, one after
+// the other, with the index arithmetic of the kernels (pointwise.h). Together with
+// csrc/bindings/cuda_ops.cpp this makes operators that torch calls on CPU tensors.
+//
+// torch::stable's mm in the half types with a float32 result exists on CUDA only; test_cuda_host.py
+// supplies it.
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "../../csrc/cuda/pointwise.h"
+
+namespace rnnkern::cuda {
+namespace {
+
+template <class F>
+void each_thread(const Grid& g, F&& body) {
+  for (int64_t by = 0; by < g.blocks_y; ++by)
+    for (int64_t bx = 0; bx < g.blocks_x; ++bx)
+      for (int64_t ty = 0; ty < g.threads_y; ++ty)
+        for (int64_t tx = 0; tx < g.threads_x; ++tx)
+          body(Lane{by * g.threads_y + ty, int64_t(g.blocks_y) * g.threads_y, bx * g.threads_x + tx,
+                    int64_t(g.blocks_x) * g.threads_x});
+}
+
+template <class F>
+void visit_storage(Storage storage, F&& f) {
+  switch (storage) {
+    case Storage::float64: return f(double{});
+    case Storage::bfloat16: return f(c10::BFloat16{});
+    case Storage::float16: return f(c10::Half{});
+    default: return f(float{});
+  }
+}
+
+}  // namespace
+
+const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream) {
+  visit_cell(CellId(cell), [&](auto c) {
+    visit_storage(storage, [&](auto type) {
+      each_thread(make_grid(step.batch, step.units),
+                  [&](const Lane& lane) { forward_lane<decltype(c), decltype(type)>(step, lane); });
+    });
+  });
+  return nullptr;
+}
+
+const char* launch_backward(int cell, Storage storage, const BackwardStep& step, Stream) {
+  visit_cell(CellId(cell), [&](auto c) {
+    visit_storage(storage, [&](auto type) {
+      each_thread(make_grid(step.batch, step.units), [&](const Lane& lane) {
+        backward_lane<decltype(c), decltype(type)>(step, lane);
+      });
+    });
+  });
+  return nullptr;
+}
+
+const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
+                       const void* b, void* out, Stream) {
+  visit_storage(storage, [&](auto type) {
+    using T = decltype(type);
+    const auto add = [&](auto operand) {
+      using S = decltype(operand);
+      Grid g = make_grid(1, count);
+      g.threads_y = 1;
+      each_thread(g, [&](const Lane& lane) {
+        add_lane(count, static_cast<const S*>(a), static_cast<const S*>(b), static_cast<T*>(out),
+                 lane.unit, lane.unit_step);
+      });
+    };
+    if (accumulated)
+      add(typename Accumulation<T>::type{});
+    else
+      add(type);
+  });
+  return nullptr;
+}
+
+}  // namespace rnnkern::cuda
+
+STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
+  m.def(
+      "forward(Tensor input, Tensor? batch_sizes, Tensor[] state, Tensor[] weights, int cell, "
+      "bool batch_first, bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, "
+      "Tensor cells)");
+  m.def(
+      "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "
+      "Tensor? batch_sizes, Tensor[] state, Tensor[] weights, Tensor output, Tensor saved, "
+      "Tensor cells, int cell, bool batch_first, int needs, bool flow) -> (Tensor grad_input, "
+      "Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)");
+}

@@ -1,0 +1,148 @@
+"""The CUDA engine without a GPU: its host code as it is, its kernels thread by thread on the CPU.
+
+The layers' own tests run here once more, with these operators in the place of the CPU engine's.
+What this cannot show is what only a GPU does: the launch itself, streams, and the rounding of its
+matrix products. tests/test_cuda.py is for that.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CELLS, TABLE, Case, check
+from test_kernels import (  # noqa: F401
+    test_gradcheck,
+    test_not_finite,
+    test_partial_gradients,
+    test_strides,
+)
+from torch import Tensor
+
+import rnnkern
+import rnnkern.ops
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("csrc/bindings/cuda_ops.cpp", "tests/cuda_on_host/launch.cpp")
+TORCH = Path(torch.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The operators, compiled here; x W_ih^T is cut into small chunks of time."""
+    if not (compiler := shutil.which("c++")):
+        pytest.skip("needs a C++ compiler")
+    path = tmp_path_factory.mktemp("cuda_on_host") / "cuda_on_host.so"
+    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
+    flags += ["-DRNNKERN_INPUT_CHUNK=200", "-isystem", str(TORCH / "include")]
+    link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    sources = [str(ROOT / source) for source in SOURCES]
+    subprocess.run([compiler, *flags, *sources, "-o", str(path), *link], check=True)
+    torch.ops.load_library(path)
+
+    # torch has this one on CUDA only: products of half types with a float32 result.
+    def mm(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+        return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
+
+    aten = torch.library.Library("aten", "IMPL")
+    aten.impl("mm.dtype_out", mm, "CPU")
+    yield
+    aten._destroy()
+
+
+@pytest.fixture(autouse=True)
+def _emulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The operators in place; new tensors are NaN, so that what a kernel leaves unwritten shows."""
+    monkeypatch.setattr(rnnkern.ops, "forward", torch.ops.rnnkern_cuda_on_host.forward.default)
+    monkeypatch.setattr(rnnkern.ops, "backward", torch.ops.rnnkern_cuda_on_host.backward.default)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+# Operands in a half type put h at random on either side of ReLU's kink when it is near zero, here
+# and in torch.nn alike: one such unit is worth more than the whole tolerance.
+SMOOTH = [c for c in TABLE if c.cell != "RNN_RELU" or c.dtype.itemsize > 2]
+
+
+@pytest.mark.parametrize("case", SMOOTH, ids=str)
+def test_table(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_large_grids(cell: str) -> None:
+    """More units and more rows than a block has threads for."""
+    check(Case(cell, T=2, B=67, I=3, H=33, bidirectional=True))
+    check(Case(cell, T=2, B=3, I=70, H=300))
+
+
+def test_long_sequence() -> None:
+    """More steps than a CUDA grid can have blocks in its second dimension."""
+    x = torch.randn(66_000, 1, 1)
+    layer = rnnkern.RNN(1, 1).requires_grad_(False)
+    reference = torch.nn.RNN(1, 1)
+    reference.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x), reference(x))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_flow(cell: str) -> None:
+    """The derivatives by h_t and c_t, against autograd through torch.nn's single cells."""
+    T, B, I, H = 5, 3, 2, 4
+    kind, _, nonlinearity = cell.partition("_")
+    options = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
+    step = getattr(torch.nn, f"{kind}Cell")(I, H, dtype=torch.float64, **options)
+    x, dy = torch.randn(T, B, I).double(), torch.randn(T, B, H).double()
+    state, h, c = None, [], []
+    for t in range(T):
+        state = step(x[t], state)
+        h.append(state[0] if kind == "LSTM" else state)
+        c += [state[1]] if kind == "LSTM" else []
+    expected = torch.autograd.grad(h + c, h + c, [*dy, *(torch.zeros_like(c_t) for c_t in c)])
+    weights = [w.detach() for w in step.parameters()]
+    call = (CELLS.index(cell), False)
+    output, _, _, saved, cells = rnnkern.ops.forward(x, None, [], weights, *call, True)
+    *gradients, flow_h, flow_c = rnnkern.ops.backward(
+        dy, None, None, x, None, [], weights, output, saved, cells, *call, 0, True
+    )
+    torch.testing.assert_close(flow_h[0], torch.cat(expected[:T]))
+    if c:
+        torch.testing.assert_close(flow_c[0], torch.cat(expected[T:]))
+    assert flow_c.numel() == (T * B * H if c else 0)
+    assert all(len(g) == 0 for g in gradients)
+
+
+def test_sums_are_float32() -> None:
+    """1 + 2^-10 - 1 is 0 if a sum is rounded to bfloat16 on its way, and 2^-10 if it is not."""
+    layer = rnnkern.RNN(2, 1, nonlinearity="relu", dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1)
+        layer.bias_ih_l0.fill_(-1)
+        layer.bias_hh_l0.zero_()
+        output, _ = layer(torch.tensor([[[1, 2**-10]]], dtype=torch.bfloat16))
+    assert output.item() == 2**-10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(3, 2)}, "dimensions"),
+        ({"cell": 9}, "no cell"),
+        ({"x": torch.zeros(3, 2, 5)}, "weight_ih must have the sizes 8 5, got 8 4"),
+        ({"x": torch.zeros(3, 2, 4, dtype=torch.float64)}, "differ in dtype"),
+        ({"x": torch.zeros(0, 2, 4)}, "larger than 0"),
+        ({"state": [torch.zeros(1, 2, 2)]}, "expected 2 states"),
+        ({"batch_sizes": torch.tensor([1, 2]), "x": torch.zeros(3, 4)}, "must not grow"),
+        ({"batch_sizes": torch.tensor([2, 2]), "x": torch.zeros(3, 4)}, "add up to 4"),
+    ],
+)
+def test_bad_arguments(change: dict, message: str) -> None:
+    given = {"x": torch.zeros(3, 2, 4), "batch_sizes": None, "state": [], "cell": 0} | change
+    weights = [torch.zeros(8, 4), torch.zeros(8, 2)]
+    arguments = (given["x"], given["batch_sizes"], given["state"], weights, given["cell"])
+    with pytest.raises(RuntimeError, match=message):
+        rnnkern.ops.forward(*arguments, False, False)
