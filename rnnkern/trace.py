@@ -1,0 +1,300 @@
+"""What happens inside a layer: every gate and state of a call, and the gradient at every step.
+
+The fused kernels save all of it for the backward pass anyway; here it is handed out, by name and in
+the layer's own layout. Letters: T steps, B batch rows, H hidden units (of h: proj_size, if given).
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from .autograd import TAP
+from .cells import CELLS
+from .modules import Layer
+from .path import FUSED, explain
+
+Input = Tensor | PackedSequence
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One direction of one layer, step by step: each tensor (T, B, H), or (B, T, H) with
+    batch_first, or (T, H) without a batch.
+
+    hidden  h_t
+    cell    c_t, None unless LSTM
+    gates   by name: LSTM "input", "forget", "cell", "output"; GRU "reset", "update", "new"; RNN {}
+    """
+
+    hidden: Tensor
+    cell: Tensor | None
+    gates: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One call of a layer: `trace[layer, direction]` are its `Steps`.
+
+    output, state  what the layer returned
+    lengths        of a packed batch's sequences, (B,), in the batch's order; what lies beyond them
+                   is zero. None for a padded batch
+    batch_first    whether the steps are (B, T, H)
+    """
+
+    mode: str
+    output: Input
+    state: Any
+    lengths: Tensor | None
+    batch_first: bool
+    steps: list[list[Steps]]
+
+    def __getitem__(self, layer_and_direction: tuple[int, int]) -> Steps:
+        layer, direction = layer_and_direction
+        return self.steps[layer][direction]
+
+    @property
+    def hidden(self) -> Tensor:
+        """h_t of the last layer's forward direction."""
+        return self[-1, 0].hidden
+
+    @property
+    def cell(self) -> Tensor | None:
+        """c_t of the last layer's forward direction; None unless LSTM."""
+        return self[-1, 0].cell
+
+    @property
+    def gates(self) -> dict[str, Tensor]:
+        """The gates of the last layer's forward direction."""
+        return self[-1, 0].gates
+
+    def __repr__(self) -> str:
+        shape, gates = tuple(self.hidden.shape), ", ".join(self.gates) or "none"
+        layers, directions = len(self.steps), len(self.steps[0])
+        return f"Trace({self.mode}, {layers=}, {directions=}, hidden {shape}, gates: {gates})"
+
+
+@dataclass(frozen=True)
+class Norms:
+    """One direction of one layer: the Euclidean norm, over the hidden units, of the loss's total
+    derivative by the state at every step, each (T, B), or (T,) without a batch.
+
+    hidden  ‖∂L/∂h_t‖
+    cell    ‖∂L/∂c_t‖, along every path, that through h_t too; None unless LSTM
+    """
+
+    hidden: Tensor
+    cell: Tensor | None
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The gradient on its way back through time: `flow[layer, direction]` are its `Norms`.
+
+    lengths  of a packed batch's sequences, as in `Trace`
+    """
+
+    mode: str
+    lengths: Tensor | None
+    norms: list[list[Norms]]
+
+    def __getitem__(self, layer_and_direction: tuple[int, int]) -> Norms:
+        layer, direction = layer_and_direction
+        return self.norms[layer][direction]
+
+    @property
+    def hidden(self) -> Tensor:
+        """‖∂L/∂h_t‖ of the last layer's forward direction."""
+        return self[-1, 0].hidden
+
+    @property
+    def cell(self) -> Tensor | None:
+        """‖∂L/∂c_t‖ of the last layer's forward direction; None unless LSTM."""
+        return self[-1, 0].cell
+
+    def __repr__(self) -> str:
+        layers, directions = len(self.norms), len(self.norms[0])
+        return f"Flow({self.mode}, {layers=}, {directions=}, norms {tuple(self.hidden.shape)})"
+
+
+def trace(layer: Layer, x: Input, hx: Any = None) -> Trace:
+    """Runs `layer(x, hx)` and hands out every gate and state of it.
+
+    >>> trace = rnnkern.trace(lstm, x)                # x as the layer takes it: (T, B, I), ...
+    >>> trace.gates["forget"], trace[0, 1].hidden     # last layer forward; layer 0, reverse
+
+    The values are detached; `trace.output` and `trace.state` carry gradients as the layer's results
+    do. Raises TypeError for a layer that is not rnnkern's, RuntimeError for a call that the fused
+    kernels do not take (`rnnkern.explain` says why).
+    """
+    _require_fused(layer, x, hx)
+    with recording() as recorder:
+        output, state = layer(x, hx)
+    return recorder.trace(layer, x, output, state)
+
+
+def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: Any = None) -> Flow:
+    """How much of the loss's gradient arrives at each step: ‖∂L/∂h_t‖ and ‖∂L/∂c_t‖.
+
+    >>> flow = rnnkern.gradient_flow(lstm, x, lambda output: output[-1].square().sum())
+    >>> flow.hidden[0] / flow.hidden[-1]              # what is left of it at the first step
+
+    `loss_fn(output)` returns a scalar; if it requires two arguments it is called as
+    `loss_fn(output, state)`. No gradient is stored in any parameter. Errors as for `trace`, and
+    ValueError if the loss is not a scalar.
+    """
+    _require_fused(layer, x, hx)
+    packed = isinstance(x, PackedSequence)
+    leaf = (x.data if packed else x).detach().requires_grad_()
+    with torch.enable_grad():
+        with recording() as recorder:
+            output, state = layer(x._replace(data=leaf) if packed else leaf, hx)
+        loss = loss_fn(output, state) if _requires_two(loss_fn) else loss_fn(output)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"loss_fn must return a scalar tensor, got {got}")
+        torch.autograd.grad(loss, leaf)
+    return recorder.flow(layer, x)
+
+
+@dataclass
+class Recorder:
+    """A `Tap` (autograd.py) that keeps what every layer call of one module call computed."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    flows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    on_backward: Callable[["Recorder"], None] | None = None
+
+    def forward(
+        self,
+        cell: int,
+        batch_first: bool,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        output: Tensor,
+        h_n: Tensor,
+        c_n: Tensor,
+        saved: Tensor,
+        cells: Tensor,
+    ) -> int:
+        if batch_sizes is None and batch_first:
+            output = output.transpose(0, 1)
+        rows = output.flatten(0, -2)  # row t·B + b, as saved and cells have it
+        hidden = rows.unflatten(1, (h_n.shape[0], -1)).unbind(1)
+        self.calls.append({"cell": CELLS[cell], "hidden": hidden, "saved": saved, "cells": cells})
+        return len(self.calls) - 1
+
+    def backward(self, key: int, flow_h: Tensor, flow_c: Tensor) -> None:
+        self.flows[key] = flow_h, flow_c
+        if self.on_backward:
+            self.on_backward(self)
+
+    def trace(self, layer: Layer, x: Input, output: Input, state: Any) -> Trace:
+        layout = _Layout.of(layer, x)
+        steps = [
+            [
+                Steps(
+                    layout.present(hidden),
+                    layout.present(call["cells"][d]) if call["cells"].numel() else None,
+                    {
+                        name: layout.present(call["saved"][d, :, call["cell"].saved.index(name)])
+                        for name in call["cell"].gates
+                        if name in call["cell"].saved
+                    },
+                )
+                for d, hidden in enumerate(call["hidden"])
+            ]
+            for call in self.calls
+        ]
+        return Trace(layer.mode, output, state, layout.lengths, layout.batch_first, steps)
+
+    def flow(self, layer: Layer, x: Input) -> Flow:
+        layout = _Layout.of(layer, x)
+        norms = []
+        for k, call in enumerate(self.calls):
+            if k in self.flows:
+                by_h, by_c = self.flows[k]
+            else:  # the loss does not depend on this layer
+                by_h = torch.zeros_like(torch.stack(call["hidden"]))
+                by_c = torch.zeros_like(call["cells"])
+            norms.append(
+                [
+                    Norms(
+                        *(
+                            layout.over_time(by[d].norm(dim=-1)) if by.numel() else None
+                            for by in (by_h, by_c)
+                        )
+                    )
+                    for d in range(len(by_h))
+                ]
+            )
+        return Flow(layer.mode, layout.lengths, norms)
+
+
+@contextmanager
+def recording() -> Iterator[Recorder]:
+    """Records the fused layer calls made inside."""
+    recorder = Recorder()
+    token = TAP.set(recorder)
+    try:
+        yield recorder
+    finally:
+        TAP.reset(token)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a module's caller sees steps, from the rows that the kernels write."""
+
+    batch: int
+    batch_first: bool
+    unbatched: bool
+    packed: PackedSequence | None
+    lengths: Tensor | None
+
+    @classmethod
+    def of(cls, layer: Layer, x: Input) -> "_Layout":
+        if isinstance(x, PackedSequence):
+            lengths = pad_packed_sequence(x._replace(data=x.data[:, 0]))[1]
+            return cls(len(lengths), layer.batch_first, False, x, lengths)
+        if x.dim() == 2:
+            return cls(1, False, True, None, None)
+        return cls(x.shape[not layer.batch_first], layer.batch_first, False, None, None)
+
+    def over_time(self, rows: Tensor) -> Tensor:
+        """(rows, ...) as (T, B, ...), or (T, ...) without a batch."""
+        if self.packed is not None:
+            return pad_packed_sequence(self.packed._replace(data=rows))[0]
+        return rows if self.unbatched else rows.unflatten(0, (-1, self.batch))
+
+    def present(self, rows: Tensor) -> Tensor:
+        """(rows, H) in the layer's own layout."""
+        steps = self.over_time(rows)
+        return steps.transpose(0, 1) if self.batch_first else steps
+
+
+def _require_fused(layer: Any, x: Input, hx: Any) -> None:
+    if not isinstance(layer, Layer):
+        raise TypeError(
+            f"expected rnnkern.LSTM, GRU or RNN, got {type(layer).__name__}; "
+            "rnnkern.convert makes them of torch.nn's"
+        )
+    path = explain(layer, x, hx)
+    if path != FUSED:
+        raise RuntimeError(f"nothing to record, this call does not run fused ({path})")
+
+
+def _requires_two(function: Callable[..., Any]) -> bool:
+    """Whether a call needs two positional arguments."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # torch.sum and its like have no signature
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters) == 2
