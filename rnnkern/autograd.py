@@ -17,6 +17,7 @@ from .cells import LSTM
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _functorch_active = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by autograd.grad(is_grads_batched=True)
 _requires_grad = attrgetter("requires_grad")
 
 
@@ -65,10 +66,13 @@ def _gradients(
     input, batch_sizes, *rest = ctx.saved_tensors
     output, saved, cells = rest[-3:]
     state, weights = rest[:states], rest[states:-3]
-    if not train or torch.is_grad_enabled() or _functorch_active():
-        return composite.vjp(
-            grads, input, batch_sizes, state, weights, cell, batch_first, needed
-        )
+    if (
+        not train
+        or torch.is_grad_enabled()
+        or _functorch_active()
+        or any(g is not None and _is_batched(g) for g in grads)
+    ):
+        return composite.vjp(grads, input, batch_sizes, state, weights, cell, batch_first, needed)
     grad_output, grad_h, grad_c = grads
     needs = (
         needed[0] + 2 * any(needed[1 : 1 + states]) + 4 * any(needed[1 + states :])
@@ -123,9 +127,7 @@ class _Layer(torch.autograd.Function):
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, batch_sizes, state, weights, cell, batch_first, train = inputs
-    ctx.save_for_backward(
-        input, batch_sizes, *state, *weights, output[0], output[3], output[4]
-    )
+    ctx.save_for_backward(input, batch_sizes, *state, *weights, output[0], output[3], output[4])
     ctx.call = (cell, batch_first, len(state), train, None, None)
     ctx.set_materialize_grads(False)
 
@@ -180,10 +182,6 @@ def operator_call(
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
     """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
-    train = torch.is_grad_enabled() and any(
-        t.requires_grad for t in (input, *state, *weights)
-    )
-    results = ops.forward(
-        input, batch_sizes, list(state), list(weights), cell, batch_first, train
-    )
+    train = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *state, *weights))
+    results = ops.forward(input, batch_sizes, list(state), list(weights), cell, batch_first, train)
     return results[: 3 if cell == LSTM.id else 2]

@@ -20,6 +20,7 @@ class Cell(nn.RNNCellBase):
     """What the three cells share. Shapes: input (B, I) or (I), states (B, H) or (H)."""
 
     obstacle = obstacle
+    proj_size = 0
     _mode: str | None
 
     def current_weights(self) -> list[Tensor]:
@@ -29,12 +30,12 @@ class Cell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
+        compiling = _is_compiling()
         own = self._parameters
-        weights = [*own.values()] if tuple(own) == _NAMES else self.current_weights()
-        if weights[-1] is None:
+        weights = [] if compiling or tuple(own) != _NAMES else [*own.values()]
+        if not weights or weights[-1] is None:
             weights = self.current_weights()
 
-        compiling = _is_compiling()
         path = self.obstacle(input, weights)
         if path is None:
             run = operator_call if compiling or type(input) not in _PLAIN else layer_call
@@ -50,11 +51,18 @@ class Cell(nn.RNNCellBase):
         pair = len(cell.states) == 2
         state = () if hx is None else hx if pair else (hx,)
         if rank == 2:
-            _, *states = run(input[None], None, [s[None] for s in state], weights, cell.id, False)
-            return (states[0][0], states[1][0]) if pair else states[0][0]
+            input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]
+            _, *states = run(input, None, state, weights, cell.id, False)
+            return (states[0].squeeze(0), states[1].squeeze(0)) if pair else states[0].squeeze(0)
         state = [s[None, None] for s in state]
         _, *states = run(input[None, None], None, state, weights, cell.id, False)
         return (states[0][0, 0], states[1][0, 0]) if pair else states[0][0, 0]
+
+    def __prepare_scriptable__(self) -> nn.RNNCellBase:
+        # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.
+        from .convert import to_torch
+
+        return to_torch(self)
 
     def _regular(self, input: Tensor, rank: int, hx: Any, weights: list[Tensor]) -> bool:
         """Whether the arguments fit together; if not, torch.nn's code raises its errors.

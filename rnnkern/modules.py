@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import composite
+from . import compiler, composite
 from .autograd import layer_call, operator_call
-from .cells import BY_MODE, LSTM as LSTM_CELL
+from .cells import BY_MODE
+from .cells import LSTM as LSTM_CELL
 from .path import obstacle
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -24,6 +25,8 @@ _is_compiling = torch.compiler.is_compiling
 _PLAIN = frozenset({Tensor, nn.Parameter, PackedSequence})
 
 Run = Callable[..., tuple[Tensor, ...]]
+
+compiler.install()
 
 
 class Layer(nn.RNNBase):
@@ -106,9 +109,7 @@ class Layer(nn.RNNBase):
         """Raises torch.nn's errors for a 3-D input; what it lets pass the kernels check again."""
         first, second, features = input.shape
         batch, steps = (first, second) if batch_first else (second, first)
-        good = features == self.input_size and (
-            input.dtype == weights[0].dtype or _any_autocast()
-        )
+        good = features == self.input_size and (input.dtype == weights[0].dtype or _any_autocast())
         if good and state:
             count = 2 * self.num_layers if self.bidirectional else self.num_layers
             good = state[0].shape == (count, batch, self.proj_size or self.hidden_size) and (
@@ -186,9 +187,7 @@ class Layer(nn.RNNBase):
         device = input.device.type
         if all(double):
             dtype = torch.float64
-        elif device == "cpu" and (
-            self.mode == "GRU" or (packed and self.mode == LSTM_CELL.mode)
-        ):
+        elif device == "cpu" and (self.mode == "GRU" or (packed and self.mode == LSTM_CELL.mode)):
             dtype = state[0].dtype if state else input.dtype
         else:
             dtype = torch.get_autocast_dtype(device)
@@ -196,7 +195,7 @@ class Layer(nn.RNNBase):
 
     def __prepare_scriptable__(self) -> nn.RNNBase:
         # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.
-        from .conversion import to_torch
+        from .convert import to_torch
 
         return to_torch(self)
 

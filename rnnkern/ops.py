@@ -30,7 +30,9 @@ if not _load("_C"):
     raise ImportError("rnnkern's library is not built: run `pip install .` or `make` in its source")
 
 #: Device types whose tensors the operators take.
-DEVICES = frozenset({"cpu", "meta", "cuda"} if torch.cuda.is_available() and _load("_C_cuda") else {"cpu", "meta"})
+DEVICES = frozenset(
+    {"cpu", "meta", "cuda"} if torch.cuda.is_available() and _load("_C_cuda") else {"cpu", "meta"}
+)
 #: Types the operators take; in half precision they compute and save in float32.
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 #: Whether the kernels know LSTM's projection (proj_size); if not, torch runs such layers.
@@ -136,26 +138,25 @@ def _backward_shapes(
     directions, hidden, width = _sizes(weights, cell)
     lstm = cell == LSTM.id
     wide = _wide(input.dtype)
-    nothing = input.new_empty(0)
-    if batch_sizes is not None:
-        rows = input.shape[0]
-        grad_input = input.new_empty(input.shape)
+    packed = batch_sizes is not None
+    rows = input.shape[0] if packed else input.shape[0] * input.shape[1]
+    if not needs & 1:
+        grad_input = input.new_empty(0)
+    elif batch_first and not packed:
+        grad_input = input.new_empty([input.shape[k] for k in (1, 0, 2)]).transpose(0, 1)
     else:
-        first, second, features = input.shape
-        rows = first * second
         grad_input = input.new_empty(input.shape)
-        if batch_first:
-            grad_input = input.new_empty(second, first, features).transpose(0, 1)
-    if needs & 2:
-        if batch_sizes is not None:
-            batch = _packed_batch(batch_sizes, state)
-        else:
-            batch = first if batch_first else second
+    if not needs & 2:
+        batch = 0
+    elif packed:
+        batch = _packed_batch(batch_sizes, state)
+    else:
+        batch = input.shape[0 if batch_first else 1]
     return (
-        grad_input if needs & 1 else nothing,
-        input.new_empty(directions, batch, width) if needs & 2 else nothing,
-        input.new_empty(directions, batch, hidden) if needs & 2 and lstm else nothing.clone(),
+        grad_input,
+        input.new_empty((directions, batch, width) if needs & 2 else 0),
+        input.new_empty((directions, batch, hidden) if needs & 2 and lstm else 0),
         [w.new_empty(w.shape) for w in weights] if needs & 4 else [],
-        input.new_empty(*(directions, rows, width) if flow else (0,), dtype=wide),
-        input.new_empty(*(directions, rows, hidden) if flow and lstm else (0,), dtype=wide),
+        input.new_empty((directions, rows, width) if flow else 0, dtype=wide),
+        input.new_empty((directions, rows, hidden) if flow and lstm else 0, dtype=wide),
     )

@@ -31,7 +31,9 @@ class Path:
 
 
 FUSED = Path("fused", "rnnkern's kernels")
-_TRANSFORM = Path("composite", "inside torch.func or forward-mode AD, which need torch's operations")
+_TRANSFORM = Path(
+    "composite", "inside torch.func or forward-mode AD, which need torch's operations"
+)
 _JIT = Path("torch", "torch.jit.trace or the ONNX exporter records torch's operators")
 _PROJECTION = Path("torch", "the kernels do not cover proj_size yet")
 _SIZE = Path("torch", "a size is zero")

@@ -1,0 +1,60 @@
+"""Lets torch.compile trace rnnkern's layers.
+
+Dynamo refuses every instance of nn.LSTM, nn.GRU and nn.RNN, subclasses included, unless
+torch._dynamo.config.allow_rnn is set. Setting it would change how the user's own nn.LSTM compiles
+(its float32 training then fails on a CPU), so it is set only while one of our layers is looked at.
+"""
+
+import functools
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+_BUILDER = "torch._dynamo.variables.builder"
+
+
+def _patch(builder: ModuleType) -> None:
+    """Wraps VariableBuilder.wrap_module; without it (the name is private) Dynamo breaks the graph."""
+    original = getattr(builder.VariableBuilder, "wrap_module", None)
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def wrap_module(self: Any, value: Any) -> Any:
+        from .modules import Layer
+
+        if isinstance(value, Layer):
+            with builder.config.patch(allow_rnn=True):
+                return original(self, value)
+        return original(self, value)
+
+    builder.VariableBuilder.wrap_module = wrap_module
+
+
+class _AfterImport(MetaPathFinder):
+    """Patches the builder when it is imported, and is gone then: importing Dynamo takes seconds."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != _BUILDER:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                _patch(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def install() -> None:
+    """Called once, when the layers are first imported."""
+    if _BUILDER in sys.modules:
+        _patch(sys.modules[_BUILDER])
+    else:
+        sys.meta_path.insert(0, _AfterImport())
