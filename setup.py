@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
+import torch
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 LINUX = sys.platform == "linux"
 CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -89,8 +90,37 @@ numpy_module = Extension(
     depends=ENGINE,
 )
 
+
+def cuda_ops() -> list[Extension]:
+    """Where nvcc and a torch with CUDA are found; RNNKERN_CUDA=0 in the environment: nowhere."""
+    if os.environ.get("RNNKERN_CUDA") == "0" or not torch.version.cuda or not CUDA_HOME:
+        return []
+    nvcc = ["-std=c++17", "-O3", "-Xcompiler=-fvisibility=hidden"]
+    # Later GPUs translate the last one's intermediate code.
+    nvcc += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (75, 80, 90)]
+    nvcc += ["-gencode=arch=compute_90,code=compute_90"]
+    # torch's build takes the conversions of the half types away, which its own headers define too.
+    nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
+    extension = CUDAExtension(
+        "rnnkern._C_cuda",
+        ["csrc/bindings/cuda_ops.cpp", "csrc/cuda/kernels.cu"],
+        extra_compile_args={
+            "cxx": [*CFLAGS, *TORCH, "-DUSE_CUDA", "-Wno-unused-parameter"],
+            "nvcc": nvcc,
+        },
+        extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
+        depends=[
+            str(p) for d in ("cuda", "cells", "bindings") for p in Path("csrc", d).glob("*.h")
+        ],
+        py_limited_api=True,
+    )
+    # The runtime inside, so that no major version of CUDA is asked for.
+    extension.libraries = ["c10", "torch_cpu", "torch_cuda", "cudart_static", "dl", "rt", "pthread"]
+    return [extension]
+
+
 setup(
     libraries=libraries,
-    ext_modules=[torch_ops, numpy_module],
+    ext_modules=[torch_ops, numpy_module, *cuda_ops()],
     cmdclass={"build_ext": Build, "build_clib": BuildLibraries},
 )

@@ -116,6 +116,17 @@ def test_flow(cell: str) -> None:
     assert all(len(g) == 0 for g in gradients)
 
 
+def test_autocast() -> None:
+    """Autocast acts on a layer as a whole, not on the products inside the operators."""
+    weights = [torch.randn(12, 5), torch.randn(12, 4), torch.randn(12), torch.randn(12)]
+    arguments = (torch.randn(6, 3, 5), None, [], weights, CELLS.index("GRU"), False, True)
+    expected = rnnkern.ops.forward(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rnnkern.ops.forward(*arguments)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_sums_are_float32() -> None:
     """1 + 2^-10 - 1 is 0 if a sum is rounded to bfloat16 on its way, and 2^-10 if it is not."""
     layer = rnnkern.RNN(2, 1, nonlinearity="relu", dtype=torch.bfloat16)

@@ -1,0 +1,199 @@
+"""The layers on a GPU: the same table of cases, and what only a GPU has: streams, graphs, grids."""
+
+import os
+from collections.abc import Iterator
+
+# cuBLAS asks for it when torch is to be deterministic; read when its first handle is made.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+from cases import CELLS, Case, Judged, Results, results
+from test_cuda_host import SMOOTH
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+import rnnkern
+import rnnkern.ops
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a torch built for it"
+)
+PADDED = [Case(cell, T=9, B=5, I=6, H=40, bidirectional=True, hx=True) for cell in CELLS]
+PACKED = [Case(cell, T=9, B=5, I=6, H=40, bidirectional=True, packed=True) for cell in CELLS]
+
+
+@pytest.fixture(autouse=True)
+def _poison() -> Iterator[None]:
+    """torch fills new tensors with NaN in this mode: what a kernel leaves unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def move(value: object, device: str) -> object:
+    """Tensors and packed sequences, also within tuples, on another device."""
+    if isinstance(value, (Tensor, PackedSequence)):
+        return value.to(device)
+    return tuple(move(v, device) for v in value) if isinstance(value, tuple) else value
+
+
+class OnGpu:
+    """rnnkern's layers as the cases use them: called with CPU tensors, computing on the GPU."""
+
+    def __getattr__(self, name: str) -> object:
+        def make(*args: object, **options: object) -> torch.nn.RNNBase:
+            layer = getattr(rnnkern, name)(*args, device="cuda", **options)
+            on_gpu = layer.forward
+            layer.forward = lambda x, hx=None: move(
+                on_gpu(move(x, "cuda"), move(hx, "cuda")), "cpu"
+            )
+            return layer
+
+        return make
+
+
+def gpu_results(case: Case) -> Results:
+    return {name: value.cpu() for name, value in results(case, OnGpu()).items()}
+
+
+def test_built() -> None:
+    assert "cuda" in rnnkern.ops.DEVICES
+    layer = rnnkern.LSTM(3, 4, device="cuda")
+    assert rnnkern.explain(layer, torch.zeros(5, 2, 3, device="cuda")).name == "fused"
+
+
+@pytest.mark.parametrize("case", SMOOTH, ids=str)
+def test_table(case: Case) -> None:
+    narrow = torch.float32 if case.dtype is torch.float64 else case.dtype
+    theirs, truth = results(case, torch.nn, narrow), results(case, torch.nn, torch.float64)
+    Judged(case, gpu_results(case), theirs, truth).assert_as_good_as_torch()
+
+
+@pytest.mark.parametrize("case", [*PADDED, *PACKED], ids=str)
+def test_runs_agree(case: Case) -> None:
+    """Two runs give the same bits: a race would show here."""
+    first, second = gpu_results(case), gpu_results(case)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+class Call:
+    """A forward and backward pass with everything on the GPU; `run` gives the same tensors anew."""
+
+    def __init__(self, case: Case, device: str = "cuda") -> None:
+        self.case = case
+        self.layer = case.layer(rnnkern).to(device)
+        x, states = case.inputs()
+        self.x = x.to(device).requires_grad_()
+        self.hx = tuple(s.to(device) for s in states)
+        self.lengths = torch.tensor(sorted(case.lengths(), reverse=True))
+
+    def run(self) -> list[Tensor]:
+        hx = (self.hx if self.case.has_c else self.hx[0]) if self.hx else None
+        x = self.x
+        if self.case.packed:
+            # By hand: torch's packing copies indices to the device, which is a synchronisation.
+            sizes = [int((self.lengths > t).sum()) for t in range(self.case.T)]
+            rows = torch.cat([self.x[t, :n] for t, n in enumerate(sizes)])
+            x = PackedSequence(rows, torch.tensor(sizes))
+        output, _ = self.layer(x, hx)
+        output = output.data if self.case.packed else output
+        leaves = [self.x, *self.layer.parameters()]
+        return [output, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+
+def assert_equal(ours: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [*PADDED, *PACKED], ids=str)
+def test_nothing_waits(case: Case) -> None:
+    """No call makes the host wait for the device."""
+    call = Call(case)
+    call.run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("case", [*PADDED, *PACKED], ids=str)
+def test_graph(case: Case) -> None:
+    """Captured once, replayed on other values."""
+    call = Call(case)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call.run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call.run()
+    with torch.no_grad():
+        call.x.mul_(-0.5)
+    graph.replay()
+    assert_equal(captured, call.run())
+
+
+@pytest.mark.parametrize("case", PADDED, ids=str)
+def test_stream(case: Case) -> None:
+    """Work is put on the current stream: after what is already there, before what follows."""
+    call = Call(case)
+    expected = call.run()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        scrambled = call.x.detach().clone()
+        call.x.data.fill_(torch.nan)
+        torch.cuda._sleep(50_000_000)
+        call.x.data.copy_(scrambled)
+        found = call.run()
+    torch.cuda.current_stream().wait_stream(side)
+    assert_equal(found, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_other_device() -> None:
+    """The tensors' device is used, not the current one."""
+    assert_equal([t.cpu() for t in Call(PADDED[0], "cuda:1").run()],
+                 [t.cpu() for t in Call(PADDED[0], "cuda:0").run()])  # fmt: skip
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize(("T", "B"), [(70_000, 1), (1, 300_000)])
+def test_large_grids(T: int, B: int) -> None:
+    """More steps, or more blocks of rows, than a grid has in its second dimension."""
+    layer, reference = rnnkern.RNN(1, 4, device="cuda"), torch.nn.RNN(1, 4)
+    reference.load_state_dict(layer.state_dict())
+    x = torch.randn(T, B, 1)
+    with torch.no_grad():
+        assert_equal([layer(x.cuda())[0].cpu()], [reference(x)[0]])
+
+
+@pytest.mark.parametrize("case", PADDED, ids=str)
+def test_autocast(case: Case) -> None:
+    """Autocast acts on the layer as a whole, not on the products inside it."""
+    call = Call(case)
+    x, weights = call.x.detach(), [p.detach() for p in call.layer.parameters()]
+    arguments = (x, None, [], weights, CELLS.index(case.cell), False, True)
+    expected = rnnkern.ops.forward(*arguments)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = rnnkern.ops.forward(*arguments)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", PADDED, ids=str)
+def test_tf32(case: Case) -> None:
+    """float32 products follow torch's setting: exact by default, tf32 where it is allowed."""
+    call = Call(Case(case.cell, T=9, B=16, I=64, H=128))
+    exact = call.run()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        coarse = call.run()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert not torch.equal(exact[0], coarse[0])
+    torch.testing.assert_close(exact[0], coarse[0], rtol=1e-2, atol=1e-2)
