@@ -1,0 +1,267 @@
+"""Times rnnkern's layers and torch.nn's (cuDNN) on a GPU, from CUDA events.
+
+python bench/gpu.py                          every row, a few minutes
+python bench/gpu.py --match "LSTM.*fp16"     rows whose text this regex is found in
+python bench/gpu.py --seconds 0.2            shorter: per row and side
+
+Both sides do the whole layer, input projection included, on the same weights and values; they are
+called alternately, each time with the L2 cache overwritten before. "graph" is our call captured in
+a CUDA graph and replayed: what the GPU alone needs. Writes bench/results/gpu.json and gpu.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from rows import Row
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+import rnnkern
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+}
+# Largest difference, relative to the largest value, at which the two sides still agree.
+AGREE = {"fp16": 2e-2, "bf16": 1e-1, "fp32": 1e-4, "tf32": 1e-2}
+
+
+@dataclass(frozen=True)
+class GpuRow:
+    """A layer call in one precision; fp32 and tf32 differ only in torch's settings."""
+
+    row: Row
+    precision: str
+
+    def __str__(self) -> str:
+        shape = str(replace(self.row, dtype=torch.float32))
+        return f"{shape} {self.precision} {self.row.mode}"
+
+    def use_precision(self) -> None:
+        allowed = self.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+def rows() -> Iterator[GpuRow]:
+    """Every row in inference and in training."""
+
+    def both(cell: str, T: int, B: int, H: int, precision: str, **more: object) -> Iterator[GpuRow]:
+        for train in (False, True):
+            row = Row("gpu", cell, T, B, H, H, train=train, dtype=DTYPES[precision], **more)
+            yield GpuRow(row, precision)
+
+    for H in (128, 256, 512, 768, 1024):  # cuDNN's persistent kernels: fp16, H % 128 = 0
+        yield from both("LSTM", 512, 16, H, "fp16")
+    for precision in ("bf16", "fp32", "tf32"):
+        for H in (64, 256, 512, 1024):
+            yield from both("LSTM", 512, 16, H, precision)
+    for B in (1, 8, 64, 128):
+        yield from both("LSTM", 512, B, 512, "bf16")
+    for T in (128, 2048):
+        yield from both("LSTM", T, 16, 512, "bf16")
+    yield from both("LSTM", 128, 128, 2048, "bf16")
+    yield from both("LSTM", 128, 64, 2048, "tf32")
+    for cell in ("GRU", "RNN"):
+        for precision in ("fp16", "bf16", "fp32"):
+            yield from both(cell, 512, 16, 512, precision)
+    for cell in ("LSTM", "GRU"):
+        for precision in ("fp16", "tf32"):
+            yield from both(cell, 512, 16, 256, precision, bidirectional=True)
+            yield from both(cell, 512, 16, 256, precision, L=2)
+            yield from both(cell, 512, 16, 256, precision, packed=True)
+
+
+@dataclass
+class Result:
+    """Microseconds per call, median and interquartile range; nan where there is no time."""
+
+    call: str
+    ours: float = float("nan")
+    ours_iqr: float = float("nan")
+    graph: float = float("nan")
+    graph_iqr: float = float("nan")
+    theirs: float = float("nan")
+    theirs_iqr: float = float("nan")
+    steps: int = 0
+    wrong: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    HEADER = (
+        f"{'call':46}{'rnnkern µs':>15}{'graph µs':>15}{'cuDNN µs':>15}"
+        f"{'µs/step':>9}{'cuDNN/ours':>11}{'/graph':>8}"
+    )
+
+    def __str__(self) -> str:
+        if self.wrong:
+            return f"{self.call:46}  results disagree: {self.wrong}"
+        cells = ((self.ours, self.ours_iqr), (self.graph, self.graph_iqr))
+        cells += ((self.theirs, self.theirs_iqr),)
+        times = "".join(f"{f'{t:.1f} ±{d / t:.0%}' if t == t else '-':>15}" for t, d in cells)
+        ratios = f"{self.theirs / self.ours:11.2f}{self.theirs / self.graph:8.2f}"
+        return (
+            f"{self.call:46}{times}{self.graph / self.steps:9.2f}{ratios} {'; '.join(self.notes)}"
+        )
+
+
+class Side:
+    """One of the two layers on the GPU, with its call ready."""
+
+    def __init__(self, row: Row, package: object) -> None:
+        self.row = row
+        self.layer = row.module(package).cuda()
+        if package is torch.nn:
+            self.layer.flatten_parameters()
+        x, hx = row.inputs()
+        self.x, self.hx = x.to("cuda"), hx
+        self.leaf = self.x.data if isinstance(self.x, PackedSequence) else self.x
+        self.leaf.requires_grad_(row.train)
+        if isinstance(self.x, PackedSequence):
+            self.x = PackedSequence(self.leaf, self.x.batch_sizes)
+        self.leaves = [self.leaf, *self.layer.parameters()]
+        with torch.no_grad():
+            self.grad = torch.randn_like(self.data(self.layer(self.x, self.hx)[0]))
+
+    @staticmethod
+    def data(output: Tensor | PackedSequence) -> Tensor:
+        return output.data if isinstance(output, PackedSequence) else output
+
+    def __call__(self) -> list[Tensor]:
+        if not self.row.train:
+            with torch.no_grad():
+                return [self.data(self.layer(self.x, self.hx)[0])]
+        output = self.data(self.layer(self.x, self.hx)[0])
+        return [output, *torch.autograd.grad(output, self.leaves, self.grad)]
+
+
+def disagreement(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> str:
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        error = (a.double() - b.double()).abs().max().item() / max(b.abs().max().item(), 1e-30)
+        if not error <= tolerance:
+            return f"result {i} by {error:.1e}"
+    return ""
+
+
+def captured(call: Callable[[], object]) -> Callable[[], None]:
+    """The call as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def times(calls: list[Callable[[], object]], seconds: float, cache: Tensor) -> list[list[float]]:
+    """Microseconds of every run of each call, the calls taking turns, for about `seconds` each."""
+
+    def one(call: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        cache.zero_()
+        start.record()
+        call()
+        end.record()
+        return start, end
+
+    def elapsed(pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> list[float]:
+        torch.cuda.synchronize()
+        return [1e3 * start.elapsed_time(end) for start, end in pairs]
+
+    for call in calls:
+        call()
+    slowest = max(elapsed([one(call) for call in calls]))
+    rounds = int(min(max(1e6 * seconds / slowest, 5), 50))
+    return [
+        elapsed(list(p))
+        for p in zip(*([one(c) for c in calls] for _ in range(rounds)), strict=True)
+    ]
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return middle, high - low
+
+
+def compare(gpu_row: GpuRow, seconds: float, cache: Tensor) -> Result:
+    gpu_row.use_precision()
+    row = gpu_row.row
+    result = Result(str(gpu_row), steps=row.T * row.L * (1 + row.bidirectional))
+    ours, theirs = Side(row, rnnkern), Side(row, torch.nn)
+    with torch.no_grad():
+        theirs.grad.copy_(ours.grad)
+    result.wrong = disagreement(ours(), theirs(), AGREE[gpu_row.precision])
+    if result.wrong:
+        return result
+    calls: list[Callable[[], object]] = [ours, theirs]
+    try:
+        calls.append(captured(ours))
+    except RuntimeError as error:
+        result.notes.append(f"no graph: {str(error).partition(chr(10))[0]}")
+    measured = [spread(t) for t in times(calls, seconds, cache)]
+    result.ours, result.ours_iqr = measured[0]
+    result.theirs, result.theirs_iqr = measured[1]
+    if len(measured) == 3:
+        result.graph, result.graph_iqr = measured[2]
+    return result
+
+
+def main() -> int:
+    """Returns the number of rows whose results disagree."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--match", default="", help="only rows whose text this regex is found in")
+    parser.add_argument("--seconds", type=float, default=0.4, help="per row and side")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
+    args = parser.parse_args()
+    chosen = [row for row in rows() if re.search(args.match, str(row), re.IGNORECASE)]
+    if args.list:
+        print(*chosen, sep="\n")
+        return 0
+    if not torch.cuda.is_available():
+        print("needs an NVIDIA GPU and a torch with CUDA", file=sys.stderr)
+        return 1
+
+    properties = torch.cuda.get_device_properties(0)
+    facts = {
+        "gpu": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "rnnkern": rnnkern.__version__,
+    }
+    cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    lines = [", ".join(f"{k} {v}" for k, v in facts.items()), Result.HEADER]
+    print(*lines, sep="\n", flush=True)
+    results = []
+    for row in chosen:
+        results.append(compare(row, args.seconds, cache))
+        lines.append(str(results[-1]))
+        print(lines[-1], flush=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".txt").write_text("\n".join(lines) + "\n")
+    finite = [{k: v if v == v else None for k, v in asdict(r).items()} for r in results]
+    content = {"machine": facts, "results": finite}
+    args.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    return sum(bool(r.wrong) for r in results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
