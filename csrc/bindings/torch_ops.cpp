@@ -395,6 +395,7 @@ std::string plan(int64_t cell, int64_t steps, int64_t batch, int64_t input_size,
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +
          (plan.by_units ? "units" : "rows") +
          "\", \"fused_input\": " + (plan.fused_input ? "true" : "false") +
+         ", \"direct\": " + (plan.direct ? "true" : "false") +
          ", \"row_block\": " + std::to_string(plan.row_block) +
          ", \"input_chunk\": " + std::to_string(plan.input_chunk) +
          ", \"gradient_chunk\": " + std::to_string(plan.gradient_chunk) + "}";

@@ -76,20 +76,19 @@ class BackwardDirection {
  private:
   int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
 
-  // The gate products' weights as they lie in memory: row k is one unit of one gate.
+  // Row k of a packed panel is one unit of one gate.
   void pack(Team team) {
     const int64_t H = p_.hidden_size, depth = Cell::kGates * H;
-    const auto pack_all = [&](const Panels<T>& panels, const T* weight, int64_t columns,
-                              auto gate_of, T* packed) {
-      for (int64_t panel = team.begin(panels.count()); panel < team.end(panels.count()); ++panel)
+    const auto pack_all = [&](const auto& w) {
+      const int64_t columns = w.panels.units, count = w.lying ? 0 : w.panels.count();
+      for (int64_t panel = team.begin(count); panel < team.end(count); ++panel)
         pack_rows(
-            panels, panel, depth,
-            [&](int64_t k) { return weight + (gate_of(int(k / H)) * H + k % H) * columns; },
-            packed + panels.before(panel) * depth);
+            w.panels, panel, depth,
+            [&](int64_t k) { return w.weight + (w.gate_of(int(k / H)) * H + k % H) * columns; },
+            w.packed + w.panels.before(panel) * depth);
     };
-    if (p_.dx.data)
-      pack_all(inputs_, p_.weights[d_].ih, p_.input_size, Cell::input_gate, shared_.ih);
-    pack_all(units_, p_.weights[d_].hh, H, Cell::hidden_gate, shared_.hh);
+    if (p_.dx.data) pack_all(input_weight());
+    pack_all(hidden_weight());
   }
 
   // Each rank's batch rows in row mode, or all; and its panels of units, or all.
@@ -195,44 +194,91 @@ class BackwardDirection {
     }
   }
 
+  // The right operand dsums is multiplied by: packed, or as it lies if the call is too short to
+  // repay packing. As it lies, its rows must fill whole vectors.
+  template <class GateOf>
+  struct Right {
+    const Panels<T>& panels;
+    const T* weight;
+    T* packed;
+    int first_sum;  // of the kGates sums that are its depth
+    GateOf gate_of;
+    bool lying;
+  };
+  auto input_weight() const {
+    return right(inputs_, p_.weights[d_].ih, shared_.ih, Cell::kInputSum, Cell::input_gate);
+  }
+  auto hidden_weight() const {
+    return right(units_, p_.weights[d_].hh, shared_.hh, Cell::kHiddenSum, Cell::hidden_gate);
+  }
+  template <class GateOf>
+  Right<GateOf> right(const Panels<T>& panels, const T* weight, T* packed, int first_sum,
+                      GateOf gate_of) const {
+    const bool lying = plan_.direct && panels.units % kLanes == 0;
+    return {panels, weight, packed, first_sum, gate_of, lying};
+  }
+
+  // Panels are walked in blocks of their depth, so that a block stays in the second-level cache
+  // while all rows use it.
+  static constexpr int64_t kDepthBlock = 512;
+
+  // out += dsums W for some rows and a panel; rows of out are padded to whole vectors and begin
+  // with the panel's first column.
+  template <class GateOf>
+  void add_product(const T* dsums, int64_t rows, const Right<GateOf>& w, int64_t panel, T* out,
+                   int64_t out_row) const {
+    const int64_t H = p_.hidden_size, depth = Cell::kGates * H, columns = w.panels.units;
+    const int64_t step = w.panels.step(panel);
+    dsums += w.first_sum * H;
+    const auto add = [&](Term<T>* terms, int count) {
+      for_row_tiles(rows, [&](int64_t r, int n) {
+        Term<T> shifted[Cell::kGates];
+        for (int i = 0; i < count; ++i) (shifted[i] = terms[i]).a += r * stride_;
+        T* const to = out + r * out_row;
+        product(n, w.panels.vectors(panel), shifted, count, Tile<T>{to, out_row, to, out_row});
+      });
+    };
+    Term<T> terms[Cell::kGates];
+    if (w.lying) {
+      for (int s = 0; s < Cell::kGates; ++s)
+        terms[s] = {dsums + s * H, stride_, 1, H,
+                    w.weight + w.gate_of(s) * H * columns + w.panels.first_unit(panel), columns};
+      return add(terms, Cell::kGates);
+    }
+    for (int64_t k = 0; k < depth; k += kDepthBlock) {
+      terms[0] = {dsums + k, stride_, 1, least(kDepthBlock, depth - k),
+                  w.packed + w.panels.before(panel) * depth + k * step, step};
+      add(terms, 1);
+    }
+  }
+
   // dh += dsums W_hh, for the worker's rows below `active` and its units.
   void carry_back(const Part& part, int64_t active, const T* dsums) {
-    const int64_t H = p_.hidden_size, depth = Cell::kGates * H;
     for (int64_t panel = part.p0; panel < part.p1; ++panel)
-      for_row_tiles(active - part.b0, [&](int64_t r, int n) {
-        const int64_t b = part.b0 + r;
-        const Term<T> term{dsums + b * stride_ + Cell::kHiddenSum * H, stride_, 1, depth,
-                           shared_.hh + units_.before(panel) * depth, units_.step(panel)};
-        T* const dh = shared_.dh + b * shared_.state_stride + units_.first_unit(panel);
-        product(n, units_.vectors(panel), &term, 1,
-                Tile<T>{dh, shared_.state_stride, dh, shared_.state_stride});
-      });
+      add_product(dsums + part.b0 * stride_, active - part.b0, hidden_weight(), panel,
+                  shared_.dh + part.b0 * shared_.state_stride + units_.first_unit(panel),
+                  shared_.state_stride);
   }
 
   // dx = dsums W_ih for the chunk, its rows split over the team.
   void input_gradient(int64_t begin, int64_t end, Team team) {
     if (!p_.dx.data) return;
-    const int64_t H = p_.hidden_size, I = p_.input_size, depth = Cell::kGates * H;
     const int64_t t0 = least(time(begin), time(end - 1)), t1 = t0 + end - begin;
     const int64_t rows = chunk_rows_between(t0, t1);
     const int64_t first = team.begin(rows), count = team.end(rows) - first;
-    static constexpr T kZeros[kTileVectors * kLanes] = {};
-    for (int64_t panel = 0; panel < inputs_.count(); ++panel)
-      for_row_tiles(count, [&](int64_t r, int n) {
-        alignas(64) T out[kTileRows * kTileVectors * kLanes];
-        const int width = int(inputs_.step(panel));
-        const Term<T> term{shared_.dsums + (first + r) * stride_ + Cell::kInputSum * H, stride_, 1,
-                           depth, shared_.ih + inputs_.before(panel) * depth, width};
-        product(n, inputs_.vectors(panel), &term, 1, Tile<T>{kZeros, 0, out, width});
-        T* dx = p_.dx.data + (seq_.row(t0) + first + r) * p_.dx.row + inputs_.first_unit(panel);
-        add_tile(out, width, n, I - inputs_.first_unit(panel), dx, p_.dx.row, d_ > 0);
-      });
+    for (int64_t panel = 0; panel < inputs_.count(); ++panel) {
+      const int64_t width = inputs_.step(panel), column = inputs_.first_unit(panel);
+      std::memset(buffer_, 0, count * width * sizeof(T));
+      add_product(shared_.dsums + first * stride_, count, input_weight(), panel, buffer_, width);
+      add_tile(buffer_, int(width), count, p_.input_size - column,
+               p_.dx.data + (seq_.row(t0) + first) * p_.dx.row + column, p_.dx.row, d_ > 0);
+    }
   }
 
   // Copies, or adds, a tile to memory; `columns` may be fewer than the tile's.
-  static void add_tile(const T* tile, int width, int rows, int64_t columns, T* out, int64_t stride,
+  static void add_tile(const T* tile, int width, int64_t rows, int64_t columns, T* out, int64_t stride,
                        bool add) {
-    for (int r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < rows; ++r)
       for (int c = 0; c < width && c < columns; c += kLanes) {
         const int lanes = int(least<int64_t>(columns - c, kLanes));
         T* const to = out + r * stride + c;
@@ -245,10 +291,15 @@ class BackwardDirection {
   void weight_gradients(int64_t begin, int64_t end, bool first_chunk, Team team) {
     const WeightGrads<T>& g = p_.grads[d_];
     const int64_t t0 = least(time(begin), time(end - 1)), t1 = t0 + end - begin;
-    if (g.ih)
+    const int64_t I = p_.input_size;
+    if (g.ih && I < kTileRows) {
+      thin_gradient(t0, t1, team, Cell::kInputSum, Cell::input_gate, int(I), g.ih, first_chunk,
+                    [&](int64_t t) { return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, 0, 0}; });
+    } else if (g.ih) {
       weight_gradient(
           inputs_, t0, t1, team, Cell::kInputSum, Cell::input_gate, g.ih, first_chunk,
           [&](int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; });
+    }
     if (g.hh) {
       const int64_t H = p_.hidden_size, back = d_ ? 1 : -1;
       weight_gradient(units_, t0, t1, team, Cell::kHiddenSum, Cell::hidden_gate, g.hh, first_chunk,
@@ -259,10 +310,14 @@ class BackwardDirection {
                         return p_.h0 ? p_.h0 + (d_ * seq_.batch + b) * H : shared_.zeros;
                       });
     }
+    static constexpr T kOne = 1;  // a bias is the weight of an input that is always 1
+    const auto ones = [&](int64_t) { return Term<T>{&kOne, 0, 0, 0, 0, 0}; };
     if (g.bias_ih)
-      bias_gradient(t0, t1, team, Cell::kInputSum, Cell::input_gate, g.bias_ih, first_chunk);
+      thin_gradient(t0, t1, team, Cell::kInputSum, Cell::input_gate, 1, g.bias_ih, first_chunk,
+                    ones);
     if (g.bias_hh)
-      bias_gradient(t0, t1, team, Cell::kHiddenSum, Cell::hidden_gate, g.bias_hh, first_chunk);
+      thin_gradient(t0, t1, team, Cell::kHiddenSum, Cell::hidden_gate, 1, g.bias_hh, first_chunk,
+                    ones);
   }
 
   int64_t chunk_rows_between(int64_t t0, int64_t t1) const {
@@ -302,22 +357,34 @@ class BackwardDirection {
     }
   }
 
-  // grad (kGates H) += column sums of dsums; the team splits the units.
-  template <class GateOf>
-  void bias_gradient(int64_t t0, int64_t t1, Team team, int first_sum, GateOf gate_of, T* grad,
-                     bool first_chunk) {
-    const int64_t H = p_.hidden_size, rows = chunk_rows_between(t0, t1);
-    const int64_t blocks = (H + kLanes - 1) / kLanes;
+  // The same for a left operand of few columns: its transpose is a tile of `columns` rows, and
+  // dsums the panel. operand(t) gives the term of step t but for its depth and panel. The team
+  // splits the units.
+  template <class GateOf, class Operand>
+  void thin_gradient(int64_t t0, int64_t t1, Team team, int first_sum, GateOf gate_of, int columns,
+                     T* grad, bool first_chunk, Operand operand) {
+    const int64_t H = p_.hidden_size, blocks = (H + kLanes - 1) / kLanes;
+    constexpr int kWidth = kTileVectors * kLanes;
+    const int64_t last = team.end(blocks) * kLanes;
     for (int s = 0; s < Cell::kGates; ++s)
-      for (int64_t block = team.begin(blocks); block < team.end(blocks); ++block) {
-        const int64_t u = block * kLanes;
-        const int lanes = int(least<int64_t>(H - u, kLanes));
-        const T* column = shared_.dsums + (first_sum + s) * H + u;
-        V sum(T(0));
-        for (int64_t r = 0; r < rows; ++r) sum = sum + V::load(column + r * stride_, lanes);
-        T* const out = grad + gate_of(s) * H + u;
-        if (!first_chunk) sum = sum + V::load(out, lanes);
-        sum.store(out, lanes);
+      for (int64_t u = team.begin(blocks) * kLanes; u < last; u += kWidth) {
+        alignas(64) T tile[kTileRows * kWidth] = {};
+        const int vectors = int(least<int64_t>((last - u) / kLanes, kTileVectors));
+        const T* b = shared_.dsums + (first_sum + s) * H + u;
+        for (int64_t t = t0; t < t1; ++t) {
+          Term<T> term = operand(t);
+          term.depth = seq_.active(t);
+          term.b = b, term.panel_step = stride_;
+          b += term.depth * stride_;
+          product(columns, vectors, &term, 1, Tile<T>{tile, kWidth, tile, kWidth});
+        }
+        T* const out = grad + (gate_of(s) * H + u) * columns;
+        const int64_t units = least<int64_t>(H - u, vectors * kLanes);
+        for (int64_t l = 0; l < units; ++l)
+          for (int c = 0; c < columns; ++c) {
+            T& to = out[l * columns + c];
+            to = first_chunk ? tile[c * kWidth + l] : to + tile[c * kWidth + l];
+          }
       }
   }
 

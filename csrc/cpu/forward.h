@@ -5,8 +5,8 @@
 // turns these sums into states while they are in the first-level cache.
 #pragma once
 #include "arena.h"
+#include "direct.h"
 #include "math.h"
-#include "pack.h"
 #include "params.h"
 #include "plan.h"
 #include "team.h"
@@ -96,8 +96,10 @@ class ForwardDirection {
     const Weights<T>& w = p_.weights[d_];
     const int64_t H = p_.hidden_size;
     for (int64_t panel = begin; panel < end; ++panel) {
-      pack_gates(panels_, panel, w.ih, p_.input_size, Cell::input_gate, shared_.ih);
-      pack_gates(panels_, panel, w.hh, H, Cell::hidden_gate, shared_.hh);
+      if (!direct(panel)) {
+        pack_gates(panels_, panel, w.ih, p_.input_size, Cell::input_gate, shared_.ih);
+        pack_gates(panels_, panel, w.hh, H, Cell::hidden_gate, shared_.hh);
+      }
       T* bias = bias_panel(panel);
       const int64_t first = panels_.first_unit(panel);
       const int width = panels_.width(panel) * kLanes;
@@ -113,6 +115,12 @@ class ForwardDirection {
           bias[s * width + l] = sum;
         }
     }
+  }
+
+  // Whether the weights of this panel are read as they lie. They must fill its vectors.
+  bool direct(int64_t panel) const {
+    return plan_.direct &&
+           panels_.first_unit(panel) + panels_.width(panel) * kLanes <= p_.hidden_size;
   }
 
   T* bias_panel(int64_t panel) const {
@@ -140,9 +148,8 @@ class ForwardDirection {
     const int64_t width = chunk_width(part);
     for (int64_t panel = part.p0; panel < part.p1; ++panel) {
       const auto tile = [&](RowsOf<const T> x, RowsOf<T> out, int rows) {
-        const Term<T> term{x.data, x.stride, 1, p_.input_size,
-                           shared_.ih + panels_.before(panel) * p_.input_size,
-                           panels_.step(panel)};
+        const T* packed = shared_.ih + panels_.before(panel) * p_.input_size;
+        const Term<T> term{x.data, x.stride, 1, p_.input_size, packed, panels_.step(panel)};
         const T* bias = bias_panel(panel) + Cell::kInputSum * panels_.width(panel) * kLanes;
         product(rows, panels_.vectors(panel), &term, 1, Tile<T>{bias, 0, out.data, out.stride});
       };
@@ -217,52 +224,73 @@ class ForwardDirection {
     const int64_t I = p_.input_size, H = p_.hidden_size, step = panels_.step(panel);
     const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
     const int64_t row = Cell::kSums * width;
-    const T* bias = bias_panel(panel);
-    const Term<T> terms[] = {
+    const bool direct = this->direct(panel);
+    const Term<T> packed[] = {
         {x.data, x.stride, 1, I, shared_.ih + panels_.before(panel) * I, step},
         {h.data, h.stride, 1, H, shared_.hh + panels_.before(panel) * H, step}};
+    DirectTerm<T> lying[] = {{x.data, x.stride, I, {}}, {h.data, h.stride, H, {}}};
+    if (direct)
+      for (int v = 0; v < vectors; ++v) {
+        const int s = v / panels_.width(panel);
+        const int64_t unit = panels_.first_unit(panel) + v % panels_.width(panel) * kLanes;
+        lying[0].weight[v] = p_.weights[d_].ih + (Cell::input_gate(s) * H + unit) * I;
+        lying[1].weight[v] = p_.weights[d_].hh + (Cell::hidden_gate(s) * H + unit) * H;
+      }
+    const auto add = [&](int first, int count, Tile<T> tile) {
+      if (direct)
+        direct_product(n, vectors, lying + first, count, tile);
+      else
+        product(n, vectors, packed + first, count, tile);
+    };
+    const T* bias = bias_panel(panel);
     if constexpr (Cell::kInputSum == Cell::kHiddenSum) {
       if (plan_.fused_input)
-        product(n, vectors, terms, 2, Tile<T>{bias, 0, sums, row});
+        add(0, 2, {bias, 0, sums, row});
       else
-        product(n, vectors, terms + 1, 1, Tile<T>{projected.data, projected.stride, sums, row});
+        add(1, 1, {projected.data, projected.stride, sums, row});
     } else {
       T* const input_sums = sums + Cell::kInputSum * width;
       T* const hidden_sums = sums + Cell::kHiddenSum * width;
       for (int r = 0; r < n; ++r)
         for (int v = 0; v < row; v += kLanes) V::load(bias + v).store(sums + r * row + v);
       if (plan_.fused_input)
-        product(n, vectors, terms, 1, Tile<T>{input_sums, row, input_sums, row});
+        add(0, 1, {input_sums, row, input_sums, row});
       else
         for (int r = 0; r < n; ++r)
           for (int v = 0; v < vectors * kLanes; v += kLanes)
             V::load(projected[r] + v).store(input_sums + r * row + v);
-      product(n, vectors, terms + 1, 1, Tile<T>{hidden_sums, row, hidden_sums, row});
+      add(1, 1, {hidden_sums, row, hidden_sums, row});
     }
   }
 
-  // The cell, for n rows of a panel from row r on.
+  // The cell, for n rows of a panel from row r on. Everything in locals: a vector store may alias
+  // any member.
   void apply(int64_t panel, int64_t r, int n, const StateRows<Cell, T>& rows,
              const T* sums) const {
     const int64_t H = p_.hidden_size;
     const int width = panels_.width(panel);
-    for (int i = 0; i < n; ++i)
-      for (int w = 0; w < width; ++w) {
-        const int64_t unit = panels_.first_unit(panel) + w * kLanes;
-        const int lanes = int(least<int64_t>(H - unit, kLanes));
-        V sum[Cell::kSums], prev[2], next[2], saved[Cell::kSaved + 1];
-        for (int s = 0; s < Cell::kSums; ++s)
-          sum[s] = V::load(sums + ((i * Cell::kSums + s) * width + w) * kLanes);
-        prev[0] = V::load(rows.h_prev[r + i] + unit, lanes);
-        if constexpr (kHasC) prev[1] = V::load(rows.c_prev[r + i] + unit, lanes);
-        Cell::forward(sum, prev, next, saved);
-        next[0].store(rows.h_next[r + i] + unit, lanes);
-        if constexpr (kHasC) next[1].store(rows.c_next[r + i] + unit, lanes);
-        if constexpr (Cell::kSaved > 0)
-          if (rows.saved.data)
-            for (int k = 0; k < Cell::kSaved; ++k)
-              saved[k].store(rows.saved[r + i] + k * H + unit, lanes);
+    const StateRows<Cell, T> s = rows;
+    for (int w = 0; w < width; ++w) {
+      const int64_t unit = panels_.first_unit(panel) + w * kLanes;
+      const int lanes = int(least<int64_t>(H - unit, kLanes));
+      const T* const block = sums + w * kLanes;
+      const T *h_prev = s.h_prev[r] + unit, *c_prev = s.c_prev[r] + unit;
+      T *h_next = s.h_next[r] + unit, *c_next = s.c_next[r] + unit, *saved = s.saved[r] + unit;
+      for (int i = 0; i < n; ++i) {
+        V sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
+        for (int k = 0; k < Cell::kSums; ++k)
+          sum[k] = V::load(block + (i * Cell::kSums + k) * width * kLanes);
+        prev[0] = V::load(h_prev, lanes);
+        if constexpr (kHasC) prev[1] = V::load(c_prev, lanes);
+        Cell::forward(sum, prev, next, keep);
+        next[0].store(h_next, lanes);
+        if constexpr (kHasC) next[1].store(c_next, lanes);
+        if (Cell::kSaved > 0 && s.saved.data)
+          for (int k = 0; k < Cell::kSaved; ++k) keep[k].store(saved + k * H, lanes);
+        h_prev += s.h_prev.stride, c_prev += s.c_prev.stride;
+        h_next += s.h_next.stride, c_next += s.c_next.stride, saved += s.saved.stride;
       }
+    }
   }
 
   // The final states: of each row, those after its last step.

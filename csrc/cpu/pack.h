@@ -1,6 +1,8 @@
 // Packing: the right operand of a product as panels of up to kTileVectors vectors, [panel][k]
 // [vector][lane], zeros beyond the edge, so that the tile reads it front to back and needs no mask.
 #pragma once
+#include <utility>
+
 #include "product.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -38,30 +40,80 @@ struct Panels {
   RNNKERN_INLINE int64_t size(int64_t depth) const { return row() * depth; }
 };
 
-// out[k * step + l] = source[l * ld + k] for l < lanes (the rest zero): a transposition, four by
-// four where it can be.
+// Rows of a matrix, read as columns: out[i][l] = source[l * ld + i] for kQuad consecutive i. Four
+// floats, or two doubles, of each row come in one 16-byte piece.
+template <class T>
+struct Transposed {
+  using V = Vec<T>;
+  using Raw = typename V::Raw;
+  static constexpr int kLanes = V::kLanes, kQuad = 16 / sizeof(T);
+
+  typedef T Piece __attribute__((vector_size(16)));
+  typedef T UnalignedPiece __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
+
+  // The pieces at p, p + step, ... side by side.
+  RNNKERN_INLINE static Raw gather(const T* p, int64_t step) {
+    const auto piece = [&](int i) __attribute__((always_inline)) {
+      return Piece(*reinterpret_cast<const UnalignedPiece*>(p + i * step));
+    };
+#if defined(__AVX512F__)
+    // Inserted from memory, which spares the one port that shuffles.
+    __m512 row = _mm512_castps128_ps512(__m128(piece(0)));
+    row = _mm512_insertf32x4(row, __m128(piece(1)), 1);
+    row = _mm512_insertf32x4(row, __m128(piece(2)), 2);
+    return Raw(_mm512_insertf32x4(row, __m128(piece(3)), 3));
+#elif defined(__AVX2__)
+    const __m256 row = _mm256_castps128_ps256(__m128(piece(0)));
+    return Raw(_mm256_insertf128_ps(row, __m128(piece(1)), 1));
+#else
+    return piece(0);
+#endif
+  }
+  // Per 16-byte piece: the lower (or upper) halves of a and b, interleaved element by element.
+  template <int kHigh, int... I>
+  RNNKERN_INLINE static Raw zip(Raw a, Raw b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(
+        a, b, (I / kQuad * kQuad + kHigh * kQuad / 2 + I % kQuad / 2 + I % 2 * kLanes)...);
+  }
+  // The same by pairs of elements.
+  template <int kHigh, int... I>
+  RNNKERN_INLINE static Raw zip_pairs(Raw a, Raw b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(
+        a, b, (I / 4 * 4 + kHigh * 2 + I % 2 + I % 4 / 2 * kLanes)...);
+  }
+
+  RNNKERN_INLINE static void load(const T* source, int64_t ld, Raw* out) {
+    constexpr auto all = std::make_integer_sequence<int, kLanes>();
+    Raw row[kQuad];
+#pragma GCC unroll 4
+    for (int i = 0; i < kQuad; ++i) row[i] = gather(source + i * ld, kQuad * ld);
+    if constexpr (kQuad == 2) {
+      out[0] = zip<0>(row[0], row[1], all);
+      out[1] = zip<1>(row[0], row[1], all);
+    } else {
+      const Raw low0 = zip<0>(row[0], row[1], all), high0 = zip<1>(row[0], row[1], all);
+      const Raw low1 = zip<0>(row[2], row[3], all), high1 = zip<1>(row[2], row[3], all);
+      out[0] = zip_pairs<0>(low0, low1, all);
+      out[1] = zip_pairs<1>(low0, low1, all);
+      out[2] = zip_pairs<0>(high0, high1, all);
+      out[3] = zip_pairs<1>(high0, high1, all);
+    }
+  }
+};
+
+// out[k * step + l] = source[l * ld + k] for l < lanes, the rest zero
 template <class T>
 RNNKERN_INLINE void pack_transposed(const T* source, int64_t ld, int lanes, int64_t depth, T* out,
                                     int64_t step) {
+  using Columns = Transposed<T>;
   int64_t k = 0;
-  if constexpr (sizeof(T) == 4) {
-    typedef T Quad __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
-    for (; lanes == Vec<T>::kLanes && k + 4 <= depth; k += 4)
-      for (int l = 0; l < Vec<T>::kLanes; l += 4) {
-        const T* p = source + l * ld + k;
-        const Quad a = *(const Quad*)p, b = *(const Quad*)(p + ld), c = *(const Quad*)(p + 2 * ld),
-                   d = *(const Quad*)(p + 3 * ld);
-        const Quad ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5),
-                   ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7),
-                   cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5),
-                   cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        T* o = out + k * step + l;
-        *(Quad*)o = __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5);
-        *(Quad*)(o + step) = __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7);
-        *(Quad*)(o + 2 * step) = __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5);
-        *(Quad*)(o + 3 * step) = __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7);
-      }
-  }
+  if (lanes == Vec<T>::kLanes)
+    for (; k + Columns::kQuad <= depth; k += Columns::kQuad) {
+      typename Vec<T>::Raw column[Columns::kQuad];
+      Columns::load(source + k, ld, column);
+#pragma GCC unroll 4
+      for (int i = 0; i < Columns::kQuad; ++i) Vec<T>(column[i]).store(out + (k + i) * step);
+    }
   for (; k < depth; ++k) {
     int l = 0;
     for (; l < lanes; ++l) out[k * step + l] = source[l * ld + k];

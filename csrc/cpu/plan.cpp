@@ -8,7 +8,7 @@ namespace {
 // Bytes of packed weights that one core's second-level cache can keep while rows stream through.
 constexpr int64_t kResident = 640 << 10;
 // Multiply-adds below which a second thread costs more than it brings (some 20 microseconds).
-constexpr double kWorthAThread = 1e6;
+constexpr double kWorthAThread = 5e5;
 
 }  // namespace
 
@@ -28,12 +28,19 @@ Plan make_plan(const PlanInput& in) {
 
   const int64_t split = plan.by_units ? plan.threads : 1;
   const int64_t rows_here = plan.by_units ? in.batch : std::max<int64_t>(rows_each, 1);
-  plan.fused_input = in.steps == 1 || I <= 4 || (rows_here >= 6 && weights / split <= kResident);
+  plan.fused_input = in.steps <= 3 || I <= 4 || (rows_here >= 6 && weights / split <= kResident);
+  // Forward, a direct product takes about as long as packing and reads the weights once per four
+  // rows; backward, it costs nothing but cache misses on every further row tile.
+  plan.direct = in.backward ? in.rows <= 16
+                            : plan.fused_input && in.steps * ((rows_here + 3) / 4) <= 3;
   plan.row_block = plan.by_units || recurrent > kResident / 4 ? in.batch : 48;
   const int64_t block = std::min(plan.row_block, rows_here);
   const int64_t row_bytes = std::max<int64_t>(G * H / split * in.element_size, 1);
-  plan.input_chunk =
-      std::clamp<int64_t>((256 << 10) / (row_bytes * std::max<int64_t>(block, 1)), 1, in.steps);
+  // A chunk stays in the cache beside resident weights; others are read again for each chunk, which
+  // then has rows enough to repay it.
+  const int64_t chunk_rows = std::max((256 << 10) / row_bytes,
+                                      recurrent / split > kResident ? int64_t(128) : int64_t(1));
+  plan.input_chunk = std::clamp<int64_t>(chunk_rows / std::max<int64_t>(block, 1), 1, in.steps);
   // Enough rows for the weight gradients to be a deep product.
   plan.gradient_chunk =
       std::clamp<int64_t>(256 / std::max<int64_t>(in.batch, 1), 1, in.steps);

@@ -9,6 +9,7 @@ struct Plan {
   int threads;
   bool by_units;           // threads split the hidden units and meet after each step; else the rows
   bool fused_input;        // x W_ih inside the step; else ahead of it, in chunks of time
+  bool direct;             // weights are read as they lie, not packed
   int64_t row_block;       // rows that go through all of time together
   int64_t input_chunk;     // steps of x W_ih at a time
   int64_t gradient_chunk;  // steps of gate gradients between two weight gradient products
