@@ -33,8 +33,10 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<T>* terms, int count
   for (int i = 0; i < count; ++i) {
     const DirectTerm<T>& term = terms[i];
     const int64_t depth = term.depth;
+    const BlockedSum<T, kRows, kVectors> total{tile.out + first * V::kLanes, tile.out_row};
     int64_t k = 0;
     for (; k + Columns::kQuad <= depth; k += Columns::kQuad) {
+      if (k % kSumBlock == 0) total.next_block(k, sum);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const T* weight = term.weight[first + v] + k;
@@ -49,13 +51,16 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<T>* terms, int count
             sum[r][v] += V(term.a[r * term.row + k + j]).v * column[j];
       }
     }
-    for (; k < depth; ++k)
+    for (; k < depth; ++k) {
+      if (k % kSumBlock == 0) total.next_block(k, sum);
       for (int v = 0; v < kVectors; ++v) {
         T column[V::kLanes];
         for (int l = 0; l < V::kLanes; ++l) column[l] = term.weight[first + v][l * depth + k];
         for (int r = 0; r < kRows; ++r)
           sum[r][v] += V(term.a[r * term.row + k]).v * V::load(column).v;
       }
+    }
+    total.finish(depth, sum);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)

@@ -2,8 +2,9 @@
 //
 //   out[r][v] = init[r][v] + sum_s sum_k a_s[r, k] * b_s[k][v]
 //
-// for up to kTileRows rows r and up to kTileVectors vectors v of a packed panel b (pack.h). The
-// order of the sum over k depends on nothing else, so that a row's result is the same bit for bit
+// for up to kTileRows rows r and up to kTileVectors vectors v of a packed panel b (pack.h). Each
+// term is summed in blocks of kSumBlock, which keeps rounding errors from growing with its depth.
+// The order of the sum depends on nothing else, so that a row's result is the same bit for bit
 // whatever rows, tiles or threads surround it.
 #pragma once
 #include "simd.h"
@@ -28,6 +29,38 @@ struct Tile {
   int64_t init_row;
   T* out;
   int64_t out_row;
+};
+
+// A sum over k in blocks: all but the current block's part waits where the result will stand.
+constexpr int64_t kSumBlock = 64;
+
+template <class T, int kRows, int kVectors>
+struct BlockedSum {
+  using V = Vec<T>;
+  T* out;
+  int64_t out_row;
+
+  // Before the block that begins with k.
+  RNNKERN_INLINE void next_block(int64_t k, typename V::Raw (&sum)[kRows][kVectors]) const {
+    if (k == 0) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        T* const waiting = out + r * out_row + v * V::kLanes;
+        if (k > kSumBlock) sum[r][v] += V::load(waiting).v;
+        V(sum[r][v]).store(waiting);
+        sum[r][v] = typename V::Raw{};
+      }
+  }
+  RNNKERN_INLINE void finish(int64_t depth, typename V::Raw (&sum)[kRows][kVectors]) const {
+    if (depth <= kSumBlock) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        sum[r][v] += V::load(out + r * out_row + v * V::kLanes).v;
+  }
 };
 
 template <class T, int kRows, int kVectors>
@@ -58,12 +91,18 @@ __attribute__((noinline)) void tile_product(const Term<T>* terms, int count, Til
       }
       b += term.panel_step;
     };
-    if (term.col == 1) {
+    BlockedSum<T, kRows, kVectors> total{tile.out, tile.out_row};
+    for (int64_t k = 0, at = 0; k < term.depth;) {
+      total.next_block(k, sum);
+      const int64_t end = k + kSumBlock < term.depth ? k + kSumBlock : term.depth;
+      if (term.col == 1) {
 #pragma GCC unroll 2
-      for (int64_t k = 0; k < term.depth; ++k) multiply(k);
-    } else {
-      for (int64_t k = 0, at = 0; k < term.depth; ++k, at += term.col) multiply(at);
+        for (; k < end; ++k) multiply(k);
+      } else {
+        for (; k < end; ++k, at += term.col) multiply(at);
+      }
     }
+    total.finish(term.depth, sum);
   }
 
 #pragma GCC unroll 8
