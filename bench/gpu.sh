@@ -9,7 +9,7 @@ python=${PYTHON:-python3}
   echo "gpu: needs an NVIDIA GPU and a torch with CUDA in $python (or in PYTHON=...)" >&2
   exit 1
 }
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
 
 # nvcc may be a wrapper far from its toolkit, where torch's build would look for the libraries.
 if [ -z "${CUDA_HOME:-}" ]; then

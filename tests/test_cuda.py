@@ -16,9 +16,13 @@ from torch.nn.utils.rnn import PackedSequence
 import rnnkern
 import rnnkern.ops
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a torch built for it"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a torch built for it"
+    ),
+    # torch says so once, when the first product of all is one of autograd's thread.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
+]
 PADDED = [Case(cell, T=9, B=5, I=6, H=40, bidirectional=True, hx=True) for cell in CELLS]
 PACKED = [Case(cell, T=9, B=5, I=6, H=40, bidirectional=True, packed=True) for cell in CELLS]
 
