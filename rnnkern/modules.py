@@ -122,6 +122,11 @@ class Layer(nn.RNNBase):
                 self.check_forward_args(input, self._hx(state), None)
             else:
                 self.check_input(input, None)
+        if input.device != weights[0].device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, found input tensor at "
+                f"{input.device} and parameter tensor at {weights[0].device}"
+            )
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
@@ -151,7 +156,7 @@ class Layer(nn.RNNBase):
         weights: Sequence[Tensor],
         batch_first: bool,
     ) -> Sequence[Tensor]:
-        """The stack of layers on checked arguments: (output, h_n (L·D, B, ·)[, c_n (L·D, B, H)])."""
+        """The stack of layers on checked arguments: (output, h_n (L·D, B, ·)[, c_n])."""
         if _any_autocast() and torch.is_autocast_enabled(input.device.type):
             input, state, weights = self._cast(input, batch_sizes is not None, state, weights)
             with torch.autocast(input.device.type, enabled=False):
@@ -179,7 +184,7 @@ class Layer(nn.RNNBase):
     def _cast(
         self, input: Tensor, packed: bool, state: Sequence[Tensor], weights: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """All in the dtype that torch.nn's results have under autocast: on a CPU not always the low."""
+        """All in the dtype that torch.nn's results have under autocast (on a CPU: irregular)."""
         tensors = (input, *state, *weights)
         double = [t.dtype == torch.float64 for t in tensors]
         if any(double) and not all(double):

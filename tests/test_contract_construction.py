@@ -145,7 +145,9 @@ def test_flat_weights() -> None:
     for module in (lstm, lstm.double(), copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
         names = [n for group in module._all_weights for n in group]
         assert names == module._flat_weights_names
-        assert all(a is getattr(module, n) for a, n in zip(module._flat_weights, names, strict=True))
+        assert all(
+            a is getattr(module, n) for a, n in zip(module._flat_weights, names, strict=True)
+        )
         assert [w for group in module.all_weights for w in group] == module._flat_weights
     before = list(lstm.parameters())
     assert lstm.flatten_parameters() is None
