@@ -59,6 +59,7 @@ def _emulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rnnkern.ops, "forward", torch.ops.rnnkern_cuda_on_host.forward.default)
     monkeypatch.setattr(rnnkern.ops, "backward", torch.ops.rnnkern_cuda_on_host.backward.default)
     torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)  # all tensors are small, and the emulation is serial
     yield
     torch.use_deterministic_algorithms(False)
 
