@@ -1,0 +1,273 @@
+"""torch.compile, torch.export, operators' checks, tracing: section 8 of the contract."""
+
+import io
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.library import opcheck
+from twins import CELLS, LAYERS, close, flat, loss, pack, state
+
+import rnnkern
+import rnnkern.autograd
+from rnnkern import ops
+
+# Inductor's own frames and exported programs warn about deprecated parts of Python and torch.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> None:
+    torch._dynamo.reset()
+
+
+def gradients(call: Any, module: nn.Module, *args: Any) -> list[Tensor]:
+    out = call(*args)
+    return [*flat(out), *torch.autograd.grad(loss(out), list(module.parameters()))]
+
+
+@pytest.mark.parametrize(
+    ("name", "input_grad"), [("LSTM", False), ("LSTM", True), ("GRU", False), ("RNN", True)]
+)
+def test_compile(name: str, input_grad: bool) -> None:
+    """One graph, forward and backward; one recompilation when T and B first change, then none."""
+    module = getattr(rnnkern, name)(3, 4, 2, bidirectional=True, batch_first=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
+    for batch, steps in ((2, 5), (3, 7), (4, 9), (5, 11), (6, 6)):
+        x = torch.randn(batch, steps, 3, requires_grad=input_grad)
+        close(gradients(compiled, module, x), gradients(module, module, x))
+    assert counter.frame_count <= 2
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.1)
+        close(flat(compiled(x)), flat(module(x)))
+    assert not torch._dynamo.config.allow_rnn
+
+
+def test_compile_leaves_torchs_layers_alone() -> None:
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(nn.LSTM(3, 4), backend="eager", fullgraph=True)(torch.ones(5, 2, 3))
+
+
+def test_compile_dropout() -> None:
+    module = rnnkern.LSTM(3, 4, 2, dropout=0.5)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = torch.ones(5, 2, 3)
+    assert not torch.equal(compiled(x)[0], compiled(x)[0])
+    module.eval()
+    close(flat(compiled(x)), flat(module(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "ordered"),
+    [("LSTM", False, True), ("GRU", False, False), ("LSTM", True, False)],
+)
+def test_compile_packed(name: str, given: bool, ordered: bool) -> None:
+    module = getattr(rnnkern, name)(3, 4, 2, bidirectional=True)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    hx = state(name, 4, 3, 4) if given else None
+    for lengths in ([5, 7, 2], [6, 1, 6], [3, 3, 3]):
+        x = torch.randn(max(lengths), 3, 3)
+        packed = pack(x, sorted(lengths, reverse=True) if ordered else lengths)
+        close(gradients(compiled, module, packed, hx), gradients(module, module, packed, hx))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_compile_cells(name: str) -> None:
+    module = getattr(rnnkern, name)(3, 4)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for hx in (None, state(name, 2, 4)):
+        x = torch.randn(2, 3)
+        close(gradients(compiled, module, x, hx), gradients(module, module, x, hx))
+
+
+def test_compile_by_inductor() -> None:
+    model = nn.Sequential(rnnkern.GRU(3, 4), _First(), nn.Linear(4, 2))
+    x = torch.randn(5, 2, 3)
+    compiled = torch.compile(model, fullgraph=True)
+    close(gradients(compiled, model, x), gradients(model, model, x))
+    with torch.no_grad():
+        close([compiled(x)], [model(x)])
+
+
+class _First(nn.Module):
+    def forward(self, pair: tuple[Tensor, Any]) -> Tensor:
+        return pair[0]
+
+
+def test_compile_autocast_and_transforms() -> None:
+    gru = rnnkern.GRU(3, 4)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def low(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return gru(x.bfloat16())[0]
+
+    out = low(torch.randn(5, 2, 3))
+    assert out.dtype == torch.bfloat16
+    assert torch.autograd.grad(out.float().sum(), gru.weight_hh_l0)[0].dtype == torch.float32
+    x = torch.randn(4, 5, 2, 3)
+    mapped = torch.compile(torch.vmap(lambda x: gru(x)[0]), backend="aot_eager", fullgraph=True)
+    close([mapped(x)], [torch.vmap(lambda x: gru(x)[0])(x)])
+
+
+def test_hook_is_installed_before_dynamo_is_imported() -> None:
+    """The order of a user's program: rnnkern first, Dynamo when something is first compiled."""
+    code = (
+        "import sys, torch, rnnkern; lstm = rnnkern.LSTM(3, 4)\n"
+        "assert 'torch._dynamo.variables.builder' not in sys.modules\n"
+        "f = torch.compile(lstm, backend='eager', fullgraph=True)\n"
+        "f(torch.ones(5, 2, 3))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+class Model(nn.Module):
+    """A layer inside a model, as exporters meet it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.rnn = getattr(rnnkern, name)(
+            3, 4, 2, bidirectional=True, batch_first=True, dropout=0.1
+        )
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.rnn(x)
+        return self.out(y)
+
+
+@pytest.mark.parametrize(
+    ("name", "strict"), [("LSTM", False), ("LSTM", True), ("GRU", False), ("RNN", False)]
+)
+def test_export(name: str, strict: bool) -> None:
+    """Dynamic batch and length, saved and loaded, decomposed, unflattened."""
+    model = Model(name).eval()
+    sizes = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("steps")}}
+    program = torch.export.export(
+        model, (torch.randn(2, 5, 3),), dynamic_shapes=sizes, strict=strict
+    )
+    assert set(program.state_dict) == set(model.state_dict())
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("rnnkern.forward.default") == 2
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    x = torch.randn(3, 9, 3)
+    for made in (program, torch.export.load(buffer), program.run_decompositions()):
+        close([made.module()(x)], [model(x)])
+    close(
+        [torch.export.unflatten(program)(torch.randn(2, 5, 3) * 0)], [model(torch.zeros(2, 5, 3))]
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_make_fx_and_symbolic_trace(name: str) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model = Model(name).eval()
+    x = torch.randn(2, 5, 3)
+    with torch.no_grad():
+        close([make_fx(model)(x)(x)], [model(x)])
+    traced = torch.fx.symbolic_trace(model)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["rnn", "out"]
+    x = torch.randn(3, 7, 3)
+    close([traced(x)], [model(x)], 0)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_jit(name: str) -> None:
+    """TorchScript gets torch's layer on the same parameters."""
+    model = Model(name).eval()
+    expected = model(torch.ones(3, 7, 3))
+    traced = torch.jit.trace(model, torch.randn(2, 5, 3))
+    close([traced(torch.ones(3, 7, 3))], [expected])
+    scripted = torch.jit.script(model)
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    for made in (scripted, torch.jit.load(buffer), torch.jit.freeze(scripted)):
+        close([made(torch.ones(3, 7, 3))], [expected])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_quantize_dynamic_leaves_it_alone() -> None:
+    model = Model("LSTM").eval()
+    x = torch.randn(2, 5, 3)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert type(quantized.rnn) is rnnkern.LSTM
+    close([quantized(x)], [model(x)], 0.05)
+
+
+def arguments(cell: int, grad: bool, packed: bool, **options: Any) -> tuple[Any, ...]:
+    """Arguments of rnnkern::forward but for `train`."""
+    directions, dtype = options.get("directions", 1), options.get("dtype", torch.float32)
+    gates = (4, 3, 1, 1)[cell]
+    batch_first = options.get("batch_first", False)
+    x = torch.randn(5, 3) if packed else torch.randn(2, 4, 3)
+    sizes = torch.tensor([2, 2, 1]) if packed else None
+    batch = 2 if packed or batch_first else 4
+    hidden = [torch.randn(directions, batch, 4) for _ in range(2 if cell == 0 else 1)]
+    shapes = [(4 * gates, 3), (4 * gates, 4), (4 * gates,), (4 * gates,)]
+    weights = [torch.randn(s) for _ in range(directions) for s in shapes[: options.get("n", 4)]]
+
+    def ready(t: Tensor) -> Tensor:
+        return t.to(dtype).requires_grad_(grad)
+
+    given = [ready(h) for h in hidden] if options.get("given", True) else []
+    return ready(x), sizes, given, [ready(w) for w in weights], cell, batch_first
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"directions": 2},
+    {"given": False, "n": 2, "batch_first": True},
+    {"dtype": torch.bfloat16},
+]
+
+
+@pytest.mark.parametrize("cell", range(3))
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_opcheck(cell: int, packed: bool, options: dict[str, Any]) -> None:
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    if options is OPTIONS[cell % 2] and packed == (cell == 0):  # the slow one: a sample
+        checks += ("test_aot_dispatch_dynamic",)
+    for grad in (False, True):
+        opcheck(ops.forward, (*arguments(cell, grad, packed, **options), True), test_utils=checks)
+    args = arguments(cell, False, packed, **options)
+    output, h_n, c_n, saved, cells = ops.forward(*args, True)
+    grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n))
+    for needs, flow in ((7, True), (1, False), (2, False), (4, False)):
+        rest = (*args[:4], output, saved, cells, *args[4:], needs, flow)
+        opcheck(ops.backward, (*grads, *rest), test_utils=checks)
+
+
+def test_operator_alone() -> None:
+    """Called without the layers: gradients of both orders, and without train by recomputation."""
+    args = arguments(1, True, False)
+    leaves = [args[0], *args[2], *args[3]]
+    saved, recomputed = (
+        torch.autograd.grad(loss(ops.forward(*args, train)[:2]), leaves) for train in (True, False)
+    )
+    close(recomputed, saved)
+    first = torch.autograd.grad(loss(ops.forward(*args, True)[:2]), leaves, create_graph=True)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss(first), leaves))
+
+
+def test_modules_pickle_after_compile() -> None:
+    lstm = rnnkern.LSTM(3, 4)
+    torch.compile(lstm, backend="eager", fullgraph=True)(torch.ones(5, 2, 3))
+    close(
+        flat(pickle.loads(pickle.dumps(lstm))(torch.ones(5, 2, 3))), flat(lstm(torch.ones(5, 2, 3)))
+    )

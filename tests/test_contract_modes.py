@@ -1,0 +1,232 @@
+"""Dropout, dtypes, autocast, threads and processes: sections 5 and 6 of the contract."""
+
+import os
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from twins import CELLS, LAYERS, agree, close, flat, loss, pack, same_error, state, twins
+
+import rnnkern
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_masks_are_torchs(name: str, batch_first: bool) -> None:
+    """The very masks that torch.nn draws, and the generator left where torch.nn leaves it."""
+    pair = twins(name, 3, 4, 3, dropout=0.4, batch_first=batch_first, bidirectional=True)
+    x = torch.ones(5, 6, 3)
+    ends = []
+
+    def run(m: nn.Module, x: Any) -> Any:
+        out = m(x)
+        ends.append(torch.get_rng_state())
+        return out
+
+    for data in (x, pack(x, [5, 3, 4, 1, 5] if batch_first else [5, 3, 4, 1, 5, 2], batch_first)):
+        agree(pair, lambda m: run(m, data))  # noqa: B023
+        assert torch.equal(ends[-1], ends[-2])
+    layer = pair[1]
+    assert not torch.equal(flat(layer(x))[0], flat(layer(x))[0])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_dropout_draws_nothing(name: str) -> None:
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="non-zero dropout expects"):
+        single = twins(name, 3, 4, 1, dropout=0.5)[1]
+    off, evaluated = twins(name, 3, 4, 2)[1], twins(name, 3, 4, 2, dropout=0.5)[1].eval()
+    torch.set_rng_state(before)
+    for layer in (single, off, evaluated):
+        layer(torch.ones(5, 2, 3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_dropout_of_a_live_module(name: str) -> None:
+    pair = twins(name, 3, 4, 2, dropout=0.5)
+    x = torch.ones(5, 2, 3)
+    for p in (0.0, 1.0, 0.25):
+        for module in pair:
+            module.dropout = p
+        agree(pair, lambda m: m(x))
+    for module in pair:
+        module.batch_first = True
+    agree(pair, lambda m: m(x))
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    """No further from the float32 module than torch's own half module is, plus a rounding."""
+    cell = name in CELLS
+    wide = getattr(rnnkern, name)(3, 4)
+    x = torch.randn(2, 3) if cell else torch.randn(5, 2, 3)
+    expected = [*flat(wide(x)), *torch.autograd.grad(loss(wide(x)), list(wide.parameters()))]
+    errors = []
+    for package in (nn, rnnkern):
+        module = getattr(package, name)(3, 4).to(dtype)
+        module.load_state_dict(wide.state_dict())
+        out = module(x.to(dtype))
+        got = [*flat(out), *torch.autograd.grad(loss(out), list(module.parameters()))]
+        assert all(t.dtype == dtype for t in got)
+        errors.append([(g.float() - e).abs().max() for g, e in zip(got, expected, strict=True)])
+    eps = torch.finfo(dtype).eps
+    for torchs, ours, e in zip(*errors, expected, strict=True):
+        assert ours <= 1.5 * torchs + 4 * eps * e.abs().max()
+
+
+def outcome(
+    module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype
+) -> list[torch.dtype] | None:
+    """The dtypes of a call's results under autocast; None if it is refused."""
+    with torch.autocast("cpu", dtype):
+        try:
+            return [t.dtype for t in flat(module(*args))]
+        except (RuntimeError, ValueError):
+            return None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_autocast_dtypes(name: str, packed: bool) -> None:
+    """bfloat16 autocast gives the dtypes that torch.nn gives, irregular as they are."""
+    cell = name in CELLS
+    if cell and packed:
+        pytest.skip("cells take no packed sequences")
+    kinds = (torch.float32, torch.bfloat16, torch.float64)
+    for weight in kinds:
+        pair = twins(name, 3, 4, dtype=weight)
+        for kind in kinds:
+            for hidden in (None, *kinds):
+                x = torch.ones(2, 3, dtype=kind) if cell else torch.ones(5, 2, 3, dtype=kind)
+                shape = (2, 4) if cell else (1, 2, 4)
+                hx = None if hidden is None else state(name, *shape, dtype=hidden)
+                args = (pack(x, [5, 3]) if packed else x, hx)
+                theirs, ours = (outcome(m, args, torch.bfloat16) for m in pair)
+                assert ours == theirs, (weight, kind, hidden)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_autocast_values(name: str, dtype: torch.dtype) -> None:
+    """Near the float32 values, gradients in each leaf's dtype, and no cast kept from before."""
+    module = getattr(rnnkern, name)(3, 4)
+    x = torch.randn(2, 3) if name in CELLS else torch.randn(5, 2, 3)
+    for _ in range(2):
+        x = x.detach().requires_grad_()
+        expected = torch.autograd.grad(loss(module(x)), [x, *module.parameters()])
+        with torch.autocast("cpu", dtype):
+            out = module(x)
+            with torch.autocast("cpu", enabled=False):
+                close(flat(module(x)), flat(module(x.detach())), 0)
+        got = torch.autograd.grad(loss([t.float() for t in flat(out)]), [x, *module.parameters()])
+        assert all(g.dtype == torch.float32 for g in got)
+        close(flat([t.float() for t in flat(out)]), flat(module(x)), 0.03)
+        close(got, expected, 0.1)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.mul_(1.5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_python_threads(name: str) -> None:
+    """One module, many threads, forward and backward."""
+    layer = getattr(rnnkern, name)(8, 16, 2)
+    xs = [torch.randn(7, 3, 8, requires_grad=True) for _ in range(6)]
+    expected = [torch.autograd.grad(loss(layer(x)), x)[0] for x in xs]
+    found: list[list[Tensor]] = [[] for _ in xs]
+
+    def work(k: int) -> None:
+        for _ in range(5):
+            found[k].append(torch.autograd.grad(loss(layer(xs[k])), xs[k])[0])
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(xs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for grads, e in zip(found, expected, strict=True):
+        assert len(grads) == 5
+        close(grads, [e] * 5, 1e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forked_worker() -> None:
+    """A DataLoader's worker may use a layer after the parent has used its threads."""
+    layer = rnnkern.LSTM(64, 128)
+    x = torch.randn(20, 32, 64)
+    with torch.no_grad():
+        expected = layer(x)[0]
+        dataset = _Rows(layer, x)
+        for batch in torch.utils.data.DataLoader(
+            dataset, batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60
+        ):
+            close([batch], [expected], 1e-6)
+
+
+class _Rows(torch.utils.data.Dataset[Tensor]):
+    def __init__(self, layer: nn.Module, x: Tensor) -> None:
+        self.layer, self.x = layer, x
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index >= len(self):
+            raise IndexError
+        with torch.no_grad():
+            return self.layer(self.x)[0]
+
+
+def test_settings_are_left_alone() -> None:
+    import torch._dynamo
+
+    def settings() -> tuple[Any, ...]:
+        return (
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.backends.mkldnn.enabled,
+            torch._dynamo.config.allow_rnn,
+            torch.is_autocast_enabled("cpu"),
+        )
+
+    before = settings()
+    layer = rnnkern.GRU(3, 4, 2)
+    loss(layer(torch.ones(5, 2, 3))).backward()
+    torch.compile(layer, backend="eager", fullgraph=True)(torch.ones(5, 2, 3))
+    assert settings() == before
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_meta_and_fake(name: str) -> None:
+    """Shapes, dtypes and strides without data, forward and backward."""
+    from torch._subclasses import FakeTensorMode
+
+    for batch_first in (False, True):
+        for dtype in (torch.float32, torch.bfloat16):
+            options: dict[str, Any] = {"batch_first": batch_first, "bidirectional": True}
+            real = getattr(rnnkern, name)(3, 4, 2, dtype=dtype, **options)
+            results = flat(real(torch.ones(2, 5, 3, dtype=dtype)))
+
+            def same(module: nn.Module, x: Tensor) -> None:
+                got = module(x)
+                for g, r in zip(flat(got), results, strict=True):  # noqa: B023
+                    assert (g.shape, g.dtype, g.stride()) == (r.shape, r.dtype, r.stride())
+                flat(got)[0].sum().backward()
+                for p in module.parameters():
+                    assert p.grad.shape == p.shape
+                assert x.grad is None or x.grad.stride() == x.stride()
+
+            meta = getattr(rnnkern, name)(3, 4, 2, dtype=dtype, device="meta", **options)
+            same(meta, torch.ones(2, 5, 3, dtype=dtype, device="meta"))
+            with FakeTensorMode():
+                fake = getattr(rnnkern, name)(3, 4, 2, dtype=dtype, **options)
+                same(fake, torch.ones(2, 5, 3, dtype=dtype))
+    same_error(twins(name, 3, 4, device="meta"), lambda m: m(torch.ones(5, 2, 4, device="meta")))
