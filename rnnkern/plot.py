@@ -200,6 +200,7 @@ def _map(ax: Axes, values: np.ndarray, colors: str, low: float, high: float, lab
             text = f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
             color = "white" if dark else "black"
             ax.text(t, unit, text, ha="center", va="center", color=color, fontsize=8)
+    ax.grid(False)
     ax.get_figure().colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
     _time(ax)
     ax.set_ylabel("hidden unit")

@@ -1,0 +1,90 @@
+"""Data-parallel training of an rnnkern layer: the same gradients as one process on the whole batch.
+
+    torchrun --nproc-per-node 2 examples/distributed.py            # DistributedDataParallel
+    torchrun --nproc-per-node 2 examples/distributed.py --sharded  # fully_shard (FSDP2)
+
+Every process trains on its share of the batch over gloo, on the CPU, and compares its gradients and
+its trained weights with those of the same model trained alone on all of it.
+"""
+
+import argparse
+import copy
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+import rnnkern
+
+BATCH, STEPS, FEATURES, HIDDEN = 8, 12, 6, 16
+
+
+class Tagger(nn.Module):
+    """A number for every step of a sequence (B, T, I) -> (B, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = rnnkern.LSTM(FEATURES, HIDDEN, 2, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(2 * HIDDEN, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.rnn(x)
+        return self.out(y).squeeze(-1)
+
+
+def whole(t: Tensor) -> Tensor:
+    """A tensor as one process sees it: FSDP's parameters are spread over the processes."""
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def train(model: nn.Module, x: Tensor, target: Tensor, steps: int = 5) -> list[list[Tensor]]:
+    """The gradients of every step, then the weights."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    history = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), target).backward()
+        history.append([whole(p.grad).clone() for p in model.parameters()])
+        optimizer.step()
+    return [*history, [whole(p.detach()).clone() for p in model.parameters()]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sharded", action="store_true", help="fully_shard instead of DDP")
+    sharded = parser.parse_args().sharded
+
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    alone = Tagger()
+    x = torch.randn(BATCH, STEPS, FEATURES)
+    target = x.sum(-1).cumsum(1).sin()
+    model: nn.Module = copy.deepcopy(alone)
+    if sharded:
+        dist.device_mesh.init_device_mesh("cpu", (world,))
+        fully_shard(model.rnn)
+        fully_shard(model)
+    else:
+        model = DistributedDataParallel(model)
+
+    mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    together = train(model, x[mine], target[mine])
+    expected = train(alone, x, target)
+    worst = max(
+        float((a - b).abs().max())
+        for left, right in zip(together, expected, strict=True)
+        for a, b in zip(left, right, strict=True)
+    )
+    way = "fully_shard" if sharded else "DistributedDataParallel"
+    print(f"{way}, process {rank} of {world}: largest difference from one process {worst:.1e}")
+    dist.destroy_process_group()
+    if worst > 1e-4:
+        raise SystemExit("the gradients differ")
+
+
+if __name__ == "__main__":
+    main()
