@@ -18,8 +18,10 @@
 //   forward(sum[kSums], prev[kStates], next[kStates], saved[kSaved])
 //       one step: the states after it, and what backward needs.
 //   backward(saved, prev, next, dnext[kStates], dprev[kStates], dsum[kSums])
-//       the adjoint: dnext are the total derivatives of the loss by the states after the step;
-//       dprev[0] leaves out what flows through W_hh (the engine adds it).
+//       the adjoint. dnext are the derivatives of the loss by the states after the step, each by
+//       what uses it later; where a state also feeds another of the same step (LSTM's c feeds h)
+//       its part is added, so that dnext holds total derivatives afterwards. dprev[0] leaves out
+//       what flows through W_hh (the engine adds it).
 //
 // The engine brings sigmoid(V), tanh(V), relu(V) and where_positive(V x, V y) (y where x > 0,
 // else 0), the operators + - *, and V(scalar).

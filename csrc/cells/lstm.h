@@ -22,7 +22,7 @@ struct Lstm {
   }
 
   template <class V>
-  RNNKERN_CELL void backward(const V* saved, const V* prev, const V* next, const V* dnext, V* dprev,
+  RNNKERN_CELL void backward(const V* saved, const V* prev, const V* next, V* dnext, V* dprev,
                              V* dsum) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
     const V one(1), tanh_c = tanh(next[1]);
@@ -31,6 +31,7 @@ struct Lstm {
     dsum[1] = dc * prev[1] * f * (one - f);
     dsum[2] = dc * i * (one - g * g);
     dsum[3] = dnext[0] * tanh_c * o * (one - o);
+    dnext[1] = dc;
     dprev[0] = V(0);
     dprev[1] = dc * f;
   }

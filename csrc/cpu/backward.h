@@ -176,7 +176,6 @@ class BackwardDirection {
         next[0] = V::load(h[b] + u, lanes);
         dnext[0] = V::load(dh + u);
         if (dy) dnext[0] = dnext[0] + V::load(dy + u, lanes);
-        if (p_.flow_h) dnext[0].store(p_.flow_h + (row + b) * H + u, lanes);
         if constexpr (kHasC) {
           prev[1] = V::load(c_prev[b] + u, lanes);
           next[1] = V::load(p_.cells + (row + b) * H + u, lanes);
@@ -185,6 +184,7 @@ class BackwardDirection {
         Cell::backward(saved, prev, next, dnext, dprev, dsum);
         for (int k = 0; k < Cell::kSums; ++k)
           dsum[k].store(dsums + b * stride_ + k * H + u, lanes);
+        if (p_.flow_h) dnext[0].store(p_.flow_h + (row + b) * H + u, lanes);
         dprev[0].store(dh + u);
         if constexpr (kHasC) {
           if (p_.flow_c) dnext[1].store(p_.flow_c + (row + b) * H + u, lanes);
@@ -293,7 +293,9 @@ class BackwardDirection {
     const int64_t t0 = least(time(begin), time(end - 1)), t1 = t0 + end - begin;
     const int64_t I = p_.input_size;
     if (g.ih && I < kTileRows) {
+      const bool even = seq_.offsets || p_.x.step == seq_.batch * p_.x.row;
       thin_gradient(t0, t1, team, Cell::kInputSum, Cell::input_gate, int(I), g.ih, first_chunk,
+                    even,
                     [&](int64_t t) { return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, 0, 0}; });
     } else if (g.ih) {
       weight_gradient(
@@ -314,10 +316,10 @@ class BackwardDirection {
     const auto ones = [&](int64_t) { return Term<T>{&kOne, 0, 0, 0, 0, 0}; };
     if (g.bias_ih)
       thin_gradient(t0, t1, team, Cell::kInputSum, Cell::input_gate, 1, g.bias_ih, first_chunk,
-                    ones);
+                    true, ones);
     if (g.bias_hh)
       thin_gradient(t0, t1, team, Cell::kHiddenSum, Cell::hidden_gate, 1, g.bias_hh, first_chunk,
-                    ones);
+                    true, ones);
   }
 
   int64_t chunk_rows_between(int64_t t0, int64_t t1) const {
@@ -358,11 +360,11 @@ class BackwardDirection {
   }
 
   // The same for a left operand of few columns: its transpose is a tile of `columns` rows, and
-  // dsums the panel. operand(t) gives the term of step t but for its depth and panel. The team
-  // splits the units.
+  // dsums the panel. operand(t) gives the term of step t but for its depth and panel; if its rows
+  // lie evenly over all steps, one term serves the chunk. The team splits the units.
   template <class GateOf, class Operand>
   void thin_gradient(int64_t t0, int64_t t1, Team team, int first_sum, GateOf gate_of, int columns,
-                     T* grad, bool first_chunk, Operand operand) {
+                     T* grad, bool first_chunk, bool even, Operand operand) {
     const int64_t H = p_.hidden_size, blocks = (H + kLanes - 1) / kLanes;
     constexpr int kWidth = kTileVectors * kLanes;
     const int64_t last = team.end(blocks) * kLanes;
@@ -371,9 +373,9 @@ class BackwardDirection {
         alignas(64) T tile[kTileRows * kWidth] = {};
         const int vectors = int(least<int64_t>((last - u) / kLanes, kTileVectors));
         const T* b = shared_.dsums + (first_sum + s) * H + u;
-        for (int64_t t = t0; t < t1; ++t) {
+        for (int64_t t = t0; t < t1; t = even ? t1 : t + 1) {
           Term<T> term = operand(t);
-          term.depth = seq_.active(t);
+          term.depth = even ? chunk_rows_between(t0, t1) : seq_.active(t);
           term.b = b, term.panel_step = stride_;
           b += term.depth * stride_;
           product(columns, vectors, &term, 1, Tile<T>{tile, kWidth, tile, kWidth});

@@ -3,8 +3,8 @@
 // double: at most 4 ulp.
 //
 // exp(x) = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and r in two pieces (Cody & Waite
-// 1980); e^r - 1 is a Taylor polynomial, long enough at that radius. sigmoid and tanh are built
-// on exp of a negative argument, so that their denominators lie in [1, 2].
+// 1980); e^r - 1 is a polynomial. sigmoid and tanh are built on exp of a negative argument, so that
+// their denominators lie in [1, 2].
 #pragma once
 #include "simd.h"
 
@@ -14,35 +14,27 @@ template <class T>
 struct ExpConstants;
 template <>
 struct ExpConstants<float> {
-  static constexpr int kMantissa = 23, kBias = 127, kDegree = 7;
+  static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLow = -104.f, kHigh = 89.f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 };
 template <>
 struct ExpConstants<double> {
-  static constexpr int kMantissa = 52, kBias = 1023, kDegree = 13;
+  static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr double kRound = 6755399441055744.;  // 1.5 * 2^52
   static constexpr double kLow = -746., kHigh = 710.;
   static constexpr double kLn2High = 6.93147180369123816490e-01,
                           kLn2Low = 1.90821492927058770002e-10;
 };
 
-// 1 / k!, the coefficients of e^r.
-constexpr double kInverseFactorial[] = {1.,
-                                        1.,
-                                        1. / 2,
-                                        1. / 6,
-                                        1. / 24,
-                                        1. / 120,
-                                        1. / 720,
-                                        1. / 5040,
-                                        1. / 40320,
-                                        1. / 362880,
-                                        1. / 3628800,
-                                        1. / 39916800,
-                                        1. / 479001600,
-                                        1. / 6227020800};
+// Coefficients of r^2, r^3, ... in e^r: a minimax fit within 2^-27 for float, 1 / k! for double.
+template <class T>
+constexpr T kExp[] = {0.5f, 0.16666518f, 0.041666206f, 0.00836889f, 0.0013950492f};
+template <>
+constexpr double kExp<double>[] = {1. / 2,       1. / 6,        1. / 24,        1. / 120,
+                                   1. / 720,     1. / 5040,     1. / 40320,     1. / 362880,
+                                   1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
 
 template <class T>
 struct ReducedExp {
@@ -57,8 +49,9 @@ RNNKERN_INLINE ReducedExp<T> reduce_exp(Vec<T> x) {
   using V = Vec<T>;
   const V n = (x * V(T(1.44269504088896340736)) + V(C::kRound)) - V(C::kRound);
   const V r = (x - n * V(C::kLn2High)) - n * V(C::kLn2Low);
-  V p{T(kInverseFactorial[C::kDegree])};
-  for (int k = C::kDegree - 1; k >= 2; --k) p = p * r + V(T(kInverseFactorial[k]));
+  constexpr int kTerms = sizeof(kExp<T>) / sizeof(T);
+  V p{kExp<T>[kTerms - 1]};
+  for (int k = kTerms - 2; k >= 0; --k) p = p * r + V(kExp<T>[k]);
   return {n, r * r * p + r};
 }
 
@@ -93,16 +86,24 @@ RNNKERN_INLINE Vec<T> absolute(Vec<T> x) {
   return Vec<T>::from_bits(x.bits() & ~Vec<T>(T(-0.)).bits());
 }
 
-// 1 / x for x in [1, 2].
+// numerator / (base + rest) for a denominator in [1, 2]. An approximate quotient is corrected by
+// its residual, which sees the denominator without its rounding error.
 template <class T>
-RNNKERN_INLINE Vec<T> reciprocal(Vec<T> x) {
+RNNKERN_INLINE Vec<T> quotient(Vec<T> numerator, Vec<T> base, Vec<T> rest) {
+  using V = Vec<T>;
+  const V denominator = base + rest;
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {  // 14 bits and a Newton step; a division takes four times longer
-    const Vec<T> y(typename Vec<T>::Raw(_mm512_rcp14_ps(x.v)));
-    return y + y * (Vec<T>(1) - x * y);
-  }
+  V reciprocal;  // 14 bits are enough, and a division takes four times longer
+  if constexpr (sizeof(T) == 4)
+    reciprocal = typename V::Raw(_mm512_rcp14_ps(denominator.v));
+  else
+    reciprocal = V(1).v / denominator.v;
+#else
+  const V reciprocal = V(1).v / denominator.v;
 #endif
-  return Vec<T>(1).v / x.v;
+  const V y = numerator * reciprocal;
+  const V residual = (numerator - base * y) - y * rest;
+  return y + residual * reciprocal;
 }
 
 template <class T>
@@ -120,8 +121,7 @@ RNNKERN_INLINE Vec<T> sigmoid(Vec<T> x) {
   using V = Vec<T>;
   const auto [n, em] = reduce_exp(at_least(-absolute(x), ExpConstants<T>::kLow));
   const V e = scale(V(1) + em, n);
-  const V r = reciprocal(V(1) + e);
-  return V::select(x.v < V(0).v, e * r, r);
+  return quotient(V::select(x.v < V(0).v, e, V(1)), V(1), e);
 }
 
 // With m = exp(-2|x|) - 1: -m / (m + 2), and the sign of x.
@@ -130,9 +130,14 @@ RNNKERN_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;
   const auto [n, em] = reduce_exp(at_least(absolute(x) * V(T(-2)), T(-60)));
   const V power = scale(V(1), n);
-  const V m = power * em + (power - V(1));
+  const V small = power * em, large = power - V(1);
+  const V m = small + large;
   const V sign = V::from_bits(x.bits() & V(T(-0.)).bits());
-  const V y = -m * reciprocal(m + V(2));
+  V y = quotient(-m, V(2), m);
+#if !defined(__FMA__)
+  // Without fused multiply-add one more rounding counts: that of m.
+  y = y - (small - (m - large)) * (V(1) + y) * V(T(0.5));
+#endif
   return V::from_bits(absolute(y).bits() | sign.bits());
 }
 

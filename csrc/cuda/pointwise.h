@@ -110,13 +110,8 @@ RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) 
     static_cast<T*>(p.dsum)[(row * Cell::kSums + s) * H + u] = T(dsum[s]);
   if (p.previous) static_cast<T*>(p.previous)[row * H + u] = h_before;
   if (p.flow_h) static_cast<A*>(p.flow_h)[row * H + u] = dnext[0];
-  if constexpr (Cell::kStates == 2) {
-    // dL/dc_t has a second way to the loss, through h_t.
-    if (p.flow_c) {
-      const A o = saved[3], tanh_c = tanh(next[1]);
-      static_cast<A*>(p.flow_c)[row * H + u] = dnext[1] + dnext[0] * o * (A(1) - tanh_c * tanh_c);
-    }
-  }
+  if constexpr (Cell::kStates == 2)
+    if (p.flow_c) static_cast<A*>(p.flow_c)[row * H + u] = dnext[1];
 }
 
 // What one thread does.
