@@ -23,16 +23,16 @@ BATCH, STEPS, FEATURES, HIDDEN = 8, 12, 6, 16
 
 
 class Tagger(nn.Module):
-    """A number for every step of a sequence (B, T, I) -> (B, T)."""
+    """A number for every step of a sequence: (T, B, I) -> (T, B, 1)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rnn = rnnkern.LSTM(FEATURES, HIDDEN, 2, batch_first=True, bidirectional=True)
+        self.rnn = rnnkern.LSTM(FEATURES, HIDDEN, 2, bidirectional=True)
         self.out = nn.Linear(2 * HIDDEN, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.rnn(x)
-        return self.out(y).squeeze(-1)
+        return self.out(y)
 
 
 def whole(t: Tensor) -> Tensor:
@@ -61,18 +61,18 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     alone = Tagger()
-    x = torch.randn(BATCH, STEPS, FEATURES)
-    target = x.sum(-1).cumsum(1).sin()
+    x = torch.randn(STEPS, BATCH, FEATURES)
+    target = x.sum(-1, keepdim=True).cumsum(0).sin()
     model: nn.Module = copy.deepcopy(alone)
     if sharded:
-        dist.device_mesh.init_device_mesh("cpu", (world,))
+        torch.distributed.device_mesh.init_device_mesh("cpu", (world,))
         fully_shard(model.rnn)
         fully_shard(model)
     else:
         model = DistributedDataParallel(model)
 
     mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
-    together = train(model, x[mine], target[mine])
+    together = train(model, x[:, mine], target[:, mine])
     expected = train(alone, x, target)
     worst = max(
         float((a - b).abs().max())
