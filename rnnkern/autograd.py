@@ -28,8 +28,8 @@ class Tap(Protocol):
     operator's call (ops.py): input (T, B, I), or (B, T, I) with batch_first, or packed (N, I) with
     batch_sizes (rows in sorted order); state [], [h_0] or [h_0, c_0], (D, B, R) and (D, B, H);
     output laid out as input; h_n (D, B, R); c_n (D, B, H), empty without a cell state;
-    saved (D, rows, S, H), the values named in Cell.saved at every step; cells (D, rows, H), all c_t,
-    empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N. All are without autograd;
+    saved (D, rows, S, H), the values named in Cell.saved at every step; cells (D, rows, H), all
+    c_t, empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N. All are without autograd;
     saved, cells and output also serve the backward pass: read, do not write.
 
     `backward` is called when the gradient of that layer call is computed by the kernels (not under

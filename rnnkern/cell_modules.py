@@ -1,4 +1,4 @@
-"""LSTMCell, GRUCell and RNNCell: torch.nn's cells on the same kernels, as a sequence of one step."""
+"""LSTMCell, GRUCell and RNNCell: torch.nn's cells on the same kernels, as one step of a layer."""
 
 from typing import Any
 

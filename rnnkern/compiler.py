@@ -16,7 +16,7 @@ _BUILDER = "torch._dynamo.variables.builder"
 
 
 def _patch(builder: ModuleType) -> None:
-    """Wraps VariableBuilder.wrap_module; without it (the name is private) Dynamo breaks the graph."""
+    """Wraps VariableBuilder.wrap_module; without that private name Dynamo breaks the graph."""
     original = getattr(builder.VariableBuilder, "wrap_module", None)
     if original is None:
         return

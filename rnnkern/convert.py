@@ -1,4 +1,4 @@
-"""convert(model): every torch.nn recurrent layer and cell of a model onto rnnkern's kernels, in place.
+"""convert(model): every torch.nn recurrent layer and cell of a model onto rnnkern's kernels.
 
 rnnkern's classes add no state to torch.nn's, so a module changes its class and nothing else: it
 stays the same object with the same parameters, buffers, hooks, flags and references to it.
@@ -106,7 +106,7 @@ def convert(model: nn.Module, verbose: bool = False) -> nn.Module:
 
 
 def revert(model: nn.Module, verbose: bool = False) -> nn.Module:
-    """Undoes `convert`, and turns rnnkern's own layers into torch.nn's; in place, returns `model`."""
+    """Undoes `convert`, and turns rnnkern's own layers into torch.nn's; returns `model`."""
     for name, module in model.named_modules():
         parametrized = is_parametrized(module)
         cls = type(module).__bases__[0] if parametrized else type(module)

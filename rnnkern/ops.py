@@ -1,4 +1,4 @@
-"""The operators `rnnkern::forward` and `rnnkern::backward`: loads the library, gives shapes without data.
+"""The operators `rnnkern::forward` and `rnnkern::backward`: the library, and shapes without data.
 
 One call runs one layer with all its directions; the schemas are in csrc/bindings/torch_ops.cpp.
 Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
@@ -48,11 +48,11 @@ def info() -> dict[str, Any]:
 
 
 def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    """The weights of a layer, (w_ih, w_hh[, b_ih, b_hh][, w_hr]) per direction, direction by direction.
+    """The weights of a layer, (w_ih, w_hh[, b_ih, b_hh][, w_hr]), for each direction.
 
-    D is not said anywhere: a direction's list starts with w_ih and w_hh, has the biases if its third
-    member is a vector, and w_hr if the member after those is not the next direction's w_ih, which
-    has G·H rows like w_ih while w_hr has P < H.
+    D is not said anywhere: a direction's list starts with w_ih and w_hh, has the biases if its
+    third member is a vector, and w_hr if the member after those is not the next direction's w_ih,
+    which has G·H rows while w_hr has P < H.
     """
     each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
     if len(weights) > each and weights[each].shape[0] < weights[0].shape[0]:

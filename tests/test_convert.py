@@ -129,7 +129,7 @@ def test_parametrised() -> None:
 
 def test_import_order_keeps_the_functions() -> None:
     import rnnkern.convert
-    import rnnkern.trace  # noqa: F401
+    import rnnkern.trace
 
     assert callable(rnnkern.convert)
     assert callable(rnnkern.trace)

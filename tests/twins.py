@@ -1,4 +1,4 @@
-"""A torch.nn module and rnnkern's with the same weights, and what the contract's tests ask of them."""
+"""A torch.nn module and rnnkern's with the same weights, and what the tests ask of them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
