@@ -20,6 +20,7 @@ import task5_sentiment
 import torch
 from common import Result, duration
 from jinja2 import Environment, FileSystemLoader
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -53,22 +54,21 @@ def main() -> None:
 
 
 def table(results: list[Result]) -> Table:
-    rows = Table(caption="times measured alternately in one process")
-    for heading in ("task", "metric", "rnnkern", "the course"):
-        rows.add_column(heading)
-    for heading in ("timed", "torch.nn", "rnnkern", "ratio"):
-        rows.add_column(heading, justify="left" if heading == "timed" else "right")
+    rows = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption="times: 1 and 3 one forward pass; 2, 4 and 5 the whole training;\n"
+        "the reflection the gradient at every step. Both sides in turn in one process",
+    )
+    rows.add_column("task", no_wrap=True)
+    rows.add_column("metric")
+    for heading in ("result", "course", "torch.nn", "rnnkern", "ratio"):
+        rows.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         what, ours, course = result.rows[0]
-        rows.add_row(
-            result.task.split(":")[0],
-            what,
-            ours,
-            course or "–",
-            result.timed,
-            *map(duration, result.seconds.values()),
-            f"{result.ratio:.1f}×",
-        )
+        task = result.task.split(":")[0]
+        times = map(duration, result.seconds.values())
+        rows.add_row(task, what, ours, course or "–", *times, f"{result.ratio:.1f}×")
     return rows
 
 
@@ -79,17 +79,18 @@ def render(results: list[Result]) -> str:
     lessons = [lesson(task, result) for task, result in zip(TASKS, results, strict=True)]
     return environment.get_template("lesson.html.j2").render(
         lessons=lessons,
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, "
+        machine=f"{platform.machine()}, threads: {torch.get_num_threads()}, "
         f"torch {torch.__version__}, rnnkern {rnnkern.__version__}",
     )
 
 
 def lesson(task: ModuleType, result: Result) -> dict:
     title, story, see = task.__doc__.strip().split("\n\n")
+    see = see.removeprefix("What to see: ")
     return {
         "title": title,
         "story": story,
-        "see": see.removeprefix("What to see: "),
+        "see": see[0].upper() + see[1:],
         "equations": task.EQUATIONS,
         "result": result,
         "source": Path(task.__file__).name,
@@ -100,11 +101,9 @@ def typeset(equation: str) -> str:
     """An equation in plain text as HTML: x_t and x_{t−1} get subscripts, x^{2} a superscript, names
     of one letter are italic."""
     text = html.escape(equation, quote=False)
-    text = re.sub(r"(?<![\w&])([A-Za-z])(?![A-Za-z;])", r"<i>\1</i>", text)
     for mark, tag in (("_", "sub"), (r"\^", "sup")):
-        text = re.sub(mark + r"\{([^{}]*)\}", rf"<{tag}>\1</{tag}>", text)
-        text = re.sub(mark + r"(<i>\w</i>|\w)", rf"<{tag}>\1</{tag}>", text)
-    return text
+        text = re.sub(mark + r"(?:\{([^{}]*)\}|(\w))", rf"<{tag}>\1\2</{tag}>", text)
+    return re.sub(r"(?<![\w&<])(?<!</)(\b[A-Za-z]\b)", r"<i>\1</i>", text)
 
 
 def data_url(figure: Path) -> str:

@@ -134,14 +134,11 @@ def run(out: Path) -> Result:
     def left_over(norm: Tensor) -> str:
         return f"{(norm[0] / norm[-1]).median().item():.0e}"
 
-    rows = [
-        (f"{name}: ‖∂L/∂h_0‖ / ‖∂L/∂h_T‖", left_over(f.hidden), "") for name, f in flows.items()
-    ]
+    rows = [(f"gradient left, {name}", left_over(f.hidden), "") for name, f in flows.items()]
     rows += [
-        (f"LSTM, {name}: ‖∂L/∂c_0‖ / ‖∂L/∂c_T‖", left_over(f.cell), "")
-        for name, f in by_bias.items()
+        (f"gradient left in c, LSTM, {name}", left_over(f.cell), "") for name, f in by_bias.items()
     ]
-    rows += [(f"{name}: loss of the recall", f"{v[-1]:.3f}", "") for name, v in learned.items()]
+    rows += [(f"loss of the recall, {name}", f"{v[-1]:.3f}", "") for name, v in learned.items()]
     rows += [("difference from autograd, unrolled", f"{difference:.0e}", "")]
     path = save(figure, out, "reflection_vanishing")
     title = __doc__.splitlines()[0]

@@ -72,7 +72,7 @@ def run(out: Path) -> Result:
     with torch.inference_mode():
         seconds = in_turn(calls)
     rows = [
-        ("error of h_t against float64", f"{error:.0e}", ""),
+        ("error to float64", f"{error:.0e}", ""),
         ("error of ∂L/∂W_hh against float64", f"{slope_error:.0e}", "no backward pass"),
         ("difference from torch.nn", f"{difference:.0e}", ""),
         ("outputs", "  ".join(f"{v:.3f}" for v in y.flatten().tolist()), "unseeded"),

@@ -62,7 +62,7 @@ def run(out: Path) -> Result:
     with torch.inference_mode():
         seconds = in_turn({name: lambda m=lstm: m(x) for name, lstm in lstms.items()})
     rows = [
-        ("error of gates and c_t against float64", f"{error:.0e}", ""),
+        ("error to float64", f"{error:.0e}", ""),
         ("error of ∂L/∂W_hh against float64", f"{slope_error:.0e}", "no backward pass"),
         ("difference from torch.nn", f"{difference:.0e}", ""),
     ]

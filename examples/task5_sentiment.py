@@ -36,7 +36,7 @@ import rnnkern
 
 EQUATIONS = [
     "h_t, c_t = LSTM(e(x_t), h_{t−1}, c_{t−1})",
-    "p = σ(w · h_T + b),  T the sentence's own length",
+    "p = σ(w · h_T + b),  T the length of the sentence",
     "L = −mean (y log p + (1 − y) log(1 − p))",
 ]
 
@@ -114,7 +114,7 @@ def run(out: Path) -> Result:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4))
     plot_curves(left, curves)
-    left.legend(loc="lower left")
+    left.legend(loc="lower center")
     twin = left.twinx()
     twin.plot(accuracy, color=PALETTE[2], ls="--")
     twin.set_ylabel("accuracy (dashed)", color=PALETTE[2])

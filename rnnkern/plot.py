@@ -29,6 +29,7 @@ AxesLike = Axes | Sequence[Axes] | np.ndarray | None
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 OPEN_SHUT, AROUND_ZERO = "viridis", "RdBu_r"
+LEGIBLE = 12  # so many units have a line each; of more, a picture shows their distribution
 WRITABLE = 60  # a map of at most so many cells has its values written into them
 SYMBOLS = {
     "input": "$i_t$", "forget": "$f_t$", "cell": "$g_t$", "output": "$o_t$",
@@ -48,7 +49,8 @@ def states(
 ) -> Figure:
     """The hidden state over time and, for an LSTM, the cell state below it.
 
-    kind    "map": unit × time, coloured around 0. "lines": one line per unit, readable for a few
+    kind    "map": unit × time, coloured around 0. "lines": one line per unit, for many units the
+            range, the quartiles and the median over the units
     sample  which sequence of the batch
     axes    one, for an LSTM two
     """
@@ -209,15 +211,20 @@ def _map(ax: Axes, values: np.ndarray, colors: str, low: float, high: float, lab
 
 def _lines(ax: Axes, values: np.ndarray) -> None:
     steps, units = values.shape
-    marker = "o" if steps <= 20 else None
-    for unit, line in enumerate(values.T):
-        color, dash = PALETTE[unit % len(PALETTE)], DASHES[unit // len(PALETTE) % len(DASHES)]
-        name = f"unit {unit}" if units <= 12 else None
-        ax.plot(line, dash, color=color, marker=marker, label=name, lw=1.6 if units <= 12 else 0.6)
+    if units <= LEGIBLE:
+        marker = "o" if steps <= 20 else None
+        for unit, line in enumerate(values.T):
+            color, dash = PALETTE[unit % len(PALETTE)], DASHES[unit // len(PALETTE)]
+            ax.plot(line, dash, color=color, marker=marker, label=f"unit {unit}")
+    else:
+        low, lower, middle, upper, high = np.percentile(values, (0, 25, 50, 75, 100), axis=1)
+        t, color = np.arange(steps), PALETTE[0]
+        ax.fill_between(t, low, high, color=color, alpha=0.15, lw=0, label=f"all {units} units")
+        ax.fill_between(t, lower, upper, color=color, alpha=0.3, lw=0, label="their middle half")
+        ax.plot(t, middle, color=color, label="median")
     ax.axhline(0, color="0.6", lw=0.8, zorder=0)
     ax.set_ylabel("value")
-    if units <= 12:
-        ax.legend(ncols=-(-units // 6), fontsize=8)
+    ax.legend(ncols=1 + units // 7 if units <= LEGIBLE else 1, fontsize=8)
     _time(ax)
 
 

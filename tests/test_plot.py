@@ -49,6 +49,13 @@ def test_states():
     np.testing.assert_allclose(lines[2].get_ydata(), trace.hidden[:, 0, 2])
 
 
+def test_many_units_are_shown_by_their_distribution():
+    trace = rnnkern.trace(rnnkern.GRU(I, 40), torch.randn(T, B, I))
+    (ax,) = plot.states(trace, kind="lines").axes
+    median = np.median(trace.hidden[:, 0].numpy(), axis=1)
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), median, rtol=1e-6)
+
+
 def test_states_of_a_gru_need_one_axes():
     trace = rnnkern.trace(rnnkern.GRU(I, H), torch.randn(T, B, I))
     figure, ax = plt.subplots()
