@@ -47,6 +47,7 @@ class ForwardDirection {
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
+  static constexpr T kZeroSums[kTileVectors * kLanes] = {};
 
  public:
   // What the workers of a direction share.
@@ -150,8 +151,8 @@ class ForwardDirection {
       const auto tile = [&](RowsOf<const T> x, RowsOf<T> out, int rows) {
         const T* packed = shared_.ih + panels_.before(panel) * p_.input_size;
         const Term<T> term{x.data, x.stride, 1, p_.input_size, packed, panels_.step(panel)};
-        const T* bias = bias_panel(panel) + Cell::kInputSum * panels_.width(panel) * kLanes;
-        product(rows, panels_.vectors(panel), &term, 1, Tile<T>{bias, 0, out.data, out.stride});
+        product(rows, panels_.vectors(panel), &term, 1,
+                Tile<T>{kZeroSums, 0, out.data, out.stride});
       };
       if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
         for (int64_t b = part.b0; b < part.b1; ++b)
@@ -218,7 +219,8 @@ class ForwardDirection {
     }
   }
 
-  // sums = bias + x W_ih + h W_hh for n rows of a panel
+  // sums = x W_ih + h W_hh for n rows of a panel. The bias comes last, in apply: a sum that begins
+  // with a large term rounds more.
   void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h,
               RowsOf<const T> projected, T* sums) const {
     const int64_t I = p_.input_size, H = p_.hidden_size, step = panels_.step(panel);
@@ -242,17 +244,16 @@ class ForwardDirection {
       else
         product(n, vectors, packed + first, count, tile);
     };
-    const T* bias = bias_panel(panel);
     if constexpr (Cell::kInputSum == Cell::kHiddenSum) {
       if (plan_.fused_input)
-        add(0, 2, {bias, 0, sums, row});
+        add(0, 2, {kZeroSums, 0, sums, row});
       else
         add(1, 1, {projected.data, projected.stride, sums, row});
     } else {
       T* const input_sums = sums + Cell::kInputSum * width;
       T* const hidden_sums = sums + Cell::kHiddenSum * width;
       for (int r = 0; r < n; ++r)
-        for (int v = 0; v < row; v += kLanes) V::load(bias + v).store(sums + r * row + v);
+        for (int v = 0; v < row; v += kLanes) V(T(0)).store(sums + r * row + v);
       if (plan_.fused_input)
         add(0, 1, {input_sums, row, input_sums, row});
       else
@@ -274,12 +275,15 @@ class ForwardDirection {
       const int64_t unit = panels_.first_unit(panel) + w * kLanes;
       const int lanes = int(least<int64_t>(H - unit, kLanes));
       const T* const block = sums + w * kLanes;
+      V bias[Cell::kSums];
+      for (int k = 0; k < Cell::kSums; ++k)
+        bias[k] = V::load(bias_panel(panel) + (k * width + w) * kLanes);
       const T *h_prev = s.h_prev[r] + unit, *c_prev = s.c_prev[r] + unit;
       T *h_next = s.h_next[r] + unit, *c_next = s.c_next[r] + unit, *saved = s.saved[r] + unit;
       for (int i = 0; i < n; ++i) {
         V sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
         for (int k = 0; k < Cell::kSums; ++k)
-          sum[k] = V::load(block + (i * Cell::kSums + k) * width * kLanes);
+          sum[k] = V::load(block + (i * Cell::kSums + k) * width * kLanes) + bias[k];
         prev[0] = V::load(h_prev, lanes);
         if constexpr (kHasC) prev[1] = V::load(c_prev, lanes);
         Cell::forward(sum, prev, next, keep);
