@@ -29,8 +29,8 @@ class Tap(Protocol):
     batch_sizes (rows in sorted order); state [], [h_0] or [h_0, c_0], (D, B, R) and (D, B, H);
     output laid out as input; h_n (D, B, R); c_n (D, B, H), empty without a cell state;
     saved (D, rows, S, H), the values named in Cell.saved at every step; cells (D, rows, H), all
-    c_t, empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N. All are without autograd;
-    saved, cells and output also serve the backward pass: read, do not write.
+    c_t, empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N. All are without
+    autograd; saved, cells and output also serve the backward pass: read, do not write.
 
     `backward` is called when the gradient of that layer call is computed by the kernels (not under
     create_graph), with flow_h = dL/dh_t (D, rows, H) and flow_c = dL/dc_t (D, rows, H), the total
@@ -59,11 +59,14 @@ TAP: ContextVar[Tap | None] = ContextVar("rnnkern_tap", default=None)
 
 
 def _gradients(
-    ctx: Any, grads: tuple[Tensor | None, ...], needed: Sequence[bool]
+    ctx: Any,
+    tensors: Sequence[Any],
+    grads: tuple[Tensor | None, ...],
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of (input, *state, *weights), from what a forward pass left on `ctx`."""
     cell, batch_first, states, train, tap, key = ctx.call
-    input, batch_sizes, *rest = ctx.saved_tensors
+    input, batch_sizes, *rest = tensors
     output, saved, cells = rest[-3:]
     state, weights = rest[:states], rest[states:-3]
     if (
@@ -122,7 +125,43 @@ class _Layer(torch.autograd.Function):
         ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[5:]
-        return (*[None] * 5, *_gradients(ctx, (grad_output, grad_h, grad_c), needed))
+        grads = (grad_output, grad_h, grad_c)
+        return (*[None] * 5, *_gradients(ctx, ctx.saved_tensors, grads, needed))
+
+
+class _Step(torch.autograd.Function):
+    """One step of one direction for the cells: input (B, I), states (B, H).
+
+    The dimensions T and D that the operator wants are put on in here, out of autograd's sight:
+    views would cost more than the arithmetic of a small step.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, states: int, cell: int, input: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        with _below_autograd():
+            _, h_n, c_n, *_ = results = ops.forward(
+                input.unsqueeze(0), None, [s.unsqueeze(0) for s in tensors[:states]],
+                tensors[states:], cell, False, True,
+            )  # fmt: skip
+            final = (h_n.squeeze(0), c_n.squeeze(0)) if cell == LSTM.id else (h_n.squeeze(0),)
+        ctx.save_for_backward(input, *tensors, results[0], *results[3:])
+        ctx.call = (cell, False, states, True, None, None)
+        ctx.set_materialize_grads(False)
+        return final
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[2:]
+        n = 1 + ctx.call[2]
+        lifted = [t.unsqueeze(0) for t in ctx.saved_tensors[:n]]
+        grads = (None, *(g if g is None else g.unsqueeze(0) for g in (grad_h, grad_c)))
+        tensors = (lifted[0], None, *lifted[1:], *ctx.saved_tensors[n:])
+        found = _gradients(ctx, tensors, grads, needed)
+        return (None, None, *(g if g is None else g.squeeze(0) for g in found[:n]), *found[n:])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -137,7 +176,7 @@ def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     _, _, state_needed, weights_needed, *_ = ctx.needs_input_grad
     needed = [ctx.needs_input_grad[0], *state_needed, *weights_needed]
     grad_c = grads[2] if cell == LSTM.id else None
-    found = _gradients(ctx, (grads[0], grads[1], grad_c), needed)
+    found = _gradients(ctx, ctx.saved_tensors, (grads[0], grads[1], grad_c), needed)
     return found[0], None, found[1 : 1 + states], found[1 + states :], None, None, None
 
 
@@ -171,6 +210,24 @@ def layer_call(
     if tap is not None:
         tap.forward(cell, batch_first, input, batch_sizes, state, *results)
     return results[: 3 if cell == LSTM.id else 2]
+
+
+def step_call(
+    input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], cell: int
+) -> tuple[Tensor, ...]:
+    """One step by the fused kernels in eager mode: input (B, I), states (B, H) -> the next states.
+
+    For the cells; `TAP` is not told.
+    """
+    if torch.is_grad_enabled() and (
+        input.requires_grad or any(map(_requires_grad, (*state, *weights)))
+    ):
+        return _Step.apply(len(state), cell, input, *state, *weights)
+    with _below_autograd():
+        _, h_n, c_n, _, _ = ops.forward(
+            input.unsqueeze(0), None, [s.unsqueeze(0) for s in state], weights, cell, False, False
+        )
+        return (h_n.squeeze(0), c_n.squeeze(0)) if cell == LSTM.id else (h_n.squeeze(0),)
 
 
 def operator_call(

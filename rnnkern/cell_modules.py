@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import composite
-from .autograd import layer_call, operator_call
+from .autograd import operator_call, step_call
 from .cells import BY_MODE
 from .path import obstacle
 
@@ -37,11 +37,7 @@ class Cell(nn.RNNCellBase):
             weights = self.current_weights()
 
         path = self.obstacle(input, weights)
-        if path is None:
-            run = operator_call if compiling or type(input) not in _PLAIN else layer_call
-        elif path.name == "composite":
-            run = composite.layer
-        else:
+        if path is not None and path.name == "torch":
             return super().forward(input, hx)
         rank = input.dim()
         if not self._regular(input, rank, hx, weights):
@@ -50,13 +46,18 @@ class Cell(nn.RNNCellBase):
         cell = BY_MODE[self._mode]
         pair = len(cell.states) == 2
         state = () if hx is None else hx if pair else (hx,)
-        if rank == 2:
+        if rank == 1:
             input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]
-            _, *states = run(input, None, state, weights, cell.id, False)
-            return (states[0].squeeze(0), states[1].squeeze(0)) if pair else states[0].squeeze(0)
-        state = [s[None, None] for s in state]
-        _, *states = run(input[None, None], None, state, weights, cell.id, False)
-        return (states[0][0, 0], states[1][0, 0]) if pair else states[0][0, 0]
+        if path is None and not compiling and type(input) in _PLAIN:
+            states = step_call(input, state, weights, cell.id)
+        else:
+            run = operator_call if path is None else composite.layer
+            state = [s.unsqueeze(0) for s in state]
+            _, *states = run(input.unsqueeze(0), None, state, weights, cell.id, False)
+            states = [s.squeeze(0) for s in states]
+        if rank == 1:
+            states = [s.squeeze(0) for s in states]
+        return (states[0], states[1]) if pair else states[0]
 
     def __prepare_scriptable__(self) -> nn.RNNCellBase:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.
