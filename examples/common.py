@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from typing import Any
 
 import matplotlib
@@ -71,9 +71,8 @@ class Curve:
 
     @property
     def seconds(self) -> float:
-        """The whole training at the pace of its median epoch, so that a pause of the machine in one
-        epoch does not count for one side alone."""
-        return len(self.durations) * median(self.durations)
+        """The whole training at the pace of its typical epoch."""
+        return len(self.durations) * typical(self.durations)
 
 
 Model = Callable[[Any], nn.Module]  # from a side's layers
@@ -140,7 +139,7 @@ def curve_difference(curves: Mapping[str, Curve]) -> float:
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int = 200) -> dict[str, float]:
-    """Median seconds of each call, the calls made alternately."""
+    """Typical seconds of each call, the calls made alternately."""
     durations: dict[str, list[float]] = {name: [] for name in calls}
     for k in range(repeats + 10):
         for name in list(calls) if k % 2 else reversed(calls):
@@ -148,7 +147,12 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int = 200) -> di
             calls[name]()
             if k >= 10:  # the first calls warm up
                 durations[name].append(time.perf_counter() - start)
-    return {name: median(d) for name, d in durations.items()}
+    return {name: typical(d) for name, d in durations.items()}
+
+
+def typical(durations: Sequence[float]) -> float:
+    """The first quartile: other programs on the machine only ever add to a duration."""
+    return quantiles(durations, n=4)[0]
 
 
 def plot_curves(ax: plt.Axes, curves: Mapping[str, Curve]) -> None:

@@ -119,7 +119,7 @@ def run(out: Path) -> Result:
     }
     learned = {name: recall(layer) for name, layer in learners.items()}
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.8))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4.4))
     rnnkern.plot.compare(flows, left)
     left.set_title("hidden states of three cells")
     rnnkern.plot.compare(by_bias, middle, state="cell")

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .autograd import TAP
-from .cells import CELLS
+from .cells import CELLS, Cell
 from .modules import Layer
-from .path import FUSED, explain
+from .path import explain
 
 Input = Tensor | PackedSequence
 
@@ -37,7 +39,7 @@ class Steps:
     gates: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(repr=False)
 class Trace:
     """One call of a layer: `trace[layer, direction]` are its `Steps`.
 
@@ -50,9 +52,22 @@ class Trace:
     mode: str
     output: Input
     state: Any
-    lengths: Tensor | None
-    batch_first: bool
-    steps: list[list[Steps]]
+    _layout: "_Layout"
+    _calls: "list[_Call]"
+
+    # Looking is lazy, so that a trace of a short call costs little more than the call.
+    @cached_property
+    def steps(self) -> list[list[Steps]]:
+        """By layer and direction."""
+        return [call.steps(self._layout.present) for call in self._calls]
+
+    @property
+    def lengths(self) -> Tensor | None:
+        return self._layout.lengths
+
+    @property
+    def batch_first(self) -> bool:
+        return self._layout.batch_first
 
     def __getitem__(self, layer_and_direction: tuple[int, int]) -> Steps:
         layer, direction = layer_and_direction
@@ -132,9 +147,10 @@ def trace(layer: Layer, x: Input, hx: Any = None) -> Trace:
     do. Raises TypeError for a layer that is not rnnkern's, RuntimeError for a call that the fused
     kernels do not take (`rnnkern.explain` says why).
     """
-    _require_fused(layer, x, hx)
+    _require_layer(layer)
     with recording() as recorder:
         output, state = layer(x, hx)
+    _require_fused(recorder, layer, x, hx)
     return recorder.trace(layer, x, output, state)
 
 
@@ -148,12 +164,13 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
     `loss_fn(output, state)`. No gradient is stored in any parameter. Errors as for `trace`, and
     ValueError if the loss is not a scalar.
     """
-    _require_fused(layer, x, hx)
+    _require_layer(layer)
     packed = isinstance(x, PackedSequence)
     leaf = (x.data if packed else x).detach().requires_grad_()
     with torch.enable_grad():
         with recording() as recorder:
             output, state = layer(x._replace(data=leaf) if packed else leaf, hx)
+        _require_fused(recorder, layer, x, hx)
         loss = loss_fn(output, state) if _requires_two(loss_fn) else loss_fn(output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -163,10 +180,42 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
 
 
 @dataclass
+class _Call:
+    """One layer with its directions, as the kernels left it (`Tap` in autograd.py says how)."""
+
+    cell: Cell
+    output: Tensor  # as the layer's caller sees it
+    by_batch: bool  # whether that is (B, T, D·H)
+    saved: Tensor  # (D, rows, S, H)
+    cells: Tensor  # (D, rows, H)
+    directions: int
+
+    def steps(self, present: Callable[[Tensor], Tensor]) -> list[Steps]:
+        return [
+            Steps(
+                present(hidden),
+                present(self.cells[d]) if self.cells.numel() else None,
+                {
+                    name: present(self.saved[d, :, self.cell.saved.index(name)])
+                    for name in self.cell.gates
+                    if name in self.cell.saved
+                },
+            )
+            for d, hidden in enumerate(self.by_direction)
+        ]
+
+    @property
+    def by_direction(self) -> Tensor:
+        """h as (D, rows, H), row t·B + b or packed."""
+        steps = self.output.transpose(0, 1) if self.by_batch else self.output
+        return steps.detach().flatten(0, -2).unflatten(1, (self.directions, -1)).transpose(0, 1)
+
+
+@dataclass
 class Recorder:
     """A `Tap` (autograd.py) that keeps what every layer call of one module call computed."""
 
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
     flows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     on_backward: Callable[["Recorder"], None] | None = None
 
@@ -183,11 +232,8 @@ class Recorder:
         saved: Tensor,
         cells: Tensor,
     ) -> int:
-        if batch_sizes is None and batch_first:
-            output = output.transpose(0, 1)
-        rows = output.flatten(0, -2)  # row t·B + b, as saved and cells have it
-        hidden = rows.unflatten(1, (h_n.shape[0], -1)).unbind(1)
-        self.calls.append({"cell": CELLS[cell], "hidden": hidden, "saved": saved, "cells": cells})
+        by_batch = batch_first and batch_sizes is None
+        self.calls.append(_Call(CELLS[cell], output, by_batch, saved, cells, h_n.shape[0]))
         return len(self.calls) - 1
 
     def backward(self, key: int, flow_h: Tensor, flow_c: Tensor) -> None:
@@ -196,44 +242,19 @@ class Recorder:
             self.on_backward(self)
 
     def trace(self, layer: Layer, x: Input, output: Input, state: Any) -> Trace:
-        layout = _Layout.of(layer, x)
-        steps = [
-            [
-                Steps(
-                    layout.present(hidden),
-                    layout.present(call["cells"][d]) if call["cells"].numel() else None,
-                    {
-                        name: layout.present(call["saved"][d, :, call["cell"].saved.index(name)])
-                        for name in call["cell"].gates
-                        if name in call["cell"].saved
-                    },
-                )
-                for d, hidden in enumerate(call["hidden"])
-            ]
-            for call in self.calls
-        ]
-        return Trace(layer.mode, output, state, layout.lengths, layout.batch_first, steps)
+        return Trace(layer.mode, output, state, _Layout.of(layer, x), self.calls)
 
     def flow(self, layer: Layer, x: Input) -> Flow:
         layout = _Layout.of(layer, x)
         norms = []
         for k, call in enumerate(self.calls):
-            if k in self.flows:
-                by_h, by_c = self.flows[k]
-            else:  # the loss does not depend on this layer
-                by_h = torch.zeros_like(torch.stack(call["hidden"]))
-                by_c = torch.zeros_like(call["cells"])
-            norms.append(
-                [
-                    Norms(
-                        *(
-                            layout.over_time(by[d].norm(dim=-1)) if by.numel() else None
-                            for by in (by_h, by_c)
-                        )
-                    )
-                    for d in range(len(by_h))
-                ]
+            # A layer that the loss does not depend on is not reached.
+            by_state = self.flows.get(k) or map(torch.zeros_like, (call.by_direction, call.cells))
+            by_h, by_c = (
+                [layout.over_time(by) for by in gradient.norm(dim=-1)] if gradient.numel() else None
+                for gradient in by_state
             )
+            norms.append([Norms(*one) for one in zip(by_h, by_c or repeat(None), strict=False)])
         return Flow(layer.mode, layout.lengths, norms)
 
 
@@ -248,7 +269,7 @@ def recording() -> Iterator[Recorder]:
         TAP.reset(token)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Layout:
     """How a module's caller sees steps, from the rows that the kernels write."""
 
@@ -256,16 +277,22 @@ class _Layout:
     batch_first: bool
     unbatched: bool
     packed: PackedSequence | None
-    lengths: Tensor | None
 
     @classmethod
     def of(cls, layer: Layer, x: Input) -> "_Layout":
         if isinstance(x, PackedSequence):
-            lengths = pad_packed_sequence(x._replace(data=x.data[:, 0]))[1]
-            return cls(len(lengths), layer.batch_first, False, x, lengths)
+            indices = x._replace(data=x.batch_sizes[:0])  # rather than keep the data alive
+            return cls(int(x.batch_sizes[0]), layer.batch_first, False, indices)
         if x.dim() == 2:
-            return cls(1, False, True, None, None)
-        return cls(x.shape[not layer.batch_first], layer.batch_first, False, None, None)
+            return cls(1, False, True, None)
+        return cls(x.shape[not layer.batch_first], layer.batch_first, False, None)
+
+    @cached_property
+    def lengths(self) -> Tensor | None:
+        if self.packed is None:
+            return None
+        rows = self.packed._replace(data=torch.empty(int(self.packed.batch_sizes.sum())))
+        return pad_packed_sequence(rows)[1]
 
     def over_time(self, rows: Tensor) -> Tensor:
         """(rows, ...) as (T, B, ...), or (T, ...) without a batch."""
@@ -279,15 +306,18 @@ class _Layout:
         return steps.transpose(0, 1) if self.batch_first else steps
 
 
-def _require_fused(layer: Any, x: Input, hx: Any) -> None:
+def _require_layer(layer: Any) -> None:
     if not isinstance(layer, Layer):
         raise TypeError(
             f"expected rnnkern.LSTM, GRU or RNN, got {type(layer).__name__}; "
             "rnnkern.convert makes them of torch.nn's"
         )
-    path = explain(layer, x, hx)
-    if path != FUSED:
-        raise RuntimeError(f"nothing to record, this call does not run fused ({path})")
+
+
+def _require_fused(recorder: Recorder, layer: Layer, x: Input, hx: Any) -> None:
+    if not recorder.calls:
+        path = explain(layer, x, hx)
+        raise RuntimeError(f"nothing was recorded, this call does not run fused ({path})")
 
 
 def _requires_two(function: Callable[..., Any]) -> bool:
