@@ -42,7 +42,7 @@ def whole(t: Tensor) -> Tensor:
 
 def train(model: nn.Module, x: Tensor, target: Tensor, steps: int = 5) -> list[list[Tensor]]:
     """The gradients of every step, then the weights."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     history = []
     for _ in range(steps):
         optimizer.zero_grad()

@@ -257,3 +257,29 @@ def test_moves(name: str) -> None:
     replica = layer._replicate_for_data_parallel()
     assert replica._flat_weights is not layer._flat_weights
     close(flat(replica(x)), flat(layer(x)), 0)
+
+
+def test_conversion_flags() -> None:
+    """Module.to by new parameters, and by swapping the tensors inside the old ones."""
+    for name in ("overwrite_module_params_on_conversion", "swap_module_params_on_conversion"):
+        layer, x = rnnkern.GRU(3, 4, 2), torch.randn(5, 2, 3)
+        with torch.no_grad():
+            expected = flat(layer(x))
+        getattr(torch.__future__, f"set_{name}")(True)
+        try:
+            layer.double()
+        finally:
+            getattr(torch.__future__, f"set_{name}")(False)
+        close([t.detach() for t in flat(layer(x.double()))], [t.double() for t in expected])
+
+
+def test_state_dict_details() -> None:
+    lstm = rnnkern.LSTM(3, 4)
+    assert all(v.requires_grad for v in lstm.state_dict(keep_vars=True).values())
+    assert not list(lstm.buffers())
+    assert len(list(lstm.modules())) == 1
+    seen: list[str] = []
+    lstm.register_state_dict_pre_hook(lambda *_: seen.append("save"))
+    lstm.register_load_state_dict_post_hook(lambda *_: seen.append("load"))
+    lstm.load_state_dict(lstm.state_dict())
+    assert seen == ["save", "load"]

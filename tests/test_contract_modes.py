@@ -230,3 +230,33 @@ def test_meta_and_fake(name: str) -> None:
                 fake = getattr(rnnkern, name)(3, 4, 2, dtype=dtype, **options)
                 same(fake, torch.ones(2, 5, 3, dtype=dtype))
     same_error(twins(name, 3, 4, device="meta"), lambda m: m(torch.ones(5, 2, 4, device="meta")))
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_modes_see_the_call(name: str) -> None:
+    """TorchFunctionMode, TorchDispatchMode and device contexts, with unchanged results."""
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[str] = []
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    class Dispatches(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    module = getattr(rnnkern, name)(3, 4)
+    x = torch.ones(2, 3) if name in CELLS else torch.ones(5, 2, 3)
+    expected = flat(module(x))
+    for mode in (Functions, Dispatches):
+        seen.clear()
+        with mode():
+            close(flat(module(x)), expected, 0)
+        assert any("rnnkern" in s for s in seen)
+    with torch.device("meta"):
+        close(flat(module(x)), expected, 0)
