@@ -1,0 +1,230 @@
+"""The table of cases that drives the tests, and how a case is run and judged.
+
+T time steps, B batch rows, I input features, H hidden units; G gates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import rnnkern
+
+CELLS = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
+Results = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a layer, forward and backward; `packed` gives the rows different lengths."""
+
+    cell: str
+    T: int = 5
+    B: int = 3
+    I: int = 4
+    H: int = 6
+    layers: int = 1
+    bidirectional: bool = False
+    bias: bool = True
+    batch_first: bool = False
+    hx: bool = False
+    packed: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        flags = ("bidirectional", "batch_first", "hx", "packed")
+        return "-".join(
+            [
+                f"{self.cell.lower()}-T{self.T}-B{self.B}-I{self.I}-H{self.H}",
+                *([f"L{self.layers}"] if self.layers > 1 else []),
+                *[name for name in flags if getattr(self, name)],
+                *([] if self.bias else ["nobias"]),
+                *([] if self.dtype is torch.float32 else [str(self.dtype)[6:]]),
+            ]
+        )
+
+    @property
+    def directions(self) -> int:
+        return 1 + self.bidirectional
+
+    @property
+    def has_c(self) -> bool:
+        return self.cell == "LSTM"
+
+    def normal(self, seed: int, *shape: int) -> Tensor:
+        """Standard normal values that the case's dtype can hold exactly."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.dtype)
+
+    def layer(self, package: ModuleType, dtype: torch.dtype | None = None) -> torch.nn.RNNBase:
+        """The layer out of torch.nn or rnnkern, with the same weights for both: pre-activations are
+        about 1, so that gates leave their linear range but do not saturate. `dtype` widens them."""
+        kind, _, nonlinearity = self.cell.partition("_")
+        options = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
+        layer = getattr(package, kind)(
+            self.I,
+            self.H,
+            self.layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            dtype=dtype or self.dtype,
+            **options,
+        )
+        with torch.no_grad():
+            for i, p in enumerate(layer.parameters()):
+                p.copy_(self.normal(100 + i, *p.shape) * 0.7 / math.sqrt(p[0].numel()))
+        return layer
+
+    def lengths(self) -> list[int]:
+        """Steps of each row, in no order; at least one row has all T."""
+        if not self.packed:
+            return [self.T] * self.B
+        generator = torch.Generator().manual_seed(7)
+        lengths = torch.randint(1, self.T + 1, (self.B,), generator=generator)
+        lengths[self.B // 2] = self.T
+        return lengths.tolist()
+
+    def inputs(self) -> tuple[Tensor, list[Tensor]]:
+        """A padded input, (T, B, I) or (B, T, I), and the initial states (none, h or h and c)."""
+        x = self.normal(1, self.T, self.B, self.I)
+        shape = (self.layers * self.directions, self.B, self.H)
+        states = [self.normal(2 + i, *shape) for i in range(1 + self.has_c)] if self.hx else []
+        return (x.transpose(0, 1).contiguous() if self.batch_first else x), states
+
+
+def call(
+    case: Case, layer: torch.nn.RNNBase, x: Tensor, states: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Runs a layer; returns its output (data of the PackedSequence, if packed) and final states."""
+    hx = None if not states else tuple(states) if case.has_c else states[0]
+    given = x
+    if case.packed:
+        given = pack_padded_sequence(x, case.lengths(), case.batch_first, enforce_sorted=False)
+    output, final = layer(given, hx)
+    data = output.data if isinstance(output, PackedSequence) else output
+    return data, list(final) if isinstance(final, tuple) else [final]
+
+
+def results(case: Case, package: ModuleType, dtype: torch.dtype | None = None) -> Results:
+    """Every output and gradient of a case by name, in float64. `dtype` widens the computation:
+    the same weights and inputs, which the case's dtype holds exactly, computed in `dtype`."""
+    dtype = dtype or case.dtype
+    layer = case.layer(package, dtype)
+    x, states = case.inputs()
+    leaves = [t.to(dtype).requires_grad_() for t in (x, *states)]
+    output, final = call(case, layer, leaves[0], leaves[1:])
+    outputs = [output, *final]
+    # Every result takes part in the loss, each with a weight of its own.
+    loss = [case.normal(50 + i, *t.shape).to(dtype) for i, t in enumerate(outputs)]
+    torch.autograd.backward(outputs, loss)
+    named = dict(zip(("output", "h_n", "c_n"), outputs, strict=False))
+    named |= {f"{k}.grad": t.grad for k, t in zip(("input", "h_0", "c_0"), leaves, strict=False)}
+    named |= {f"{k}.grad": p.grad for k, p in layer.named_parameters()}
+    return {k: v.detach().double() for k, v in named.items()}
+
+
+def floor(case: Case, name: str, truth: Tensor) -> float:
+    """The rounding error that we grant even where torch.nn happens to make less.
+
+    Two units: the last function on the way may be off by 2 ulp, and as much again comes from the
+    one before it. Summing K products in another order adds a random walk of K roundings, each half
+    a unit of a partial sum: about √K / 4 units of the largest. A unit is eps times what the result
+    would be if no gate were saturated: 1 for states, loss weight times input for gradients.
+    """
+    if name.startswith(("weight", "bias")):
+        longest = case.T * case.B
+    else:
+        longest = max(case.I, 4 * case.H)
+    size = 1.0
+    if name.endswith(".grad"):
+        weights = (case.normal(50 + i, case.T * case.B * case.H) for i in range(3))
+        size = max(w.abs().max().item() for w in weights) * case.inputs()[0].abs().max().item()
+    units = 2 + math.sqrt(longest) / 4
+    return units * torch.finfo(case.dtype).eps * max(size, truth.abs().max().item())
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A case computed by us, by torch.nn in the same dtype, and by torch.nn in float64.
+
+    For float64 there is no wider truth: `theirs` are then torch.nn's float32 results, whose error,
+    scaled by the ratio of the two eps, says what torch errs in float64.
+    """
+
+    case: Case
+    ours: Results
+    theirs: Results
+    truth: Results
+
+    def errors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Errors of every result, ours and torch.nn's."""
+        double = self.case.dtype is torch.float64
+        scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if double else 1.0
+        return {
+            name: (self.ours[name] - exact, (self.theirs[name] - exact) * scale)
+            for name, exact in self.truth.items()
+        }
+
+    def assert_as_good_as_torch(self) -> None:
+        """Asserts that no result errs more than 1.5 times torch.nn's largest error, plus `floor`;
+        in float64, where both sides' errors may add up, one more of each."""
+        double = self.case.dtype is torch.float64
+        assert list(self.ours) == list(self.truth)
+        bad = []
+        for name, (mine, other) in self.errors().items():
+            worst, torchs = mine.abs().max().item(), other.abs().max().item()
+            granted = floor(self.case, name, self.truth[name])
+            bound = (1.5 + double) * torchs + (1 + double) * granted
+            if not worst <= bound:
+                bad.append(f"{name}: error {worst:.2e}, torch.nn {torchs:.2e}, bound {bound:.2e}")
+        assert not bad, "\n".join([str(self.case), *bad])
+
+
+def judge(case: Case) -> Judged:
+    """Runs a case on rnnkern and on torch.nn."""
+    narrow = torch.float32 if case.dtype is torch.float64 else case.dtype
+    truth = results(case, torch.nn, torch.float64)
+    return Judged(case, results(case, rnnkern), results(case, torch.nn, narrow), truth)
+
+
+def check(case: Case) -> None:
+    judge(case).assert_as_good_as_torch()
+
+
+def _table() -> list[Case]:
+    f64, bf16, f16 = torch.float64, torch.bfloat16, torch.float16
+    table = []
+    for cell in CELLS:
+        table += [
+            Case(cell),
+            Case(cell, dtype=f64),
+            Case(cell, T=1, B=1, I=1, H=1),
+            Case(cell, T=1, B=1, I=64, H=128, hx=True),
+            Case(cell, T=200, B=1, I=3, H=65),
+            Case(cell, T=3, B=70, I=17, H=33, bias=False),
+            Case(cell, T=12, B=33, I=24, H=100, batch_first=True),
+            Case(cell, B=4, layers=3, hx=True),
+            Case(cell, T=7, B=5, bidirectional=True, hx=True),
+            Case(cell, T=7, B=5, layers=2, bidirectional=True, batch_first=True, bias=False),
+            Case(cell, T=9, B=8, H=20, packed=True),
+            Case(cell, T=9, B=8, H=20, packed=True, bidirectional=True, hx=True, layers=2),
+            Case(cell, T=9, B=6, packed=True, batch_first=True, dtype=f64),
+            Case(cell, T=6, B=4, I=300, H=5),
+            Case(cell, T=4, B=16, I=64, H=256),
+            Case(cell, T=4, B=1, I=32, H=300, bidirectional=True),
+            Case(cell, T=20, B=9, H=32, bidirectional=True, dtype=f64, hx=True),
+            Case(cell, T=8, B=4, I=16, H=32, dtype=bf16, hx=True),
+            Case(cell, T=8, B=4, I=16, H=32, dtype=bf16, packed=True, bidirectional=True),
+            Case(cell, T=8, B=4, I=16, H=32, dtype=f16),
+        ]
+    return table
+
+
+TABLE = _table()

@@ -1,0 +1,21 @@
+"""What the built torch library may ask of the torch that loads it."""
+
+import shutil
+import subprocess
+from importlib.util import find_spec
+
+import pytest
+
+import rnnkern  # noqa: F401  (the library lives in the package)
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
+def test_stable_abi() -> None:
+    """Only libtorch's stable C interface: no C++ symbol of at:: or c10::, nothing of Python's."""
+    library = find_spec("rnnkern._C").origin
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
+    ).stdout.split()
+    unstable = ("_ZN2at", "_ZNK2at", "_ZN3c10", "_ZNK3c10", "_ZTIN2at", "_ZTIN3c10", "Py", "_Py")
+    assert [s for s in symbols if s.startswith(unstable)] == []
+    assert any(s.startswith("aoti_torch_") for s in symbols)

@@ -1,0 +1,198 @@
+"""Properties of the fused kernels themselves, over sizes, strides, threads and instruction sets."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CELLS, Case, call, check, results
+from torch import Tensor
+
+import rnnkern
+from rnnkern.autograd import layer_call
+from rnnkern.cells import BY_MODE
+
+SIZES = [*range(1, 11), *(2**n + d for n in (4, 5, 6, 7) for d in (-1, 0, 1))]
+SPLITS = [  # few rows and many units, many rows and few units, and tails in both
+    Case("LSTM", T=9, B=1, I=40, H=200, hx=True),
+    Case("LSTM", T=9, B=67, I=5, H=19, bidirectional=True),
+    Case("GRU", T=9, B=2, I=40, H=150, bidirectional=True),
+    Case("GRU", T=9, B=67, I=5, H=19, packed=True),
+    Case("RNN_TANH", T=9, B=5, I=40, H=130, packed=True, bidirectional=True),
+    Case("RNN_RELU", T=9, B=40, I=33, H=17),
+]
+
+
+def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("letter", "TBIH")
+@pytest.mark.parametrize("cell", CELLS)
+def test_sizes(cell: str, letter: str, size: int) -> None:
+    check(Case(cell, **({"T": 3, "B": 3, "I": 3, "H": 3} | {letter: size})))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradcheck(cell: str, directions: int, packed: bool) -> None:
+    """The analytical gradient of one layer call against finite differences, in float64."""
+    kind = BY_MODE[cell]
+    G, T, B, I, H = len(kind.gates), 4, 3, 2, 3
+    batch_sizes = torch.tensor([3, 2, 2, 1]) if packed else None
+    x = torch.randn(8, I) if packed else torch.randn(T, B, I)
+    state = [torch.randn(directions, B, H) for _ in kind.states]
+    weights = [torch.randn(G * H, I), torch.randn(G * H, H), torch.randn(G * H), torch.randn(G * H)]
+    leaves = [t.double().requires_grad_() for t in (x, *state, *weights * directions)]
+    n = 1 + len(state)
+
+    def layer(*leaves: Tensor) -> tuple[Tensor, ...]:
+        outputs = layer_call(leaves[0], batch_sizes, leaves[1:n], leaves[n:], kind.id, False)
+        return outputs[:n]
+
+    assert torch.autograd.gradcheck(layer, leaves, fast_mode=False)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_strides(cell: str, batch_first: bool) -> None:
+    """Inputs, states and gradients that are slices, transposes or expansions of other tensors."""
+    case = Case(cell, T=5, B=6, I=7, H=9, batch_first=batch_first, hx=True)
+    layer = case.layer(rnnkern)
+    x, states = case.inputs()
+    wide = torch.full((*x.shape[:2], 2 * case.I), torch.nan)
+    every_second, rows = wide[..., ::2].copy_(x), wide[..., : case.I]
+    across = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    strided = [s.transpose(1, 2).contiguous().transpose(1, 2) for s in states]
+
+    def outcome(x: Tensor, states: list[Tensor], expanded: bool) -> dict[str, Tensor]:
+        x = x.detach().requires_grad_()
+        layer.zero_grad()
+        output, final = call(case, layer, x, states)
+        grad = output.new_ones(()).expand_as(output)
+        output.backward(grad if expanded else grad.contiguous())
+        named = {k: p.grad for k, p in layer.named_parameters()}
+        return named | {"output": output, "h_n": final[0], "grad": x.grad}
+
+    plain = outcome(x, states, False)
+    assert_same_bits(plain, outcome(every_second, strided, True))
+    assert_same_bits(plain, outcome(across, strided, False))
+    assert_same_bits(plain, outcome(rows.copy_(x), states, True))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_not_finite(cell: str, value: float) -> None:
+    """A NaN or infinity stays in its row, from its time step on, and does there what torch does."""
+    case = Case(cell, T=6, B=5, I=3, H=19)
+    x, _ = case.inputs()
+    clean, _ = case.layer(rnnkern)(x)
+    x[2, 3, 1] = value
+    ours, _ = case.layer(rnnkern)(x)
+    theirs, _ = case.layer(torch.nn)(x)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    rows = [0, 1, 2, 4]
+    assert torch.equal(ours[:, rows], clean[:, rows])
+    assert torch.equal(ours[:2], clean[:2])
+    if value != value:
+        assert ours[2, 3].isnan().any()
+
+
+@pytest.mark.parametrize("hidden", [5, 64, 200])
+@pytest.mark.parametrize("cell", CELLS)
+def test_batch_invariance(cell: str, hidden: int) -> None:
+    """A row's results are the same bits alone, in any batch, and among rows of other lengths."""
+    case = Case(cell, T=7, B=37, I=11, H=hidden, bidirectional=True)
+    layer = case.layer(rnnkern).requires_grad_(False)
+    x, _ = case.inputs()
+    whole, state = layer(x)
+    final = state[0] if case.has_c else state
+    for begin, end in [(0, 1), (17, 18), (36, 37), (0, 2), (5, 12), (0, 36)]:
+        part, _ = layer(x[:, begin:end])
+        assert torch.equal(part, whole[:, begin:end]), (begin, end)
+    lengths = [1 + row % case.T for row in range(case.B)]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    ragged, state = layer(packed)
+    padded, _ = torch.nn.utils.rnn.pad_packed_sequence(ragged, total_length=case.T)
+    for row, length in enumerate(lengths):
+        alone, alone_state = layer(x[:length, row : row + 1])
+        assert torch.equal(padded[:length, row], alone[:, 0]), row
+        alone_final = alone_state[0] if case.has_c else alone_state
+        assert torch.equal((state[0] if case.has_c else state)[:, row], alone_final[:, 0]), row
+    assert final.shape == (2, case.B, hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", SPLITS, ids=str)
+def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
+    """Results and gradients are the same bits on any number of threads, and on every run."""
+    case = Case(**{**case.__dict__, "dtype": dtype})
+    torch.set_num_threads(1)
+    single = results(case, rnnkern)
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        assert_same_bits(single, results(case, rnnkern))
+
+
+@pytest.mark.parametrize("case", SPLITS, ids=str)
+def test_inference_is_training(case: Case) -> None:
+    """What a call returns does not depend on whether a gradient will be asked for."""
+    layer = case.layer(rnnkern)
+    x, states = case.inputs()
+    trained, _ = call(case, layer, x, states)
+    with torch.inference_mode():
+        inferred, _ = call(case, layer, x, states)
+    assert torch.equal(trained, inferred)
+
+
+@pytest.mark.parametrize("case", SPLITS, ids=str)
+def test_partial_gradients(case: Case) -> None:
+    """Each gradient is the same bits when it is the only one asked for."""
+    layer = case.layer(rnnkern)
+    x, states = case.inputs()
+    leaves = [x.requires_grad_(), *(s.requires_grad_() for s in states), *layer.parameters()]
+    output, _ = call(case, layer, leaves[0], leaves[1 : 1 + len(states)])
+    weight = torch.randn_like(output)
+    together = torch.autograd.grad(output, leaves, weight, retain_graph=True)
+    for leaf, expected in zip(leaves, together, strict=True):
+        (alone,) = torch.autograd.grad(output, [leaf], weight, retain_graph=True)
+        assert torch.equal(alone, expected)
+
+
+LEVELS = json.loads(torch.ops.rnnkern.info())["available"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif("RNNKERN_CPU" in os.environ, reason="a level is already forced")
+@pytest.mark.parametrize("level", LEVELS[:-1])
+def test_lower_levels(level: str) -> None:
+    """The table, the sizes and the invariances once more at each lower instruction set. The level
+    is chosen when the library loads: in a process of its own."""
+    chosen = "test_table or test_sizes or invariance or not_finite or forced_level"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-k",
+            chosen,
+            *("test_layers.py", "test_kernels.py"),
+        ],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"RNNKERN_CPU": level},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_forced_level() -> None:
+    """RNNKERN_CPU forces the level down; without it the highest one runs."""
+    assert json.loads(torch.ops.rnnkern.info())["isa"] == os.environ.get("RNNKERN_CPU", LEVELS[-1])

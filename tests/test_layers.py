@@ -1,0 +1,62 @@
+"""Layers against torch.nn: outputs, final states and every gradient, judged by float64."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from cases import CELLS, TABLE, Case, check, judge
+from hypothesis import given, settings
+
+
+@pytest.mark.parametrize("case", TABLE, ids=str)
+def test_table(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_accuracy(cell: str) -> None:
+    """Over all results of the table, the error is at most 1.5 times torch.nn's, with no floor: the
+    geometric mean of the ratio of root mean square errors."""
+    ratios = []
+    for case in TABLE:
+        if case.cell == cell and case.dtype is torch.float32:
+            for mine, other in judge(case).errors().values():
+                if other.any():
+                    ratios.append((mine.square().mean() / other.square().mean()).sqrt().item())
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    assert mean <= 1.5, f"{mean:.2f} over {len(ratios)} results"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads(cell: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    check(Case(cell, T=11, B=13, I=20, H=48, bidirectional=True, hx=True))
+
+
+@st.composite
+def random_cases(draw: st.DrawFn) -> Case:
+    size = st.integers(1, 70)
+    flag = st.booleans()
+    return Case(
+        draw(st.sampled_from(CELLS)),
+        T=draw(size),
+        B=draw(size),
+        I=draw(size),
+        H=draw(size),
+        layers=draw(st.integers(1, 3)),
+        bidirectional=draw(flag),
+        bias=draw(flag),
+        batch_first=draw(flag),
+        hx=draw(flag),
+        packed=draw(flag),
+        dtype=draw(st.sampled_from([torch.float32, torch.float64])),
+    )
+
+
+@pytest.mark.timeout(300)
+@settings(max_examples=200)
+@given(random_cases())
+def test_random(case: Case) -> None:
+    check(case)
