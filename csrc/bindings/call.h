@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../cells/cells.h"
@@ -31,10 +32,10 @@ inline bool is_half(ScalarType t) { return t == ScalarType::BFloat16 || t == Sca
 inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
-inline Tensors dense(const Tensors& tensors) {
-  Tensors all;
-  for (const Tensor& t : tensors) all.push_back(dense(t));
-  return all;
+inline Tensors dense(Tensors&& tensors) {
+  for (Tensor& t : tensors)
+    if (!t.is_contiguous()) t = torch::stable::contiguous(t);
+  return std::move(tensors);
 }
 
 // The features of a row must be neighbours in memory; rows may lie anywhere.

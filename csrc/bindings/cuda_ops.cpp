@@ -86,7 +86,7 @@ ForwardResult forward(Tensor input, MaybeTensor batch_sizes, Tensors state, Tens
   const Storage storage = storage_of(dtype);
   const int64_t T = call.steps, B = call.batch, D = call.directions, H = call.hidden_size;
   const int64_t S = call.saved_values, columns = call.gates * H;
-  weights = dense(weights);
+  weights = dense(std::move(weights));
 
   // The running states end as h_n and c_n. Halves have them twice: h_n is also the operand of the
   // next product, h and c are what the cell reads.
@@ -206,8 +206,8 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
   const int64_t T = call.steps, B = call.batch, D = call.directions, H = call.hidden_size;
   const int64_t S = call.saved_values, I = call.input_size, sums = gates.sums * H;
   const bool has_c = call.has_c;
-  weights = dense(weights);
-  state = dense(state);
+  weights = dense(std::move(weights));
+  state = dense(std::move(state));
   output = with_dense_rows(output);
   saved = dense(saved);
   cells = dense(cells);

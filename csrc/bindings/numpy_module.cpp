@@ -170,7 +170,7 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
   require((!grad_h || grad_h->size() == D * B * H) && (!grad_c || grad_c->size() == D * B * H),
           "a state's gradient has the wrong shape");
   const std::vector<int64_t> none{0}, states{D, B, H}, flows{D, rows, H};
-  Array<T> dx(call.row_shape(call.input_size)), dh_0(states), dc_0(call.has_c ? states : none),
+  Array<T> dx(std::vector<int64_t>{rows, call.input_size}), dh_0(states), dc_0(call.has_c ? states : none),
       flow_h(flows), flow_c(call.has_c ? flows : none);
   std::vector<Array<T>> grads;
   for (const auto& w : weights)
@@ -183,7 +183,7 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
   if (grad_output) p.dy = call.rows_of(static_cast<const T*>(grad_output->data()), D * H);
   p.dh_n = grad_h ? grad_h->data() : nullptr;
   p.dc_n = call.has_c && grad_c ? grad_c->data() : nullptr;
-  p.dx = call.rows_of(dx.mutable_data(), call.input_size);
+  p.dx = {dx.mutable_data(), B * call.input_size, call.input_size};
   p.dh_0 = dh_0.mutable_data();
   p.dc_0 = data_or_null(dc_0);
   for (int64_t d = 0; d < D; ++d) {
@@ -200,7 +200,10 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
   } else {
     for (auto& g : grads) std::fill_n(g.mutable_data(), g.size(), T(0));
   }
-  return py::make_tuple(dx, dh_0, dc_0, grads, flow_h, flow_c);
+  py::object grad_input = dx;  // rows in time-major order
+  if (!call.packed) grad_input = dx.attr("reshape")(call.steps, B, call.input_size);
+  if (call.batch_first) grad_input = grad_input.attr("swapaxes")(0, 1);
+  return py::make_tuple(grad_input, dh_0, dc_0, grads, flow_h, flow_c);
 }
 
 template <class T>

@@ -100,9 +100,10 @@ Tensor allocate_rows(const Call& call, ScalarType dtype, int64_t features) {
 Tensor converted(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
-Tensors converted(Tensors tensors, ScalarType dtype) {
-  for (Tensor& t : tensors) t = converted(t, dtype);
-  return tensors;
+Tensors converted(Tensors&& tensors, ScalarType dtype) {
+  for (Tensor& t : tensors)
+    if (t.scalar_type() != dtype) t = torch::stable::to(t, dtype);
+  return std::move(tensors);
 }
 
 template <class T>
@@ -144,8 +145,8 @@ ForwardResult forward_op(Tensor input, MaybeTensor batch_sizes, Tensors state, T
   const ScalarType dtype = input.scalar_type(), compute = compute_type(dtype);
   const auto typed = compute == ScalarType::Double ? forward_typed<double> : forward_typed<float>;
   auto [output, h_n, c_n, saved, cells] =
-      typed(call, with_dense_rows(converted(input, compute)), dense(converted(state, compute)),
-            dense(converted(weights, compute)), train);
+      typed(call, with_dense_rows(converted(input, compute)), dense(converted(std::move(state), compute)),
+            dense(converted(std::move(weights), compute)), train);
   return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype), saved, cells};
 }
 
@@ -214,11 +215,11 @@ BackwardResult backward_op(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTen
                     optional(grad_c)};
   const auto typed = compute == ScalarType::Double ? backward_typed<double> : backward_typed<float>;
   auto [dx, dh_0, dc_0, grads, flow_h, flow_c] =
-      typed(call, given, rows(input), dense(converted(state, compute)),
-            dense(converted(weights, compute)), rows(output), dense(saved), dense(cells), needs,
+      typed(call, given, rows(input), dense(converted(std::move(state), compute)),
+            dense(converted(std::move(weights), compute)), rows(output), dense(saved), dense(cells), needs,
             flow);
   return {converted(dx, dtype),    converted(dh_0, dtype), converted(dc_0, dtype),
-          converted(grads, dtype), flow_h,                 flow_c};
+          converted(std::move(grads), dtype), flow_h,                 flow_c};
 }
 
 std::string info() {

@@ -52,10 +52,12 @@ class BackwardDirection {
     return chunk_rows(p, plan) * kTileVectors * kLanes;
   }
 
+  // dx is written, or added to if `add`.
   BackwardDirection(const Backward<T>& p, const Plan& plan, int direction, const Shared& shared,
-                    T* panel)
+                    T* panel, Rows<T> dx, bool add)
       : p_(p), seq_(p.sequence), plan_(plan), d_(direction), shared_(shared), buffer_(panel),
-        inputs_(p.input_size, 1), units_(p.hidden_size, 1), stride_(sums_stride(p)) {}
+        dx_(dx), add_(add), inputs_(p.input_size, 1), units_(p.hidden_size, 1),
+        stride_(sums_stride(p)) {}
 
   void run(Team team) {
     pack(team);
@@ -87,7 +89,7 @@ class BackwardDirection {
             [&](int64_t k) { return w.weight + (w.gate_of(int(k / H)) * H + k % H) * columns; },
             w.packed + w.panels.before(panel) * depth);
     };
-    if (p_.dx.data) pack_all(input_weight());
+    if (dx_.data) pack_all(input_weight());
     pack_all(hidden_weight());
   }
 
@@ -262,7 +264,7 @@ class BackwardDirection {
 
   // dx = dsums W_ih for the chunk, its rows split over the team.
   void input_gradient(int64_t begin, int64_t end, Team team) {
-    if (!p_.dx.data) return;
+    if (!dx_.data) return;
     const int64_t t0 = least(time(begin), time(end - 1)), t1 = t0 + end - begin;
     const int64_t rows = chunk_rows_between(t0, t1);
     const int64_t first = team.begin(rows), count = team.end(rows) - first;
@@ -271,7 +273,7 @@ class BackwardDirection {
       std::memset(buffer_, 0, count * width * sizeof(T));
       add_product(shared_.dsums + first * stride_, count, input_weight(), panel, buffer_, width);
       add_tile(buffer_, int(width), count, p_.input_size - column,
-               p_.dx.data + (seq_.row(t0) + first) * p_.dx.row + column, p_.dx.row, d_ > 0);
+               dx_.data + (seq_.row(t0) + first) * dx_.row + column, dx_.row, add_);
     }
   }
 
@@ -396,6 +398,8 @@ class BackwardDirection {
   const int d_;
   const Shared& shared_;
   T* const buffer_;
+  const Rows<T> dx_;
+  const bool add_;
   const Panels<T> inputs_, units_;
   const int64_t stride_;
 };
@@ -410,18 +414,35 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
     typename Direction::Shared shared[kMaxDirections];
     T* panels;
     int64_t panel_size;
+    T* dx;  // of the second direction, where both run at once
 
     Call(const Backward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
         : p(p), plan(plan), shared{{p, plan, arena}, {p, plan, arena}} {
       panel_size = Direction::panel_size(p, plan) + 16;
       panels = arena.take<T>(panel_size * plan.threads);
+      dx = arena.take<T>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);
       if (used) *used = arena.used();
     }
 
     void run(Team team) {
       T* const panel = panels + panel_size * team.rank;
-      for (int d = 0; d < p.directions; ++d)
-        Direction(p, plan, d, shared[d], panel).run(team);
+      const auto direction = [&](int d, Team team, T* dx, bool add) {
+        Direction(p, plan, d, shared[d], panel, {dx, p.dx.step, p.dx.row}, add).run(team);
+      };
+      if (p.directions == 2 && team.size % 2 == 0) {
+        const int d = team.rank % 2;
+        direction(d, team.half(), d && p.dx.data ? dx : p.dx.data, false);
+        team.sync();
+        if (p.dx.data) add_up(team);
+      } else {
+        for (int d = 0; d < p.directions; ++d) direction(d, team, p.dx.data, d > 0);
+      }
+    }
+
+    // dx of both directions
+    void add_up(Team team) {
+      const int64_t count = p.sequence.rows() * p.input_size, end = team.end(count);
+      for (int64_t i = team.begin(count); i < end; ++i) p.dx.data[i] += dx[i];
     }
   };
   size_t bytes = 0;

@@ -19,14 +19,16 @@ Plan make_plan(const PlanInput& in) {
   Plan plan{};
   plan.threads = int(std::clamp<double>(work / kWorthAThread, 1, in.threads));
 
+  // Two directions share an even number of threads half and half.
+  const int team = in.directions == 2 && plan.threads % 2 == 0 ? plan.threads / 2 : plan.threads;
   const int64_t recurrent = G * H * H * in.element_size;
   const int64_t weights = G * H * (I + H) * in.element_size;
   // Rows need no barrier; units keep each core's slice of the weights in its own cache, and are
   // the only way to share few rows.
-  const int64_t rows_each = in.batch / std::max(plan.threads, 1);
-  plan.by_units = plan.threads > 1 && (rows_each < 3 || (recurrent > kResident && rows_each < 64));
+  const int64_t rows_each = in.batch / team;
+  plan.by_units = team > 1 && (rows_each < 3 || (recurrent > kResident && rows_each < 64));
 
-  const int64_t split = plan.by_units ? plan.threads : 1;
+  const int64_t split = plan.by_units ? team : 1;
   const int64_t rows_here = plan.by_units ? in.batch : std::max<int64_t>(rows_each, 1);
   plan.fused_input = in.steps <= 3 || I <= 4 || (rows_here >= 6 && weights / split <= kResident);
   // Forward, a direct product takes about as long as packing and reads the weights once per four
