@@ -16,6 +16,7 @@ from . import ops
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
+_is_compiling = torch.compiler.is_compiling
 _NONE = type(None)
 
 
@@ -58,7 +59,7 @@ def obstacle(module: nn.Module, input: Any, weights: Sequence[Any]) -> Path | No
         return _PROJECTION
     if not (module.input_size and module.hidden_size):
         return _SIZE
-    if _tracing_state() is not None:
+    if _tracing_state() is not None or (_is_compiling() and torch.onnx.is_in_onnx_export()):
         return _JIT
     return None
 

@@ -171,6 +171,12 @@ def test_export(name: str, strict: bool) -> None:
     )
 
 
+def test_onnx_exporter_meets_torchs_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    program = torch.export.export(Model("LSTM").eval(), (torch.randn(2, 5, 3),))
+    assert "aten.lstm.input" in [str(node.target) for node in program.graph.nodes]
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_make_fx_and_symbolic_trace(name: str) -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
