@@ -171,6 +171,7 @@ def test_export(name: str, strict: bool) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.rnn._flat_weights")
 def test_onnx_exporter_meets_torchs_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     program = torch.export.export(Model("LSTM").eval(), (torch.randn(2, 5, 3),))
