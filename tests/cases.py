@@ -138,10 +138,9 @@ def floor(case: Case, name: str, truth: Tensor) -> float:
     a unit of a partial sum: about √K / 4 units of the largest. A unit is eps times what the result
     would be if no gate were saturated: 1 for states, loss weight times input for gradients.
     """
+    longest = max(case.I, 4 * case.H)
     if name.startswith(("weight", "bias")):
-        longest = case.T * case.B
-    else:
-        longest = max(case.I, 4 * case.H)
+        longest = max(longest, case.T * case.B)
     size = 1.0
     if name.endswith(".grad"):
         weights = (case.normal(50 + i, case.T * case.B * case.H) for i in range(3))
@@ -188,10 +187,16 @@ class Judged:
 
 
 def judge(case: Case) -> Judged:
-    """Runs a case on rnnkern and on torch.nn."""
+    """Runs a case on rnnkern and, on one thread, on torch.nn: its threads spin for each other, and
+    a suite on a busy machine would spend its time there."""
     narrow = torch.float32 if case.dtype is torch.float64 else case.dtype
+    ours = results(case, rnnkern)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    theirs = results(case, torch.nn, narrow)
     truth = results(case, torch.nn, torch.float64)
-    return Judged(case, results(case, rnnkern), results(case, torch.nn, narrow), truth)
+    torch.set_num_threads(threads)
+    return Judged(case, ours, theirs, truth)
 
 
 def check(case: Case) -> None:
