@@ -10,7 +10,7 @@ or more.
 What to see: on the left, the gradient of a loss at the last step, on its way back through 120 steps
 of untrained networks, on a log scale where a power is a straight line. All three vanish: the RNN
 fastest, and LSTM and GRU too, for their gates are half open. In the middle, the LSTM's cell state
-for four values of the forget bias: the line flattens as the gate opens, from a loss of twenty-five
+for four values of the forget bias: the line flattens as the gate opens, from a loss of twenty-four
 orders of magnitude to next to none. On the right, what that means for learning: the networks see a
 sign in the first of 60 steps, then noise, and have to tell the sign at the end. Only the LSTM with
 the open forget gate learns it; the others, whose curves cover each other, stay at chance.
