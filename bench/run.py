@@ -69,6 +69,7 @@ def main() -> int:
             print(f"{row.group:10}{row!s:42}{row.mode:6} {row.note}")
         return 0
     ours, theirs = importlib.import_module(args.ours), importlib.import_module(args.theirs)
+    _ = ours.LSTM  # rnnkern loads its library on first use, and the library measures the peak
     seconds = args.seconds or (0.6 if args.quick else 2.5)
     machines = [Machine.measure(n) for n in thread_counts(args)]
     facts = machine_facts(machines)
