@@ -20,6 +20,8 @@ LINUX = sys.platform == "linux"
 CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised.
 CFLAGS += ["-Wno-maybe-uninitialized"]
+# Error messages name the source file: as it is called here, not where it was built.
+CFLAGS += [f"-ffile-prefix-map={Path.cwd()}/="]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 LEVELS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The CPU engine under the address, undefined-behaviour and thread sanitizers. No torch, no Python.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=build/sanitize
+mkdir -p "$out"
+CXX=${CXX:-g++}
+cases=${1:-100}
+common="-std=c++20 -O1 -g -w"
+declare -A levels=(
+  [baseline]=""
+  [avx2]="-mavx2 -mfma"
+  [avx512]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512"
+)
+for sanitizer in address,undefined thread; do
+  flags="$common -fsanitize=$sanitizer -fno-sanitize-recover=all"
+  objects=()
+  for level in "${!levels[@]}"; do
+    # shellcheck disable=SC2086
+    $CXX $flags ${levels[$level]} -DRNNKERN_ISA="$level" -c csrc/cpu/engine.cpp -o "$out/$level.o"
+    objects+=("$out/$level.o")
+  done
+  # shellcheck disable=SC2086
+  $CXX $flags csrc/cpu/{dispatch,plan,team}.cpp tests/sanitize/engine.cpp "${objects[@]}" \
+    -o "$out/engine" -pthread
+  echo "== $sanitizer"
+  "$out/engine" "$cases"
+done
