@@ -45,18 +45,19 @@ struct Call {
   Call(const Array<T>& input, const std::optional<std::vector<int64_t>>& batch_sizes,
        const std::vector<Array<T>>& state, const std::vector<Array<T>>& weights, int cell_id,
        bool batch_first_)
-      : cell(CellId(cell_id)), packed(batch_sizes), batch_first(batch_first_ && !packed) {
+      : cell(CellId(cell_id)),
+        packed(batch_sizes),
+        batch_first(batch_first_ && !packed) {
     require(cell_id >= 0 && cell_id < rnnkern::kCellCount, "no such cell");
-    rnnkern::visit_cell(cell, [&](auto c) {
-      gates = c.kGates, saved_values = c.kSaved, has_c = c.kStates > 1;
-    });
+    rnnkern::visit_cell(
+        cell, [&](auto c) { gates = c.kGates, saved_values = c.kSaved, has_c = c.kStates > 1; });
     require(weights.size() >= 2 && weights[1].ndim() == 2, "expected weights");
     bias = weights.size() > 2 && weights[2].ndim() == 1;
     per_direction = bias ? 4 : 2;
     directions = int64_t(weights.size()) / per_direction;
-    require(directions >= 1 && directions <= 2 &&
-                int64_t(weights.size()) == directions * per_direction,
-            "unexpected number of weights");
+    require(
+        directions >= 1 && directions <= 2 && int64_t(weights.size()) == directions * per_direction,
+        "unexpected number of weights");
     require(input.ndim() == (packed ? 2 : 3), "input has the wrong number of dimensions");
     input_size = input.shape(input.ndim() - 1);
     hidden_size = weights[1].shape(1);
@@ -170,8 +171,8 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
   require((!grad_h || grad_h->size() == D * B * H) && (!grad_c || grad_c->size() == D * B * H),
           "a state's gradient has the wrong shape");
   const std::vector<int64_t> none{0}, states{D, B, H}, flows{D, rows, H};
-  Array<T> dx(std::vector<int64_t>{rows, call.input_size}), dh_0(states), dc_0(call.has_c ? states : none),
-      flow_h(flows), flow_c(call.has_c ? flows : none);
+  Array<T> dx(std::vector<int64_t>{rows, call.input_size}), dh_0(states),
+      dc_0(call.has_c ? states : none), flow_h(flows), flow_c(call.has_c ? flows : none);
   std::vector<Array<T>> grads;
   for (const auto& w : weights)
     grads.emplace_back(std::vector<int64_t>(w.shape(), w.shape() + w.ndim()));

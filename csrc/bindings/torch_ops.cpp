@@ -20,9 +20,8 @@ using namespace rnnkern;
 
 constexpr rnnkern::ParallelFor kTorchPool{
     [](int count, void (*body)(void*, int, int), void* context) {
-      torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) {
-        body(context, int(begin), int(end));
-      });
+      torch::stable::parallel_for(
+          0, count, 1, [=](int64_t begin, int64_t end) { body(context, int(begin), int(end)); });
     }};
 
 // With RNNKERN_POISON set, new tensors are filled with NaN: what a kernel leaves unwritten shows.
@@ -34,8 +33,7 @@ Tensor allocate(ScalarType dtype, std::initializer_list<int64_t> sizes, bool swa
   const int64_t dim = int64_t(sizes.size());
   const int64_t* size = sizes.begin();
   int64_t stride[4], numel = 1;
-  for (int64_t i = dim - 1; i >= 0; numel *= size[i--])
-    stride[i] = numel > 0 ? numel : 1;
+  for (int64_t i = dim - 1; i >= 0; numel *= size[i--]) stride[i] = numel > 0 ? numel : 1;
   if (swapped) {
     stride[1] = size[0] * size[2];
     stride[0] = size[2];
@@ -114,11 +112,9 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
   Tensor output = allocate_rows(call, dtype, D * H);
   Tensor h_n = allocate(dtype, {D, B, H});
   Tensor c_n = call.has_c ? allocate(dtype, {D, B, H}) : nothing(dtype);
-  Tensor saved = train && call.saved_values
-                     ? allocate(dtype, {D, call.rows, call.saved_values, H})
-                     : nothing(dtype);
-  Tensor cells =
-      train && call.has_c ? allocate(dtype, {D, call.rows, H}) : nothing(dtype);
+  Tensor saved = train && call.saved_values ? allocate(dtype, {D, call.rows, call.saved_values, H})
+                                            : nothing(dtype);
+  Tensor cells = train && call.has_c ? allocate(dtype, {D, call.rows, H}) : nothing(dtype);
   if (B > 0) {
     rnnkern::Forward<T> p{};
     fill(p, call, input, state, weights);
@@ -140,13 +136,13 @@ ScalarType compute_type(ScalarType dtype) {
 }
 
 ForwardResult forward_op(Tensor input, MaybeTensor batch_sizes, Tensors state, Tensors weights,
-                      int64_t cell, bool batch_first, bool train) {
+                         int64_t cell, bool batch_first, bool train) {
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   const ScalarType dtype = input.scalar_type(), compute = compute_type(dtype);
   const auto typed = compute == ScalarType::Double ? forward_typed<double> : forward_typed<float>;
-  auto [output, h_n, c_n, saved, cells] =
-      typed(call, with_dense_rows(converted(input, compute)), dense(converted(std::move(state), compute)),
-            dense(converted(std::move(weights), compute)), train);
+  auto [output, h_n, c_n, saved, cells] = typed(
+      call, with_dense_rows(converted(input, compute)), dense(converted(std::move(state), compute)),
+      dense(converted(std::move(weights), compute)), train);
   return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype), saved, cells};
 }
 
@@ -200,9 +196,9 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
 }
 
 BackwardResult backward_op(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
-                        Tensor input, MaybeTensor batch_sizes, Tensors state, Tensors weights,
-                        Tensor output, Tensor saved, Tensor cells, int64_t cell, bool batch_first,
-                        int64_t needs, bool flow) {
+                           Tensor input, MaybeTensor batch_sizes, Tensors state, Tensors weights,
+                           Tensor output, Tensor saved, Tensor cells, int64_t cell,
+                           bool batch_first, int64_t needs, bool flow) {
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   const ScalarType dtype = input.scalar_type();
   call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells);
@@ -216,10 +212,14 @@ BackwardResult backward_op(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTen
   const auto typed = compute == ScalarType::Double ? backward_typed<double> : backward_typed<float>;
   auto [dx, dh_0, dc_0, grads, flow_h, flow_c] =
       typed(call, given, rows(input), dense(converted(std::move(state), compute)),
-            dense(converted(std::move(weights), compute)), rows(output), dense(saved), dense(cells), needs,
-            flow);
-  return {converted(dx, dtype),    converted(dh_0, dtype), converted(dc_0, dtype),
-          converted(std::move(grads), dtype), flow_h,                 flow_c};
+            dense(converted(std::move(weights), compute)), rows(output), dense(saved), dense(cells),
+            needs, flow);
+  return {converted(dx, dtype),
+          converted(dh_0, dtype),
+          converted(dc_0, dtype),
+          converted(std::move(grads), dtype),
+          flow_h,
+          flow_c};
 }
 
 std::string info() {
@@ -254,11 +254,12 @@ double peak(int64_t threads) {
 
 // How a call would be cut, as JSON.
 std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_size,
-                 int64_t hidden_size, int64_t directions, int64_t element_size, bool backward,
-                 int64_t threads) {
+                    int64_t hidden_size, int64_t directions, int64_t element_size, bool backward,
+                    int64_t threads) {
   STD_TORCH_CHECK(cell >= 0 && cell < rnnkern::kCellCount, "rnnkern: no cell ", cell);
-  rnnkern::PlanInput in{steps,      batch, steps * batch,     input_size, hidden_size, 0, 0,
-                        int(directions), int(element_size), backward,   backward,    int(threads)};
+  rnnkern::PlanInput in{steps,    batch,       steps * batch,   input_size,        hidden_size,
+                        0,        0,           int(directions), int(element_size), backward,
+                        backward, int(threads)};
   rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.sums = c.kSums; });
   const rnnkern::Plan plan = rnnkern::make_plan(in);
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +

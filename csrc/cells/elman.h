@@ -19,8 +19,7 @@ struct ElmanTanh : Elman {
   }
 
   template <class V>
-  RNNKERN_CELL void backward(const V*, const V*, const V* next, V* dnext, V* dprev,
-                             V* dsum) {
+  RNNKERN_CELL void backward(const V*, const V*, const V* next, V* dnext, V* dprev, V* dsum) {
     dsum[0] = dnext[0] * (V(1) - next[0] * next[0]);
     dprev[0] = V(0);
   }
@@ -33,8 +32,7 @@ struct ElmanRelu : Elman {
   }
 
   template <class V>
-  RNNKERN_CELL void backward(const V*, const V*, const V* next, V* dnext, V* dprev,
-                             V* dsum) {
+  RNNKERN_CELL void backward(const V*, const V*, const V* next, V* dnext, V* dprev, V* dsum) {
     dsum[0] = where_positive(next[0], dnext[0]);
     dprev[0] = V(0);
   }

@@ -23,8 +23,7 @@ struct Gru {
   }
 
   template <class V>
-  RNNKERN_CELL void backward(const V* saved, const V* prev, const V*, V* dnext, V* dprev,
-                             V* dsum) {
+  RNNKERN_CELL void backward(const V* saved, const V* prev, const V*, V* dnext, V* dprev, V* dsum) {
     const V n = saved[0], r = saved[1], z = saved[2], q = saved[3];
     const V one(1), dh = dnext[0];
     const V dn = dh * (one - z) * (one - n * n);

@@ -29,10 +29,10 @@ class BackwardDirection {
 
   // What the workers of a direction share.
   struct Shared {
-    T *ih, *hh;     // packed weights
-    T *dsums;       // (chunk rows, kSums H)
-    T *dh, *dc;     // (B, H rounded up to whole vectors): gradients of the states, carried back
-    T *zeros;
+    T *ih, *hh;  // packed weights
+    T* dsums;    // (chunk rows, kSums H)
+    T *dh, *dc;  // (B, H rounded up to whole vectors): gradients of the states, carried back
+    T* zeros;
     int64_t state_stride;
 
     Shared(const Backward<T>& p, const Plan& plan, Arena& arena) {
@@ -55,8 +55,16 @@ class BackwardDirection {
   // dx is written, or added to if `add`.
   BackwardDirection(const Backward<T>& p, const Plan& plan, int direction, const Shared& shared,
                     T* panel, Rows<T> dx, bool add)
-      : p_(p), seq_(p.sequence), plan_(plan), d_(direction), shared_(shared), buffer_(panel),
-        dx_(dx), add_(add), inputs_(p.input_size, 1), units_(p.hidden_size, 1),
+      : p_(p),
+        seq_(p.sequence),
+        plan_(plan),
+        d_(direction),
+        shared_(shared),
+        buffer_(panel),
+        dx_(dx),
+        add_(add),
+        inputs_(p.input_size, 1),
+        units_(p.hidden_size, 1),
         stride_(sums_stride(p)) {}
 
   void run(Team team) {
@@ -163,8 +171,7 @@ class BackwardDirection {
     };
     const RowsOf<const T> h{p_.y.at(seq_, t) + d_ * H, y_row};
     const auto h_prev = previous(p_.h0, p_.y.at(seq_, t_prev) + d_ * H, y_row);
-    const auto c_prev =
-        previous(p_.c0, p_.cells + (before_d + seq_.row(t_prev)) * H, H);
+    const auto c_prev = previous(p_.c0, p_.cells + (before_d + seq_.row(t_prev)) * H, H);
     for (int64_t b = r0; b < r1; ++b) {
       const T* dy = p_.dy.data ? p_.dy.at(seq_, t) + b * p_.dy.row + d_ * H : nullptr;
       T* const dh = shared_.dh + b * shared_.state_stride;
@@ -184,8 +191,7 @@ class BackwardDirection {
           dnext[1] = V::load(dc + u);
         }
         Cell::backward(saved, prev, next, dnext, dprev, dsum);
-        for (int k = 0; k < Cell::kSums; ++k)
-          dsum[k].store(dsums + b * stride_ + k * H + u, lanes);
+        for (int k = 0; k < Cell::kSums; ++k) dsum[k].store(dsums + b * stride_ + k * H + u, lanes);
         if (p_.flow_h) dnext[0].store(p_.flow_h + (row + b) * H + u, lanes);
         dprev[0].store(dh + u);
         if constexpr (kHasC) {
@@ -243,13 +249,21 @@ class BackwardDirection {
     Term<T> terms[Cell::kGates];
     if (w.lying) {
       for (int s = 0; s < Cell::kGates; ++s)
-        terms[s] = {dsums + s * H, stride_, 1, H,
-                    w.weight + w.gate_of(s) * H * columns + w.panels.first_unit(panel), columns};
+        terms[s] = {dsums + s * H,
+                    stride_,
+                    1,
+                    H,
+                    w.weight + w.gate_of(s) * H * columns + w.panels.first_unit(panel),
+                    columns};
       return add(terms, Cell::kGates);
     }
     for (int64_t k = 0; k < depth; k += kDepthBlock) {
-      terms[0] = {dsums + k, stride_, 1, least(kDepthBlock, depth - k),
-                  w.packed + w.panels.before(panel) * depth + k * step, step};
+      terms[0] = {dsums + k,
+                  stride_,
+                  1,
+                  least(kDepthBlock, depth - k),
+                  w.packed + w.panels.before(panel) * depth + k * step,
+                  step};
       add(terms, 1);
     }
   }
@@ -278,8 +292,8 @@ class BackwardDirection {
   }
 
   // Copies, or adds, a tile to memory; `columns` may be fewer than the tile's.
-  static void add_tile(const T* tile, int width, int64_t rows, int64_t columns, T* out, int64_t stride,
-                       bool add) {
+  static void add_tile(const T* tile, int width, int64_t rows, int64_t columns, T* out,
+                       int64_t stride, bool add) {
     for (int64_t r = 0; r < rows; ++r)
       for (int c = 0; c < width && c < columns; c += kLanes) {
         const int lanes = int(least<int64_t>(columns - c, kLanes));
@@ -300,9 +314,8 @@ class BackwardDirection {
                     even,
                     [&](int64_t t) { return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, 0, 0}; });
     } else if (g.ih) {
-      weight_gradient(
-          inputs_, t0, t1, team, Cell::kInputSum, Cell::input_gate, g.ih, first_chunk,
-          [&](int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; });
+      weight_gradient(inputs_, t0, t1, team, Cell::kInputSum, Cell::input_gate, g.ih, first_chunk,
+                      [&](int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; });
     }
     if (g.hh) {
       const int64_t H = p_.hidden_size, back = d_ ? 1 : -1;
@@ -351,8 +364,8 @@ class BackwardDirection {
         for_row_tiles(stop - k, [&](int64_t r, int n) {
           static constexpr T kZeros[kTileVectors * kLanes] = {};
           alignas(64) T tile[kTileRows * kTileVectors * kLanes];
-          const Term<T> term{shared_.dsums + first_sum * H + k + r, 1, stride_, depth, buffer_,
-                             width};
+          const Term<T> term{
+              shared_.dsums + first_sum * H + k + r, 1, stride_, depth, buffer_, width};
           product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeros, 0, tile, width});
           add_tile(tile, width, n, left, out + (k + r) * columns, columns, !first_chunk);
         });
@@ -417,7 +430,9 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
     T* dx;  // of the second direction, where both run at once
 
     Call(const Backward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
-        : p(p), plan(plan), shared{{p, plan, arena}, {p, plan, arena}} {
+        : p(p),
+          plan(plan),
+          shared{{p, plan, arena}, {p, plan, arena}} {
       panel_size = Direction::panel_size(p, plan) + 16;
       panels = arena.take<T>(panel_size * plan.threads);
       dx = arena.take<T>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);

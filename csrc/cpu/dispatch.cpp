@@ -56,18 +56,9 @@ Levels& levels() {
 
 template <class T>
 PlanInput plan_input(const Layer<T>& p, bool training, bool backward, int threads) {
-  PlanInput in{p.sequence.steps,
-               p.sequence.batch,
-               p.sequence.rows(),
-               p.input_size,
-               p.hidden_size,
-               0,
-               0,
-               p.directions,
-               sizeof(T),
-               training,
-               backward,
-               threads};
+  PlanInput in{
+      p.sequence.steps, p.sequence.batch, p.sequence.rows(), p.input_size, p.hidden_size, 0, 0,
+      p.directions,     sizeof(T),        training,          backward,     threads};
   visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.sums = cell.kSums; });
   return in;
 }

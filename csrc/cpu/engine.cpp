@@ -8,14 +8,12 @@ namespace {
 
 template <class T>
 void forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
-  visit_cell(p.cell,
-             [&](auto cell) { run_forward<decltype(cell)>(p, plan, parallel, ws); });
+  visit_cell(p.cell, [&](auto cell) { run_forward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
 template <class T>
 void backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
-  visit_cell(p.cell,
-             [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
+  visit_cell(p.cell, [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
 template <class T>

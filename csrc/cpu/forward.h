@@ -75,7 +75,12 @@ class ForwardDirection {
 
   ForwardDirection(const Forward<T>& p, const Plan& plan, int direction, const Shared& shared,
                    T* chunk)
-      : p_(p), seq_(p.sequence), plan_(plan), d_(direction), shared_(shared), chunk_(chunk),
+      : p_(p),
+        seq_(p.sequence),
+        plan_(plan),
+        d_(direction),
+        shared_(shared),
+        chunk_(chunk),
         panels_(p.hidden_size, Cell::kGates) {}
 
   void run(Team team) {
@@ -221,8 +226,8 @@ class ForwardDirection {
 
   // sums = x W_ih + h W_hh for n rows of a panel. The bias comes last, in apply: a sum that begins
   // with a large term rounds more.
-  void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h,
-              RowsOf<const T> projected, T* sums) const {
+  void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h, RowsOf<const T> projected,
+              T* sums) const {
     const int64_t I = p_.input_size, H = p_.hidden_size, step = panels_.step(panel);
     const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
     const int64_t row = Cell::kSums * width;
@@ -266,8 +271,7 @@ class ForwardDirection {
 
   // The cell, for n rows of a panel from row r on. Everything in locals: a vector store may alias
   // any member.
-  void apply(int64_t panel, int64_t r, int n, const StateRows<Cell, T>& rows,
-             const T* sums) const {
+  void apply(int64_t panel, int64_t r, int n, const StateRows<Cell, T>& rows, const T* sums) const {
     const int64_t H = p_.hidden_size;
     const int width = panels_.width(panel);
     const StateRows<Cell, T> s = rows;
@@ -338,7 +342,9 @@ void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& paral
     int64_t chunk_size;
 
     Call(const Forward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
-        : p(p), plan(plan), shared{{p, arena}, {p, arena}} {
+        : p(p),
+          plan(plan),
+          shared{{p, arena}, {p, arena}} {
       chunk_size = Direction::chunk_size(p, plan) + 16;
       chunks = arena.take<T>(chunk_size * plan.threads);
       if (used) *used = arena.used();

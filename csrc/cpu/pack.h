@@ -16,7 +16,9 @@ struct Panels {
   int blocks_per_panel;  // unit blocks side by side in one panel
 
   RNNKERN_INLINE Panels(int64_t units, int gates)
-      : units(units), gates(gates), blocks_per_panel(gates == 1 ? kTileVectors : 1) {}
+      : units(units),
+        gates(gates),
+        blocks_per_panel(gates == 1 ? kTileVectors : 1) {}
 
   RNNKERN_INLINE int64_t blocks() const { return (units + Vec<T>::kLanes - 1) / Vec<T>::kLanes; }
   RNNKERN_INLINE int64_t count() const {
@@ -78,8 +80,7 @@ struct Transposed {
   // The same by pairs of elements.
   template <int kHigh, int... I>
   RNNKERN_INLINE static Raw zip_pairs(Raw a, Raw b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(
-        a, b, (I / 4 * 4 + kHigh * 2 + I % 2 + I % 4 / 2 * kLanes)...);
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + kHigh * 2 + I % 2 + I % 4 / 2 * kLanes)...);
   }
 
   RNNKERN_INLINE static void load(const T* source, int64_t ld, Raw* out) {

@@ -60,8 +60,8 @@ struct Layer {
 
 template <class T>
 struct Forward : Layer<T> {
-  Rows<T> y;       // features (D, H)
-  T *h_n, *c_n;    // (D, B, H); c_n is null where the cell has none
+  Rows<T> y;         // features (D, H)
+  T *h_n, *c_n;      // (D, B, H); c_n is null where the cell has none
   T *saved, *cells;  // (D, rows, kSaved, H), (D, rows, H); null in inference
 };
 
@@ -69,12 +69,12 @@ template <class T>
 struct Backward : Layer<T> {
   Rows<const T> y;
   const T *saved, *cells;
-  Rows<const T> dy;         // features (D, H); data is null for zeros
-  const T *dh_n, *dc_n;     // (D, B, H) or null for zeros
-  Rows<T> dx;               // contiguous (rows, I); data is null where not wanted
-  T *dh_0, *dc_0;           // (D, B, H) or null
+  Rows<const T> dy;      // features (D, H); data is null for zeros
+  const T *dh_n, *dc_n;  // (D, B, H) or null for zeros
+  Rows<T> dx;            // contiguous (rows, I); data is null where not wanted
+  T *dh_0, *dc_0;        // (D, B, H) or null
   WeightGrads<T> grads[kMaxDirections];
-  T *flow_h, *flow_c;       // (D, rows, H) or null
+  T *flow_h, *flow_c;  // (D, rows, H) or null
 };
 
 }  // namespace rnnkern

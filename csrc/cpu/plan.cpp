@@ -33,19 +33,18 @@ Plan make_plan(const PlanInput& in) {
   plan.fused_input = in.steps <= 3 || I <= 4 || (rows_here >= 6 && weights / split <= kResident);
   // Forward, a direct product takes about as long as packing and reads the weights once per four
   // rows; backward, it costs nothing but cache misses on every further row tile.
-  plan.direct = in.backward ? in.rows <= 16
-                            : plan.fused_input && in.steps * ((rows_here + 3) / 4) <= 3;
+  plan.direct =
+      in.backward ? in.rows <= 16 : plan.fused_input && in.steps * ((rows_here + 3) / 4) <= 3;
   plan.row_block = plan.by_units || recurrent > kResident / 4 ? in.batch : 48;
   const int64_t block = std::min(plan.row_block, rows_here);
   const int64_t row_bytes = std::max<int64_t>(G * H / split * in.element_size, 1);
   // A chunk stays in the cache beside resident weights; others are read again for each chunk, which
   // then has rows enough to repay it.
-  const int64_t chunk_rows = std::max((256 << 10) / row_bytes,
-                                      recurrent / split > kResident ? int64_t(128) : int64_t(1));
+  const int64_t chunk_rows =
+      std::max((256 << 10) / row_bytes, recurrent / split > kResident ? int64_t(128) : int64_t(1));
   plan.input_chunk = std::clamp<int64_t>(chunk_rows / std::max<int64_t>(block, 1), 1, in.steps);
   // Enough rows for the weight gradients to be a deep product.
-  plan.gradient_chunk =
-      std::clamp<int64_t>(256 / std::max<int64_t>(in.batch, 1), 1, in.steps);
+  plan.gradient_chunk = std::clamp<int64_t>(256 / std::max<int64_t>(in.batch, 1), 1, in.steps);
   return plan;
 }
 

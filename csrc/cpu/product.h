@@ -58,8 +58,7 @@ struct BlockedSum {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        sum[r][v] += V::load(out + r * out_row + v * V::kLanes).v;
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += V::load(out + r * out_row + v * V::kLanes).v;
   }
 };
 

@@ -1,14 +1,14 @@
 // Drives the CPU engine with random layers on buffers of exactly the sizes that params.h promises,
 // so that a sanitizer sees every access; asserts that results do not depend on the number of
 // threads. Built and run by run.sh, at every level that the CPU has.
+#include "../../csrc/cpu/engine.h"
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
 #include <thread>
 #include <vector>
-
-#include "../../csrc/cpu/engine.h"
 
 using namespace rnnkern;
 
