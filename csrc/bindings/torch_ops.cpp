@@ -44,6 +44,7 @@ Tensor allocate(ScalarType dtype, std::initializer_list<int64_t> sizes, bool swa
       dtype == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
       aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
+  advise_huge_pages(tensor.data_ptr(), numel * tensor.element_size());
   if (kPoison) torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN());
   return tensor;
 }

@@ -7,6 +7,7 @@
 // always summed by one thread in the same order.
 #pragma once
 #include "forward.h"
+#include "weight_gradient.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -35,7 +36,8 @@ class BackwardDirection {
     T* zeros;
     int64_t state_stride;
 
-    Shared(const Backward<T>& p, const Plan& plan, Arena& arena) {
+    Shared(const Backward<T>& p, const Plan& plan, Arena& arena, int direction) {
+      if (direction >= p.directions) return;
       const Panels<T> inputs(p.input_size, 1), units(p.hidden_size, 1);
       state_stride = units.row();
       ih = arena.take<T>(inputs.size(Cell::kGates * p.hidden_size));
@@ -75,8 +77,9 @@ class BackwardDirection {
       const int64_t begin = greatest<int64_t>(end - plan_.gradient_chunk, 0);
       walk(begin, end, team);
       team.sync();
-      input_gradient(begin, end, team);
-      weight_gradients(begin, end, end == seq_.steps, team);
+      const ChunkGradients<T> gradients = chunk(begin, end, team);
+      input_gradient(gradients, team);
+      weight_gradients(gradients);
       team.sync();
       end = begin;
     }
@@ -276,133 +279,51 @@ class BackwardDirection {
                   shared_.state_stride);
   }
 
+  ChunkGradients<T> chunk(int64_t begin, int64_t end, Team team) const {
+    const int64_t t0 = least(time(begin), time(end - 1));
+    return {seq_,           t0,           t0 + end - begin,  shared_.dsums, stride_,
+            p_.hidden_size, Cell::kGates, end == seq_.steps, team,          buffer_};
+  }
+
   // dx = dsums W_ih for the chunk, its rows split over the team.
-  void input_gradient(int64_t begin, int64_t end, Team team) {
+  void input_gradient(const ChunkGradients<T>& chunk, Team team) {
     if (!dx_.data) return;
-    const int64_t t0 = least(time(begin), time(end - 1)), t1 = t0 + end - begin;
-    const int64_t rows = chunk_rows_between(t0, t1);
-    const int64_t first = team.begin(rows), count = team.end(rows) - first;
+    const int64_t first = team.begin(chunk.rows()), count = team.end(chunk.rows()) - first;
     for (int64_t panel = 0; panel < inputs_.count(); ++panel) {
       const int64_t width = inputs_.step(panel), column = inputs_.first_unit(panel);
       std::memset(buffer_, 0, count * width * sizeof(T));
       add_product(shared_.dsums + first * stride_, count, input_weight(), panel, buffer_, width);
       add_tile(buffer_, int(width), count, p_.input_size - column,
-               dx_.data + (seq_.row(t0) + first) * dx_.row + column, dx_.row, add_);
+               dx_.data + (seq_.row(chunk.t0) + first) * dx_.row + column, dx_.row, add_);
     }
   }
 
-  // Copies, or adds, a tile to memory; `columns` may be fewer than the tile's.
-  static void add_tile(const T* tile, int width, int64_t rows, int64_t columns, T* out,
-                       int64_t stride, bool add) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int c = 0; c < width && c < columns; c += kLanes) {
-        const int lanes = int(least<int64_t>(columns - c, kLanes));
-        T* const to = out + r * stride + c;
-        V value = V::load(tile + r * width + c);
-        if (add) value = V::load(to, lanes) + value;
-        value.store(to, lanes);
-      }
-  }
-
-  void weight_gradients(int64_t begin, int64_t end, bool first_chunk, Team team) {
+  void weight_gradients(const ChunkGradients<T>& chunk) {
     const WeightGrads<T>& g = p_.grads[d_];
-    const int64_t t0 = least(time(begin), time(end - 1)), t1 = t0 + end - begin;
     const int64_t I = p_.input_size;
     if (g.ih && I < kTileRows) {
       const bool even = seq_.offsets || p_.x.step == seq_.batch * p_.x.row;
-      thin_gradient(t0, t1, team, Cell::kInputSum, Cell::input_gate, int(I), g.ih, first_chunk,
-                    even,
-                    [&](int64_t t) { return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, 0, 0}; });
+      chunk.add_thin(g.ih, int(I), Cell::kInputSum, Cell::input_gate, even, [&](int64_t t) {
+        return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, nullptr, 0};
+      });
     } else if (g.ih) {
-      weight_gradient(inputs_, t0, t1, team, Cell::kInputSum, Cell::input_gate, g.ih, first_chunk,
-                      [&](int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; });
+      chunk.add_to(g.ih, inputs_, Cell::kInputSum, Cell::input_gate,
+                   [&](int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; });
     }
     if (g.hh) {
       const int64_t H = p_.hidden_size, back = d_ ? 1 : -1;
-      weight_gradient(units_, t0, t1, team, Cell::kHiddenSum, Cell::hidden_gate, g.hh, first_chunk,
-                      [&](int64_t t, int64_t b) -> const T* {
-                        const int64_t previous = t + back;
-                        if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
-                          return p_.y.at(seq_, previous) + b * p_.y.row + d_ * H;
-                        return p_.h0 ? p_.h0 + (d_ * seq_.batch + b) * H : shared_.zeros;
-                      });
+      chunk.add_to(g.hh, units_, Cell::kHiddenSum, Cell::hidden_gate,
+                   [&](int64_t t, int64_t b) -> const T* {
+                     const int64_t previous = t + back;
+                     if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
+                       return p_.y.at(seq_, previous) + b * p_.y.row + d_ * H;
+                     return p_.h0 ? p_.h0 + (d_ * seq_.batch + b) * H : shared_.zeros;
+                   });
     }
     static constexpr T kOne = 1;  // a bias is the weight of an input that is always 1
-    const auto ones = [&](int64_t) { return Term<T>{&kOne, 0, 0, 0, 0, 0}; };
-    if (g.bias_ih)
-      thin_gradient(t0, t1, team, Cell::kInputSum, Cell::input_gate, 1, g.bias_ih, first_chunk,
-                    true, ones);
-    if (g.bias_hh)
-      thin_gradient(t0, t1, team, Cell::kHiddenSum, Cell::hidden_gate, 1, g.bias_hh, first_chunk,
-                    true, ones);
-  }
-
-  int64_t chunk_rows_between(int64_t t0, int64_t t1) const {
-    return (t1 == seq_.steps ? seq_.rows() : seq_.row(t1)) - seq_.row(t0);
-  }
-
-  // grad (kGates H, columns) += dsums^T right, over the chunk's rows; the team splits grad's rows.
-  template <class GateOf, class RowAt>
-  void weight_gradient(const Panels<T>& panels, int64_t t0, int64_t t1, Team team, int first_sum,
-                       GateOf gate_of, T* grad, bool first_chunk, RowAt row_at) {
-    const int64_t H = p_.hidden_size, depth = chunk_rows_between(t0, t1), columns = panels.units;
-    const int64_t begin = team.begin(Cell::kGates * H), end = team.end(Cell::kGates * H);
-    for (int64_t panel = 0; panel < panels.count(); ++panel) {
-      int64_t t = t0, b = -1;
-      pack_rows(
-          panels, panel, depth,
-          [&](int64_t) {
-            if (++b == seq_.active(t)) b = 0, ++t;
-            return row_at(t, b);
-          },
-          buffer_);
-      const int width = int(panels.step(panel));
-      const int64_t left = columns - panels.first_unit(panel);
-      for (int64_t k = begin; k < end;) {  // gate by gate
-        const int64_t s = k / H, stop = least((s + 1) * H, end);
-        T* const out = grad + (gate_of(int(s)) - s) * H * columns + panels.first_unit(panel);
-        for_row_tiles(stop - k, [&](int64_t r, int n) {
-          static constexpr T kZeros[kTileVectors * kLanes] = {};
-          alignas(64) T tile[kTileRows * kTileVectors * kLanes];
-          const Term<T> term{
-              shared_.dsums + first_sum * H + k + r, 1, stride_, depth, buffer_, width};
-          product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeros, 0, tile, width});
-          add_tile(tile, width, n, left, out + (k + r) * columns, columns, !first_chunk);
-        });
-        k = stop;
-      }
-    }
-  }
-
-  // The same for a left operand of few columns: its transpose is a tile of `columns` rows, and
-  // dsums the panel. operand(t) gives the term of step t but for its depth and panel; if its rows
-  // lie evenly over all steps, one term serves the chunk. The team splits the units.
-  template <class GateOf, class Operand>
-  void thin_gradient(int64_t t0, int64_t t1, Team team, int first_sum, GateOf gate_of, int columns,
-                     T* grad, bool first_chunk, bool even, Operand operand) {
-    const int64_t H = p_.hidden_size, blocks = (H + kLanes - 1) / kLanes;
-    constexpr int kWidth = kTileVectors * kLanes;
-    const int64_t last = team.end(blocks) * kLanes;
-    for (int s = 0; s < Cell::kGates; ++s)
-      for (int64_t u = team.begin(blocks) * kLanes; u < last; u += kWidth) {
-        alignas(64) T tile[kTileRows * kWidth] = {};
-        const int vectors = int(least<int64_t>((last - u) / kLanes, kTileVectors));
-        const T* b = shared_.dsums + (first_sum + s) * H + u;
-        for (int64_t t = t0; t < t1; t = even ? t1 : t + 1) {
-          Term<T> term = operand(t);
-          term.depth = even ? chunk_rows_between(t0, t1) : seq_.active(t);
-          term.b = b, term.panel_step = stride_;
-          b += term.depth * stride_;
-          product(columns, vectors, &term, 1, Tile<T>{tile, kWidth, tile, kWidth});
-        }
-        T* const out = grad + (gate_of(s) * H + u) * columns;
-        const int64_t units = least<int64_t>(H - u, vectors * kLanes);
-        for (int64_t l = 0; l < units; ++l)
-          for (int c = 0; c < columns; ++c) {
-            T& to = out[l * columns + c];
-            to = first_chunk ? tile[c * kWidth + l] : to + tile[c * kWidth + l];
-          }
-      }
+    const auto ones = [&](int64_t) { return Term<T>{&kOne, 0, 0, 0, nullptr, 0}; };
+    if (g.bias_ih) chunk.add_thin(g.bias_ih, 1, Cell::kInputSum, Cell::input_gate, true, ones);
+    if (g.bias_hh) chunk.add_thin(g.bias_hh, 1, Cell::kHiddenSum, Cell::hidden_gate, true, ones);
   }
 
   const Backward<T>& p_;
@@ -432,7 +353,7 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
     Call(const Backward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
         : p(p),
           plan(plan),
-          shared{{p, plan, arena}, {p, plan, arena}} {
+          shared{{p, plan, arena, 0}, {p, plan, arena, 1}} {
       panel_size = Direction::panel_size(p, plan) + 16;
       panels = arena.take<T>(panel_size * plan.threads);
       dx = arena.take<T>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);

@@ -56,7 +56,8 @@ class ForwardDirection {
     T* bias;     // packed: one row of all sums
     T* zeros;    // an initial state
 
-    Shared(const Forward<T>& p, Arena& arena) {
+    Shared(const Forward<T>& p, Arena& arena, int direction) {
+      if (direction >= p.directions) return;
       const Panels<T> panels(p.hidden_size, Cell::kGates);
       ih = arena.take<T>(panels.size(p.input_size));
       hh = arena.take<T>(panels.size(p.hidden_size));
@@ -344,7 +345,7 @@ void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& paral
     Call(const Forward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
         : p(p),
           plan(plan),
-          shared{{p, arena}, {p, arena}} {
+          shared{{p, arena, 0}, {p, arena, 1}} {
       chunk_size = Direction::chunk_size(p, plan) + 16;
       chunks = arena.take<T>(chunk_size * plan.threads);
       if (used) *used = arena.used();

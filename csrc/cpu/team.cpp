@@ -4,6 +4,10 @@
 #include <new>
 #include <thread>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -22,6 +26,8 @@ void pause() {
 // Waiting threads spin for some microseconds, about as long as an even split of a step can be
 // uneven, and then let others run.
 constexpr int kSpins = 2000;
+
+constexpr size_t kHugePage = size_t(2) << 20;
 
 template <class Done>
 void wait_until(Done done) {
@@ -84,6 +90,16 @@ void run_team(const ParallelFor& parallel, int threads, void (*body)(void*, Team
       threads, [](void* g, int begin, int end) { static_cast<Gang*>(g)->join(begin, end); }, &gang);
 }
 
+void advise_huge_pages(void* block, size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(block) + kHugePage - 1) & -kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(block) + bytes) & -kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)block, (void)bytes;
+#endif
+}
+
 Workspace& Workspace::of_this_thread() {
   static thread_local Workspace workspace;
   return workspace;
@@ -94,12 +110,13 @@ Workspace::~Workspace() { std::free(block_); }
 void* Workspace::reserve(size_t bytes) {
   if (bytes > size_) {
     std::free(block_);
-    size_ = (bytes + 4095) / 4096 * 4096;
-    block_ = std::aligned_alloc(4096, size_);
+    size_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    block_ = std::aligned_alloc(kHugePage, size_);
     if (!block_) {
       size_ = 0;
       throw std::bad_alloc();
     }
+    advise_huge_pages(block_, size_);
   }
   return block_;
 }
