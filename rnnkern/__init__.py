@@ -22,6 +22,7 @@ _HOMES = {
     "GRUCell": "cell_modules",
     "RNNCell": "cell_modules",
     "explain": "path",
+    "plan": "path",
     "convert": "convert",
     "revert": "convert",
     "trace": "trace",

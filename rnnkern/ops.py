@@ -47,6 +47,25 @@ def info() -> dict[str, Any]:
     return json.loads(torch.ops.rnnkern.info())
 
 
+def plan(
+    cell: int,
+    steps: int,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    directions: int,
+    element_size: int,
+    backward: bool,
+    threads: int,
+) -> dict[str, Any]:
+    """How the CPU engine would cut one layer call; the members of `Plan` in csrc/cpu/plan.h."""
+    return json.loads(
+        torch.ops.rnnkern.plan(
+            cell, steps, batch, input_size, hidden_size, directions, element_size, backward, threads
+        )
+    )
+
+
 def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
     """The weights of a layer, (w_ih, w_hh[, b_ih, b_hh][, w_hr]), for each direction.
 

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
+from .cells import BY_MODE
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
@@ -81,3 +82,35 @@ def explain(
         return Path("torch", f"{type(layer).__name__} is not rnnkern's (rnnkern.convert swaps it)")
     weights = layer.current_weights()
     return layer.obstacle(x, weights) or FUSED
+
+
+def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) -> dict[str, Any]:
+    """How the CPU engine cuts `layer(x)` (its first layer), or with `training` its backward pass.
+
+    threads and what they split ("rows" of the batch, or "units" of the hidden state, with a barrier
+    after each step); fused_input: whether the input's product is part of the step; direct: whether
+    the weights are read as they lie; row_block, input_chunk and gradient_chunk: rows and steps at a
+    time. Results do not depend on any of it. A packed input is planned by its longest row and
+    largest batch.
+
+    >>> rnnkern.plan(rnnkern.LSTM(128, 256), torch.randn(100, 32, 128))["split"]
+    'rows'
+    """
+    if isinstance(x, PackedSequence):
+        steps, batch = len(x.batch_sizes), int(x.batch_sizes[0])
+    elif x.dim() == 2:
+        steps, batch = len(x), 1
+    else:
+        steps, batch = x.shape[1::-1] if layer.batch_first else x.shape[:2]
+    data = x.data if isinstance(x, PackedSequence) else x
+    return ops.plan(
+        BY_MODE[layer.mode].id,
+        steps,
+        batch,
+        layer.input_size,
+        layer.hidden_size,
+        2 if layer.bidirectional else 1,
+        8 if data.dtype == torch.float64 else 4,
+        training,
+        torch.get_num_threads(),
+    )

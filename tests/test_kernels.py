@@ -196,3 +196,14 @@ def test_lower_levels(level: str) -> None:
 def test_forced_level() -> None:
     """RNNKERN_CPU forces the level down; without it the highest one runs."""
     assert json.loads(torch.ops.rnnkern.info())["isa"] == os.environ.get("RNNKERN_CPU", LEVELS[-1])
+
+
+def test_plan() -> None:
+    """Many rows are split by rows over all threads; a single step reads weights as they lie."""
+    layer = rnnkern.LSTM(64, 256, batch_first=True)
+    many = rnnkern.plan(layer, torch.zeros(600, 50, 64), training=True)
+    assert (many["threads"] > 1) == (torch.get_num_threads() > 1)
+    assert many["split"] == "rows"
+    one = rnnkern.plan(layer, torch.zeros(1, 1, 64))
+    assert one["direct"]
+    assert one["threads"] == 1
