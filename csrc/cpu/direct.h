@@ -34,22 +34,30 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<T>* terms, int count
     const DirectTerm<T>& term = terms[i];
     const int64_t depth = term.depth;
     const BlockedSum<T, kRows, kVectors> total{tile.out + first * V::kLanes, tile.out_row};
+    // A cache line of each row at a time: the lines of more rows, a power of two apart, could not
+    // stay in the first-level cache together.
+    constexpr int kLine = 64 / sizeof(T);
     int64_t k = 0;
-    for (; k + Columns::kQuad <= depth; k += Columns::kQuad) {
+    for (; k + Columns::kQuad <= depth;) {
       if (k % kSumBlock == 0) total.next_block(k, sum);
+      const int64_t whole = depth - Columns::kQuad + 1;
+      const int64_t end = k + kLine < whole ? k + kLine : whole;
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const T* weight = term.weight[first + v] + k;
-        if (k % (64 / sizeof(T)) == 0)
-          for (int l = 0; l < V::kLanes; ++l) __builtin_prefetch(weight + l * depth + kAhead, 0, 3);
-        typename V::Raw column[Columns::kQuad];
-        Columns::load(weight, depth, column);
+        const T* weight = term.weight[first + v];
+        for (int l = 0; l < V::kLanes; ++l)
+          __builtin_prefetch(weight + l * depth + k + kAhead, 0, 3);
+        for (int64_t q = k; q < end; q += Columns::kQuad) {
+          typename V::Raw column[Columns::kQuad];
+          Columns::load(weight + q, depth, column);
 #pragma GCC unroll 4
-        for (int j = 0; j < Columns::kQuad; ++j)
+          for (int j = 0; j < Columns::kQuad; ++j)
 #pragma GCC unroll 4
-          for (int r = 0; r < kRows; ++r)
-            sum[r][v] += V(term.a[r * term.row + k + j]).v * column[j];
+            for (int r = 0; r < kRows; ++r)
+              sum[r][v] += V(term.a[r * term.row + q + j]).v * column[j];
+        }
       }
+      k += (end - k + Columns::kQuad - 1) / Columns::kQuad * Columns::kQuad;
     }
     for (; k < depth; ++k) {
       if (k % kSumBlock == 0) total.next_block(k, sum);

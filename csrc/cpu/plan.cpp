@@ -7,8 +7,10 @@ namespace {
 
 // Bytes of packed weights that one core's second-level cache can keep while rows stream through.
 constexpr int64_t kResident = 640 << 10;
-// Multiply-adds below which a second thread costs more than it brings (some 20 microseconds).
-constexpr double kWorthAThread = 5e5;
+// Multiply-adds below which a second thread costs more than it brings (some 20 microseconds); with
+// few rows they wait for the weights, 20 GB/s a core from the last-level cache.
+constexpr double kWorthAThread = 5e5, kWorthAThreadFewRows = 1.5e5;
+constexpr int64_t kFewRows = 16;
 
 }  // namespace
 
@@ -17,7 +19,8 @@ Plan make_plan(const PlanInput& in) {
   const double work = double(in.rows) * in.directions * G * H * (I + H) * (in.backward ? 2 : 1) +
                       double(in.rows) * in.directions * in.sums * H * 20;  // the gate functions
   Plan plan{};
-  plan.threads = int(std::clamp<double>(work / kWorthAThread, 1, in.threads));
+  const double worth = in.rows <= kFewRows ? kWorthAThreadFewRows : kWorthAThread;
+  plan.threads = int(std::clamp<double>(work / worth, 1, in.threads));
 
   // Two directions share an even number of threads half and half.
   const int team = in.directions == 2 && plan.threads % 2 == 0 ? plan.threads / 2 : plan.threads;
