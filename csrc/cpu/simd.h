@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -53,8 +54,9 @@ struct Vec {
 
   Vec() = default;
   RNNKERN_INLINE Vec(Raw r) : v(r) {}
-  RNNKERN_INLINE explicit Vec(T s) : v(s - Raw{}) {}
-  RNNKERN_INLINE explicit Vec(int s) : Vec(T(s)) {}
+  template <class Scalar>
+    requires std::is_arithmetic_v<Scalar>
+  RNNKERN_INLINE explicit Vec(Scalar s) : v(T(s) - Raw{}) {}
 
   RNNKERN_INLINE static Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   RNNKERN_INLINE void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
