@@ -204,6 +204,6 @@ def test_plan() -> None:
     many = rnnkern.plan(layer, torch.zeros(600, 50, 64), training=True)
     assert (many["threads"] > 1) == (torch.get_num_threads() > 1)
     assert many["split"] == "rows"
-    one = rnnkern.plan(layer, torch.zeros(1, 1, 64))
+    one = rnnkern.plan(rnnkern.LSTM(8, 16), torch.zeros(1, 1, 8))
     assert one["direct"]
     assert one["threads"] == 1
