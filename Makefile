@@ -37,7 +37,7 @@ lint: $(READY)
 	! grep -rnE '#include *[<"](torch|ATen|c10|Python\.h|pybind11)' csrc --exclude-dir=bindings
 
 cuda-check: $(READY)
-	$(BIN)/python bench/gpu_build.py --compile-only
+	$(BIN)/python bench/gpu_build.py
 
 gpu:
 	bash bench/gpu.sh $(ARGS)

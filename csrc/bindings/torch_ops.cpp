@@ -258,9 +258,8 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
                     int64_t hidden_size, int64_t directions, int64_t element_size, bool backward,
                     int64_t threads) {
   STD_TORCH_CHECK(cell >= 0 && cell < rnnkern::kCellCount, "rnnkern: no cell ", cell);
-  rnnkern::PlanInput in{steps,    batch,       steps * batch,   input_size,        hidden_size,
-                        0,        0,           int(directions), int(element_size), backward,
-                        backward, int(threads)};
+  rnnkern::PlanInput in{steps, batch,           steps * batch,     input_size, hidden_size, 0,
+                        0,     int(directions), int(element_size), backward,   int(threads)};
   rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.sums = c.kSums; });
   const rnnkern::Plan plan = rnnkern::make_plan(in);
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +

@@ -381,12 +381,7 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
       for (int64_t i = team.begin(count); i < end; ++i) p.dx.data[i] += dx[i];
     }
   };
-  size_t bytes = 0;
-  Call(p, plan, Arena(nullptr), &bytes);
-  Call call(p, plan, Arena(workspace.reserve(bytes)));
-  run_team(
-      parallel, plan.threads, [](void* c, Team team) { static_cast<Call*>(c)->run(team); }, &call);
-  workspace.trim();
+  run_call<Call>(p, plan, parallel, workspace);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -55,10 +55,10 @@ Levels& levels() {
 }
 
 template <class T>
-PlanInput plan_input(const Layer<T>& p, bool training, bool backward, int threads) {
+PlanInput plan_input(const Layer<T>& p, bool backward, int threads) {
   PlanInput in{
       p.sequence.steps, p.sequence.batch, p.sequence.rows(), p.input_size, p.hidden_size, 0, 0,
-      p.directions,     sizeof(T),        training,          backward,     threads};
+      p.directions,     sizeof(T),        backward,          threads};
   visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.sums = cell.kSums; });
   return in;
 }
@@ -76,13 +76,13 @@ bool select_engine(const char* name) { return levels().select(name); }
 
 template <class T>
 void forward(const Forward<T>& p, const ParallelFor& parallel, int threads) {
-  const Plan plan = make_plan(plan_input(p, p.saved || p.cells, false, threads));
+  const Plan plan = make_plan(plan_input(p, false, threads));
   engine().of<T>().forward(p, plan, parallel, Workspace::of_this_thread());
 }
 
 template <class T>
 void backward(const Backward<T>& p, const ParallelFor& parallel, int threads) {
-  const Plan plan = make_plan(plan_input(p, true, true, threads));
+  const Plan plan = make_plan(plan_input(p, true, threads));
   engine().of<T>().backward(p, plan, parallel, Workspace::of_this_thread());
 }
 

@@ -36,7 +36,7 @@ struct Part {
 };
 
 // Where the states of a direction live, for a step and the rows from r0 on.
-template <class Cell, class T>
+template <class T>
 struct StateRows {
   RowsOf<const T> h_prev, c_prev;
   RowsOf<T> h_next, c_next, saved;
@@ -187,11 +187,11 @@ class ForwardDirection {
     return chunk_ + row * chunk_width(part) + panels_.before(panel) - panels_.before(part.p0);
   }
 
-  StateRows<Cell, T> state_rows(int64_t s, int64_t r0, bool carried) const {
+  StateRows<T> state_rows(int64_t s, int64_t r0, bool carried) const {
     const int64_t H = p_.hidden_size, t = time(s);
     const int64_t before_d = d_ * seq_.rows(), row = before_d + seq_.row(t) + r0;
     const int64_t state = (d_ * seq_.batch + r0) * H;
-    StateRows<Cell, T> rows{};
+    StateRows<T> rows{};
     rows.h_next = {p_.y.at(seq_, t) + r0 * p_.y.row + d_ * H, p_.y.row};
     if (Cell::kSaved && p_.saved)
       rows.saved = {p_.saved + row * Cell::kSaved * H, Cell::kSaved * H};
@@ -211,7 +211,7 @@ class ForwardDirection {
 
   // One step of batch rows [r0, r1), whose states before it are carried over, or initial.
   void step(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried) {
-    const StateRows<Cell, T> rows = state_rows(s, r0, carried);
+    const StateRows<T> rows = state_rows(s, r0, carried);
     const RowsOf<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.row, p_.x.row};
     for (int64_t panel = part.p0; panel < part.p1; ++panel) {
       RowsOf<const T> projected{};
@@ -272,10 +272,10 @@ class ForwardDirection {
 
   // The cell, for n rows of a panel from row r on. Everything in locals: a vector store may alias
   // any member.
-  void apply(int64_t panel, int64_t r, int n, const StateRows<Cell, T>& rows, const T* sums) const {
+  void apply(int64_t panel, int64_t r, int n, const StateRows<T>& rows, const T* sums) const {
     const int64_t H = p_.hidden_size;
     const int width = panels_.width(panel);
-    const StateRows<Cell, T> s = rows;
+    const StateRows<T> s = rows;
     for (int w = 0; w < width; ++w) {
       const int64_t unit = panels_.first_unit(panel) + w * kLanes;
       const int lanes = int(least<int64_t>(H - unit, kLanes));
@@ -331,6 +331,18 @@ class ForwardDirection {
   const Panels<T> panels_;
 };
 
+// Lays a call's buffers out in the workspace, its size counted first, and runs it on a team.
+template <class Call, class Params>
+void run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
+              Workspace& workspace) {
+  size_t bytes = 0;
+  Call(p, plan, Arena(nullptr), &bytes);
+  Call call(p, plan, Arena(workspace.reserve(bytes)));
+  run_team(
+      parallel, plan.threads, [](void* c, Team team) { static_cast<Call*>(c)->run(team); }, &call);
+  workspace.trim();
+}
+
 template <class Cell, class T>
 void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel,
                  Workspace& workspace) {
@@ -364,12 +376,7 @@ void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& paral
       }
     }
   };
-  size_t bytes = 0;
-  Call(p, plan, Arena(nullptr), &bytes);
-  Call call(p, plan, Arena(workspace.reserve(bytes)));
-  run_team(
-      parallel, plan.threads, [](void* c, Team team) { static_cast<Call*>(c)->run(team); }, &call);
-  workspace.trim();
+  run_call<Call>(p, plan, parallel, workspace);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

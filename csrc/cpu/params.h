@@ -55,7 +55,6 @@ struct Layer {
   Rows<const T> x;
   Weights<T> weights[kMaxDirections];
   const T *h0, *c0;  // (D, B, H) or null for zeros
-  bool fused_input;  // set by the plan: x W_ih inside the step, or ahead of it in chunks
 };
 
 template <class T>

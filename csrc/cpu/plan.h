@@ -20,7 +20,7 @@ struct PlanInput {
   int64_t input_size, hidden_size;
   int gates, sums, directions;
   int element_size;
-  bool training, backward;
+  bool backward;
   int threads;  // as many as we may have
 };
 
