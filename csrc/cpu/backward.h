@@ -158,7 +158,7 @@ class BackwardDirection {
       if (mine.b0 < carried) differentiate(s, mine, mine.b0, carried, true, dsums);
       if (carried < active) differentiate(s, mine, carried, active, false, dsums);
       if (plan_.by_units) team.sync();
-      if (mine.b0 < active) carry_back(mine, active, dsums);
+      if (mine.b0 < active) carry_back(s, mine, active, dsums);
     }
   }
 
@@ -272,11 +272,13 @@ class BackwardDirection {
   }
 
   // dh += dsums W_hh, for the worker's rows below `active` and its units.
-  void carry_back(const Part& part, int64_t active, const T* dsums) {
-    for (int64_t panel = part.p0; panel < part.p1; ++panel)
+  void carry_back(int64_t s, const Part& part, int64_t active, const T* dsums) {
+    for (int64_t i = part.p0; i < part.p1; ++i) {
+      const int64_t panel = in_turn(i, s, part);
       add_product(dsums + part.b0 * stride_, active - part.b0, hidden_weight(), panel,
                   shared_.dh + part.b0 * shared_.state_stride + units_.first_unit(panel),
                   shared_.state_stride);
+    }
   }
 
   ChunkGradients<T> chunk(int64_t begin, int64_t end, Team team) const {
@@ -303,7 +305,7 @@ class BackwardDirection {
     const int64_t I = p_.input_size;
     if (g.ih && I < kTileRows) {
       const bool even = seq_.offsets || p_.x.step == seq_.batch * p_.x.row;
-      chunk.add_thin(g.ih, int(I), Cell::kInputSum, Cell::input_gate, even, [&](int64_t t) {
+      chunk.add_thin(g.ih, I, I, Cell::kInputSum, Cell::input_gate, even, [&](int64_t t) {
         return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, nullptr, 0};
       });
     } else if (g.ih) {
@@ -322,8 +324,8 @@ class BackwardDirection {
     }
     static constexpr T kOne = 1;  // a bias is the weight of an input that is always 1
     const auto ones = [&](int64_t) { return Term<T>{&kOne, 0, 0, 0, nullptr, 0}; };
-    if (g.bias_ih) chunk.add_thin(g.bias_ih, 1, Cell::kInputSum, Cell::input_gate, true, ones);
-    if (g.bias_hh) chunk.add_thin(g.bias_hh, 1, Cell::kHiddenSum, Cell::hidden_gate, true, ones);
+    if (g.bias_ih) chunk.add_thin(g.bias_ih, 1, 1, Cell::kInputSum, Cell::input_gate, true, ones);
+    if (g.bias_hh) chunk.add_thin(g.bias_hh, 1, 1, Cell::kHiddenSum, Cell::hidden_gate, true, ones);
   }
 
   const Backward<T>& p_;
