@@ -176,7 +176,7 @@ def _course() -> Iterator[Row]:
     layer is trained with it, so the layer's input needs a gradient."""
     yield Row(
         "course", "RNN", 10, 1, 32, 32, train=True, batch_first=True, hx=True,
-        note="characters: one sequence, trained embedding, hx of zeros given",
+        note="characters: one sequence, trained embedding, hx given",
     )  # fmt: skip
     yield Row(
         "course", "LSTM", 50, 1000, 1, 32, 2, train=True, batch_first=True, data=True,

@@ -51,9 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ours", default="rnnkern", help="package that has LSTM, GRU and RNN")
     parser.add_argument("--theirs", default="torch.nn", help="package to compare with")
     parser.add_argument(
-        "--peers",
-        default=",".join(installed()),
-        help=f"comma-separated, of {', '.join(PEERS)}; '' for none; default: those installed",
+        "--peers", nargs="*", choices=list(PEERS), default=installed(), help="default: installed"
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest")
     return parser.parse_args()
@@ -96,7 +94,7 @@ def main() -> int:
         console.print(slowdowns(chosen, machines, ours, theirs, seconds))
         return 0
 
-    peers = load_peers(filter(None, args.peers.split(",")))
+    peers = load_peers(args.peers)
     results = []
     console.print(header(peers), style="bold", soft_wrap=True)
     for machine in machines:
