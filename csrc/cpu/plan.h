@@ -17,7 +17,7 @@ struct Plan {
 
 struct PlanInput {
   int64_t steps, batch, rows;
-  int64_t input_size, hidden_size;
+  int64_t input_size, hidden_size, proj_size;
   int gates, sums, directions;
   int element_size;
   bool backward;
