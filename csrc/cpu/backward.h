@@ -15,6 +15,7 @@ class BackwardDirection {
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
+  static_assert(Cell::kGates <= kMaxGates);
 
  public:
   // Steps of the chunk, at most.
