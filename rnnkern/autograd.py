@@ -53,7 +53,7 @@ class Tap(Protocol):
     kept; input, state, h_n and c_n are only to be looked at (kept, they would keep the graph).
 
     `backward` is called when the gradient of that layer call is computed by the kernels (not under
-    create_graph), with flow_h = dL/dh_t (D, rows, H) and flow_c = dL/dc_t (D, rows, H), the total
+    create_graph), with flow_h = dL/dh_t (D, rows, R) and flow_c = dL/dc_t (D, rows, H), the total
     derivatives at every step; flow_c is empty unless LSTM. `key` is what `forward` returned.
     """
 

@@ -5,8 +5,8 @@
     >>> output, (h_n, c_n) = lstm(x)             # x (T, B, I)
 
 Everything but the weights' values is read from their shapes: the kind of cell, the layers, the
-directions. Shapes are torch.nn's. Letters: T steps, B batch rows, I inputs, H hidden units, L
-layers, D directions, N rows of packed data.
+directions. Shapes are torch.nn's. Letters: T steps, B batch rows, I inputs, H hidden units, R
+width of h (H, or P with a projection), L layers, D directions, N rows of packed data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _numpy
 from .cells import BY_MODE, LSTM, Cell
-from .state_dict import layers
+from .state_dict import Weights, layers
 
 Array = np.ndarray
 State = Array | tuple[Array, Array]
@@ -48,20 +48,20 @@ class Layer:
         self.batch_first = batch_first
         self.weights = layers(state_dict, prefix)
         first = self.weights[0][0]
-        if first.w_hr is not None:
-            raise ValueError("rnnkern.numpy has no projections (proj_size)")
-        self.hidden_size = first.w_hh.shape[1]
+        self.cell = _cell(first, nonlinearity)
+        self.hidden_size = first.w_hh.shape[0] // len(self.cell.gates)
+        self.proj_size = 0 if first.w_hr is None else first.w_hr.shape[0]
         self.input_size = first.w_ih.shape[1]
         self.directions = len(self.weights[0])
         self.dtype = first.w_ih.dtype
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"weights must be float32 or float64, got {self.dtype}")
-        self.cell = _cell(first.w_hh.shape, nonlinearity)
         self._check_weights()
 
     def __repr__(self) -> str:
+        projection = f"proj_size={self.proj_size}, " if self.proj_size else ""
         return (
-            f"Layer({self.cell.mode}, {self.input_size}, {self.hidden_size}, "
+            f"Layer({self.cell.mode}, {self.input_size}, {self.hidden_size}, {projection}"
             f"num_layers={len(self.weights)}, bidirectional={self.directions == 2}, {self.dtype})"
         )
 
@@ -71,7 +71,8 @@ class Layer:
         """Runs the stack: (output, h_n), for an LSTM (output, (h_n, c_n)).
 
         x            (T, B, I), (B, T, I) with batch_first, (T, I) without a batch; packed (N, I)
-        hx           h_0, for an LSTM (h_0, c_0), each (L·D, B, H) or (L·D, H); zeros if None
+        hx           h_0 (L·D, B, R) or (L·D, R), for an LSTM the pair of it and c_0, (L·D, B, H)
+                     or (L·D, H); zeros if None
         batch_sizes  packed x only: how many sequences, sorted by falling length, reach each step
 
         Raises ValueError for wrong ranks, sizes or dtypes.
@@ -84,7 +85,8 @@ class Layer:
         """As a call, and a third result: what happened inside, `steps[layer][direction][name]`.
 
         The names are "hidden", for an LSTM "cell_state", and the gates ("input", "forget", "cell",
-        "output"; GRU "reset", "update", "new"), each (N, H) with row t·B + b, or packed as x is.
+        "output"; GRU "reset", "update", "new"), each (N, H), "hidden" (N, R), with row t·B + b, or
+        packed as x is.
         """
         return self._run(x, hx, batch_sizes, train=True)
 
@@ -140,9 +142,10 @@ class Layer:
         names = [f"{name}_0" for name in self.cell.states]
         if len(given) != len(names):
             raise ValueError(f"hx must be {', '.join(names)}, got {len(given)} arrays")
-        wanted = (len(self.weights) * self.directions, batch, self.hidden_size)
+        widths = (self.proj_size or self.hidden_size, self.hidden_size)
         states = []
-        for name, s in zip(names, given, strict=True):
+        for name, s, width in zip(names, given, widths, strict=False):
+            wanted = (len(self.weights) * self.directions, batch, width)
             s = np.asarray(s)[:, None] if unbatched and np.ndim(s) == 2 else np.asarray(s)
             if s.shape != wanted:
                 raise ValueError(f"{name} must have the shape {wanted}, got {s.shape}")
@@ -153,9 +156,11 @@ class Layer:
 
     def _check_weights(self) -> None:
         gate_rows = len(self.cell.gates) * self.hidden_size
+        width = self.proj_size or self.hidden_size
         for k, layer in enumerate(self.weights):
-            inputs = self.directions * self.hidden_size if k else self.input_size
-            wanted = [(gate_rows, inputs), (gate_rows, self.hidden_size), *[(gate_rows,)] * 2]
+            inputs = self.directions * width if k else self.input_size
+            wanted = [(gate_rows, inputs), (gate_rows, width), *[(gate_rows,)] * 2]
+            wanted.append((width, self.hidden_size))
             for w in (w for direction in layer for w in direction.arrays):
                 if w.dtype != self.dtype:
                     raise ValueError(f"the weights are both {self.dtype} and {w.dtype}")
@@ -168,10 +173,13 @@ class Layer:
                         )
 
 
-def _cell(w_hh: tuple[int, ...], nonlinearity: str) -> Cell:
-    """The cell whose recurrent weights have this shape, (G·H, H)."""
-    gates, rest = divmod(w_hh[0], w_hh[1]) if len(w_hh) == 2 and w_hh[1] else (0, 1)
-    modes = {4: "LSTM", 3: "GRU", 1: f"RNN_{nonlinearity.upper()}"}
+def _cell(weights: Weights, nonlinearity: str) -> Cell:
+    """The cell whose recurrent weights, (G·H, R), and projection, if any, (P, H), are these."""
+    projected = weights.w_hr is not None
+    w_hh = weights.w_hh.shape
+    units = weights.w_hr.shape[-1:] if projected else w_hh[1:]
+    gates, rest = divmod(w_hh[0], units[0]) if len(w_hh) == 2 and all(units) else (0, 1)
+    modes = {4: "LSTM"} if projected else {4: "LSTM", 3: "GRU", 1: f"RNN_{nonlinearity.upper()}"}
     if rest or gates not in modes:
         raise ValueError(f"weight_hh_l0 of shape {w_hh} belongs to no LSTM, GRU or RNN")
     if modes[gates] not in BY_MODE:

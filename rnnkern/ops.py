@@ -35,8 +35,8 @@ DEVICES = frozenset(
 )
 #: Types the operators take; in half precision they compute and save in float32.
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-#: Whether the kernels know LSTM's projection (proj_size); if not, torch runs such layers.
-PROJECTION = False
+#: Device types whose kernels know LSTM's projection (proj_size); elsewhere torch runs such layers.
+PROJECTION = frozenset({"cpu", "meta"})
 
 forward = torch.ops.rnnkern.forward.default
 backward = torch.ops.rnnkern.backward.default
@@ -53,17 +53,18 @@ def plan(
     batch: int,
     input_size: int,
     hidden_size: int,
+    proj_size: int,
     directions: int,
     element_size: int,
     backward: bool,
     threads: int,
 ) -> dict[str, Any]:
     """How the CPU engine would cut one layer call; the members of `Plan` in csrc/cpu/plan.h."""
-    return json.loads(
-        torch.ops.rnnkern.plan(
-            cell, steps, batch, input_size, hidden_size, directions, element_size, backward, threads
-        )
-    )
+    found = torch.ops.rnnkern.plan(
+        cell, steps, batch, input_size, hidden_size, proj_size, directions, element_size, backward,
+        threads,
+    )  # fmt: skip
+    return json.loads(found)
 
 
 def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:

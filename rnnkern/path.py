@@ -37,7 +37,7 @@ _TRANSFORM = Path(
     "composite", "inside torch.func or forward-mode AD, which need torch's operations"
 )
 _JIT = Path("torch", "torch.jit.trace or the ONNX exporter records torch's operators")
-_PROJECTION = Path("torch", "the kernels do not cover proj_size yet")
+_PROJECTION = Path("torch", "the kernels of this device do not cover proj_size yet")
 _SIZE = Path("torch", "a size is zero")
 _NOT_TENSORS = Path("torch", "input or weights are not tensors")
 
@@ -56,7 +56,7 @@ def obstacle(module: nn.Module, input: Any, weights: Sequence[Any]) -> Path | No
         return Path("torch", f"dtype {data.dtype}")
     if not (data.is_cpu or data.device.type in ops.DEVICES):
         return Path("torch", f"device {data.device}")
-    if not ops.PROJECTION and getattr(module, "proj_size", 0):
+    if getattr(module, "proj_size", 0) and data.device.type not in ops.PROJECTION:
         return _PROJECTION
     if not (module.input_size and module.hidden_size):
         return _SIZE
@@ -109,6 +109,7 @@ def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) 
         batch,
         layer.input_size,
         layer.hidden_size,
+        layer.proj_size,
         2 if layer.bidirectional else 1,
         8 if data.dtype == torch.float64 else 4,
         training,

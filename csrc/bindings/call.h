@@ -66,6 +66,7 @@ struct Call {
   bool has_c, bias, packed, batch_first;
   int directions, per_direction;
   int64_t steps, batch, rows, input_size, hidden_size;
+  int64_t proj_size, width;      // P, 0 without a projection; R, of h
   std::vector<int64_t> offsets;  // packed: the first row of each step, and their number
 
   Call(const Tensor& input, const MaybeTensor& batch_sizes, const Tensors& state,
@@ -77,17 +78,17 @@ struct Call {
     visit_cell(cell,
                [&](auto c) { gates = c.kGates, saved_values = c.kSaved, has_c = c.kStates > 1; });
     STD_TORCH_CHECK(weights.size() >= 2, "rnnkern: expected at least two weights");
-    bias = weights.size() > 2 && weights[2].dim() == 1;
-    per_direction = bias ? 4 : 2;
-    directions = int(weights.size()) / per_direction;
-    STD_TORCH_CHECK(
-        (directions == 1 || directions == 2) && int(weights.size()) == directions * per_direction,
-        "rnnkern: unexpected number of weights, ", weights.size());
+    const WeightList list(int(weights.size()), weights.size() > 2 && weights[2].dim() == 1);
+    STD_TORCH_CHECK(list.fits(int(weights.size())), "rnnkern: unexpected number of weights, ",
+                    weights.size());
+    bias = list.bias, per_direction = list.per_direction, directions = list.directions;
     STD_TORCH_CHECK(input.dim() == (packed ? 2 : 3), "rnnkern: input must have ", packed ? 2 : 3,
                     " dimensions, got ", input.dim());
     STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkern: weight_hh must be a matrix");
     input_size = input.size(input.dim() - 1);
-    hidden_size = weights[1].size(1);
+    width = hidden_size = weights[1].size(1);
+    proj_size = 0;
+    if (list.projection) read_projection(weights[per_direction - 1]);
     if (packed) {
       read_offsets(*batch_sizes, input.size(0));
     } else {
@@ -99,21 +100,22 @@ struct Call {
     check_weights(input, weights);
     STD_TORCH_CHECK(state.empty() || state.size() == (has_c ? 2 : 1), "rnnkern: expected ",
                     has_c ? 2 : 1, " states, got ", state.size());
-    for (const Tensor& s : state) check(s, input, "state", {directions, batch, hidden_size});
+    for (size_t i = 0; i < state.size(); ++i)
+      check(state[i], input, "state", {directions, batch, i ? hidden_size : width});
   }
 
   // The tensors of a backward pass besides those of the forward pass.
   void check_backward(const Tensor& input, const MaybeTensor& grad_output,
                       const MaybeTensor& grad_h, const MaybeTensor& grad_c, const Tensor& output,
                       const Tensor& saved, const Tensor& cells) const {
-    const int64_t features = directions * hidden_size;
+    const int64_t features = directions * width;
     const auto check_rows = [&](const Tensor& t, const char* name) {
       if (packed) return check(t, input, name, {rows, features});
       check(t, input, name, {batch_first ? batch : steps, batch_first ? steps : batch, features});
     };
     check_rows(output, "output");
     if (grad_output) check_rows(*grad_output, "grad_output");
-    if (grad_h) check(*grad_h, input, "grad_h", {directions, batch, hidden_size});
+    if (grad_h) check(*grad_h, input, "grad_h", {directions, batch, width});
     if (grad_c && has_c) check(*grad_c, input, "grad_c", {directions, batch, hidden_size});
     const ScalarType wide = is_half(input.scalar_type()) ? ScalarType::Float : input.scalar_type();
     const int64_t units = directions * rows * hidden_size;
@@ -123,6 +125,16 @@ struct Call {
   }
 
  private:
+  void read_projection(const Tensor& weight) {
+    STD_TORCH_CHECK(weight.dim() == 2, "rnnkern: weight_hr must be a matrix");
+    proj_size = width;
+    hidden_size = weight.size(1);
+    STD_TORCH_CHECK(0 < proj_size && proj_size < hidden_size,
+                    "rnnkern: proj_size has to be smaller than hidden_size");
+    visit_cell(cell,
+               [](auto c) { STD_TORCH_CHECK(c.kProjects, "rnnkern: only LSTM has a projection"); });
+  }
+
   void read_offsets(const Tensor& batch_sizes, int64_t given_rows) {
     STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_cpu() &&
                         batch_sizes.scalar_type() == ScalarType::Long,
@@ -147,11 +159,12 @@ struct Call {
     for (int d = 0; d < directions; ++d) {
       const Tensor* w = &weights[d * per_direction];
       check(w[0], input, "weight_ih", {gate_rows, input_size});
-      check(w[1], input, "weight_hh", {gate_rows, hidden_size});
+      check(w[1], input, "weight_hh", {gate_rows, width});
       if (bias) {
         check(w[2], input, "bias_ih", {gate_rows});
         check(w[3], input, "bias_hh", {gate_rows});
       }
+      if (proj_size) check(w[per_direction - 1], input, "weight_hr", {proj_size, hidden_size});
     }
   }
 };

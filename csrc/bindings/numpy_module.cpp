@@ -39,7 +39,7 @@ struct Call {
   CellId cell;
   int gates, saved_values;
   bool has_c, bias, packed, batch_first;
-  int64_t directions, per_direction, steps, batch, rows, input_size, hidden_size;
+  int64_t directions, per_direction, steps, batch, rows, input_size, hidden_size, proj_size, width;
   std::vector<int64_t> offsets;
 
   Call(const Array<T>& input, const std::optional<std::vector<int64_t>>& batch_sizes,
@@ -52,15 +52,20 @@ struct Call {
     rnnkern::visit_cell(
         cell, [&](auto c) { gates = c.kGates, saved_values = c.kSaved, has_c = c.kStates > 1; });
     require(weights.size() >= 2 && weights[1].ndim() == 2, "expected weights");
-    bias = weights.size() > 2 && weights[2].ndim() == 1;
-    per_direction = bias ? 4 : 2;
-    directions = int64_t(weights.size()) / per_direction;
-    require(
-        directions >= 1 && directions <= 2 && int64_t(weights.size()) == directions * per_direction,
-        "unexpected number of weights");
+    const rnnkern::WeightList list(int(weights.size()),
+                                   weights.size() > 2 && weights[2].ndim() == 1);
+    require(list.fits(int(weights.size())), "unexpected number of weights");
+    bias = list.bias, per_direction = list.per_direction, directions = list.directions;
     require(input.ndim() == (packed ? 2 : 3), "input has the wrong number of dimensions");
     input_size = input.shape(input.ndim() - 1);
-    hidden_size = weights[1].shape(1);
+    width = hidden_size = weights[1].shape(1);
+    proj_size = 0;
+    if (list.projection) {
+      const auto& w_hr = weights[per_direction - 1];
+      require(cell == CellId::lstm && w_hr.ndim() == 2, "only LSTM has a projection, a matrix");
+      proj_size = width, hidden_size = w_hr.shape(1);
+      require(0 < proj_size && proj_size < hidden_size, "weight_hr has the wrong shape");
+    }
     if (packed) {
       offsets.push_back(0);
       for (int64_t size : *batch_sizes) {
@@ -81,13 +86,16 @@ struct Call {
     for (int64_t d = 0; d < directions; ++d) {
       const auto* w = &weights[d * per_direction];
       require(has(w[0], {gates * hidden_size, input_size}), "weight_ih has the wrong shape");
-      require(has(w[1], {gates * hidden_size, hidden_size}), "weight_hh has the wrong shape");
+      require(has(w[1], {gates * hidden_size, width}), "weight_hh has the wrong shape");
       require(!bias || (has(w[2], {gates * hidden_size}) && has(w[3], {gates * hidden_size})),
               "a bias has the wrong shape");
+      require(!proj_size || has(w[per_direction - 1], {proj_size, hidden_size}),
+              "weight_hr has the wrong shape");
     }
     require(state.empty() || state.size() == (has_c ? 2u : 1u), "unexpected number of states");
-    for (const auto& s : state)
-      require(has(s, {directions, batch, hidden_size}), "a state has the wrong shape");
+    for (size_t i = 0; i < state.size(); ++i)
+      require(has(state[i], {directions, batch, i ? hidden_size : width}),
+              "a state has the wrong shape");
   }
 
   static bool has(const Array<T>& a, std::initializer_list<int64_t> shape) {
@@ -112,12 +120,14 @@ struct Call {
     p.sequence = {steps, batch, packed ? offsets.data() : nullptr};
     p.input_size = input_size;
     p.hidden_size = hidden_size;
+    p.proj_size = proj_size;
     p.directions = int(directions);
     p.x = rows_of(input.data(), input_size);
     for (int64_t d = 0; d < directions; ++d) {
       const auto* w = &weights[d * per_direction];
       p.weights[d] = {w[0].data(), w[1].data(), bias ? w[2].data() : nullptr,
-                      bias ? w[3].data() : nullptr};
+                      bias ? w[3].data() : nullptr,
+                      proj_size ? w[per_direction - 1].data() : nullptr};
     }
     p.h0 = state.empty() ? nullptr : state[0].data();
     p.c0 = state.size() < 2 ? nullptr : state[1].data();
@@ -134,8 +144,8 @@ py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_size
                   std::vector<Array<T>> state, std::vector<Array<T>> weights, int cell,
                   bool batch_first, bool train) {
   const Call<T> call(input, batch_sizes, state, weights, cell, batch_first);
-  const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
-  Array<T> output(call.row_shape(D * H)), h_n({D, B, H});
+  const int64_t D = call.directions, B = call.batch, H = call.hidden_size, R = call.width;
+  Array<T> output(call.row_shape(D * R)), h_n({D, B, R});
   Array<T> c_n(call.has_c ? std::vector<int64_t>{D, B, H} : std::vector<int64_t>{0});
   Array<T> saved(train && call.saved_values
                      ? std::vector<int64_t>{D, call.rows, call.saved_values, H}
@@ -144,7 +154,7 @@ py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_size
                                      : std::vector<int64_t>{0});
   rnnkern::Forward<T> p{};
   call.fill(p, input, state, weights);
-  p.y = call.rows_of(output.mutable_data(), D * H);
+  p.y = call.rows_of(output.mutable_data(), D * R);
   p.h_n = h_n.mutable_data();
   p.c_n = data_or_null(c_n);
   p.saved = data_or_null(saved);
@@ -163,25 +173,27 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
                    std::vector<Array<T>> weights, Array<T> output, Array<T> saved, Array<T> cells,
                    int cell, bool batch_first) {
   const Call<T> call(input, batch_sizes, state, weights, cell, batch_first);
-  const int64_t D = call.directions, B = call.batch, H = call.hidden_size, rows = call.rows;
-  require(output.size() == rows * D * H && saved.size() == D * rows * call.saved_values * H &&
+  const int64_t D = call.directions, B = call.batch, H = call.hidden_size, R = call.width;
+  const int64_t rows = call.rows;
+  require(output.size() == rows * D * R && saved.size() == D * rows * call.saved_values * H &&
               cells.size() == (call.has_c ? D * rows * H : 0),
           "output, saved and cells must come from forward(..., train=True)");
-  require(!grad_output || grad_output->size() == rows * D * H, "grad_output has the wrong shape");
-  require((!grad_h || grad_h->size() == D * B * H) && (!grad_c || grad_c->size() == D * B * H),
+  require(!grad_output || grad_output->size() == rows * D * R, "grad_output has the wrong shape");
+  require((!grad_h || grad_h->size() == D * B * R) && (!grad_c || grad_c->size() == D * B * H),
           "a state's gradient has the wrong shape");
-  const std::vector<int64_t> none{0}, states{D, B, H}, flows{D, rows, H};
-  Array<T> dx(std::vector<int64_t>{rows, call.input_size}), dh_0(states),
-      dc_0(call.has_c ? states : none), flow_h(flows), flow_c(call.has_c ? flows : none);
+  using Shape = std::vector<int64_t>;
+  const Shape none{0};
+  Array<T> dx(Shape{rows, call.input_size}), dh_0(Shape{D, B, R}), flow_h(Shape{D, rows, R}),
+      dc_0(call.has_c ? Shape{D, B, H} : none), flow_c(call.has_c ? Shape{D, rows, H} : none);
   std::vector<Array<T>> grads;
   for (const auto& w : weights)
     grads.emplace_back(std::vector<int64_t>(w.shape(), w.shape() + w.ndim()));
   rnnkern::Backward<T> p{};
   call.fill(p, input, state, weights);
-  p.y = call.rows_of(static_cast<const T*>(output.data()), D * H);
+  p.y = call.rows_of(static_cast<const T*>(output.data()), D * R);
   p.saved = data_or_null(saved);
   p.cells = data_or_null(cells);
-  if (grad_output) p.dy = call.rows_of(static_cast<const T*>(grad_output->data()), D * H);
+  if (grad_output) p.dy = call.rows_of(static_cast<const T*>(grad_output->data()), D * R);
   p.dh_n = grad_h ? grad_h->data() : nullptr;
   p.dc_n = call.has_c && grad_c ? grad_c->data() : nullptr;
   p.dx = {dx.mutable_data(), B * call.input_size, call.input_size};
@@ -191,7 +203,8 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
     auto* g = &grads[d * call.per_direction];
     p.grads[d] = {g[0].mutable_data(), g[1].mutable_data(),
                   call.bias ? g[2].mutable_data() : nullptr,
-                  call.bias ? g[3].mutable_data() : nullptr};
+                  call.bias ? g[3].mutable_data() : nullptr,
+                  call.proj_size ? g[call.per_direction - 1].mutable_data() : nullptr};
   }
   p.flow_h = flow_h.mutable_data();
   p.flow_c = data_or_null(flow_c);

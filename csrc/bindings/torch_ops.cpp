@@ -77,13 +77,15 @@ void fill(Layer<T>& p, const Call& call, const Tensor& input, const Tensors& sta
   p.sequence = {call.steps, call.batch, call.packed ? call.offsets.data() : nullptr};
   p.input_size = call.input_size;
   p.hidden_size = call.hidden_size;
+  p.proj_size = call.proj_size;
   p.directions = call.directions;
   p.x = rows_of<const T>(call, input);
   for (int d = 0; d < call.directions; ++d) {
     const Tensor* w = &weights[d * call.per_direction];
     p.weights[d] = {data<const T>(w[0]), data<const T>(w[1]),
                     call.bias ? data<const T>(w[2]) : nullptr,
-                    call.bias ? data<const T>(w[3]) : nullptr};
+                    call.bias ? data<const T>(w[3]) : nullptr,
+                    call.proj_size ? data<const T>(w[call.per_direction - 1]) : nullptr};
   }
   p.h0 = state.empty() ? nullptr : data<const T>(state[0]);
   p.c0 = state.size() < 2 ? nullptr : data<const T>(state[1]);
@@ -110,8 +112,8 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
                             const Tensors& weights, bool train) {
   const ScalarType dtype = input.scalar_type();
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
-  Tensor output = allocate_rows(call, dtype, D * H);
-  Tensor h_n = allocate(dtype, {D, B, H});
+  Tensor output = allocate_rows(call, dtype, D * call.width);
+  Tensor h_n = allocate(dtype, {D, B, call.width});
   Tensor c_n = call.has_c ? allocate(dtype, {D, B, H}) : nothing(dtype);
   Tensor saved = train && call.saved_values ? allocate(dtype, {D, call.rows, call.saved_values, H})
                                             : nothing(dtype);
@@ -161,9 +163,9 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
     return wanted ? allocate(dtype, sizes) : nothing(dtype);
   };
   Tensor dx = needs & kNeedInput ? allocate_rows(call, dtype, call.input_size) : nothing(dtype);
-  Tensor dh_0 = when(needs & kNeedState, {D, B, H});
+  Tensor dh_0 = when(needs & kNeedState, {D, B, call.width});
   Tensor dc_0 = when(needs & kNeedState && call.has_c, {D, B, H});
-  Tensor flow_h = when(flow, {D, call.rows, H});
+  Tensor flow_h = when(flow, {D, call.rows, call.width});
   Tensor flow_c = when(flow && call.has_c, {D, call.rows, H});
   Tensors grads;
   if (needs & kNeedWeights)
@@ -188,7 +190,8 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   for (int d = 0; d < D && !grads.empty(); ++d) {
     const Tensor* g = &grads[d * call.per_direction];
     p.grads[d] = {data<T>(g[0]), data<T>(g[1]), call.bias ? data<T>(g[2]) : nullptr,
-                  call.bias ? data<T>(g[3]) : nullptr};
+                  call.bias ? data<T>(g[3]) : nullptr,
+                  call.proj_size ? data<T>(g[call.per_direction - 1]) : nullptr};
   }
   p.flow_h = data_or_null<T>(flow_h);
   p.flow_c = data_or_null<T>(flow_c);
@@ -255,11 +258,12 @@ double peak(int64_t threads) {
 
 // How a call would be cut, as JSON.
 std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_size,
-                    int64_t hidden_size, int64_t directions, int64_t element_size, bool backward,
-                    int64_t threads) {
+                    int64_t hidden_size, int64_t proj_size, int64_t directions,
+                    int64_t element_size, bool backward, int64_t threads) {
   STD_TORCH_CHECK(cell >= 0 && cell < rnnkern::kCellCount, "rnnkern: no cell ", cell);
-  rnnkern::PlanInput in{steps, batch,           steps * batch,     input_size, hidden_size, 0,
-                        0,     int(directions), int(element_size), backward,   int(threads)};
+  rnnkern::PlanInput in{
+      steps, batch, steps * batch,   input_size,        hidden_size, proj_size,
+      0,     0,     int(directions), int(element_size), backward,    int(threads)};
   rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.sums = c.kSums; });
   const rnnkern::Plan plan = rnnkern::make_plan(in);
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +
@@ -286,8 +290,8 @@ STABLE_TORCH_LIBRARY(rnnkern, m) {
   m.def("info() -> str");
   m.def("peak(int threads) -> float");
   m.def(
-      "plan(int cell, int steps, int batch, int input_size, int hidden_size, int directions, "
-      "int element_size, bool backward, int threads) -> str");
+      "plan(int cell, int steps, int batch, int input_size, int hidden_size, int proj_size, "
+      "int directions, int element_size, bool backward, int threads) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern, CPU, m) {

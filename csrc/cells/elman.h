@@ -8,6 +8,7 @@ namespace rnnkern {
 struct Elman {
   static constexpr int kGates = 1, kSums = 1, kInputSum = 0, kHiddenSum = 0;
   static constexpr int kStates = 1, kSaved = 0;
+  static constexpr bool kProjects = false;
   static constexpr int input_gate(int s) { return s; }
   static constexpr int hidden_gate(int s) { return s; }
 };

@@ -11,6 +11,7 @@ namespace rnnkern {
 struct Gru {
   static constexpr int kGates = 3, kSums = 4, kInputSum = 0, kHiddenSum = 1;
   static constexpr int kStates = 1, kSaved = 4;
+  static constexpr bool kProjects = false;
   static constexpr int input_gate(int s) { return (s + 2) % 3; }  // sums n, r, z; torch r, z, n
   static constexpr int hidden_gate(int s) { return s; }           // sums r, z, q
 

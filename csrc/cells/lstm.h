@@ -9,6 +9,7 @@ namespace rnnkern {
 struct Lstm {
   static constexpr int kGates = 4, kSums = 4, kInputSum = 0, kHiddenSum = 0;
   static constexpr int kStates = 2, kSaved = 4;
+  static constexpr bool kProjects = true;
   static constexpr int input_gate(int s) { return s; }
   static constexpr int hidden_gate(int s) { return s; }
 
@@ -34,6 +35,11 @@ struct Lstm {
     dnext[1] = dc;
     dprev[0] = V(0);
     dprev[1] = dc * f;
+  }
+
+  template <class V>
+  RNNKERN_CELL V hidden(const V* saved, const V* next) {
+    return saved[3] * tanh(next[1]);
   }
 };
 

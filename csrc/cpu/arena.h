@@ -7,6 +7,14 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+// Room for `count` elements in an odd number of cache lines, so that a column of such rows does not
+// fall into one cache set.
+template <class T>
+constexpr int64_t odd_lines(int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return ((count + kLine - 1) / kLine | 1) * kLine;
+}
+
 class Arena {
  public:
   explicit Arena(void* block) : block_(static_cast<char*>(block)) {}

@@ -56,9 +56,11 @@ Levels& levels() {
 
 template <class T>
 PlanInput plan_input(const Layer<T>& p, bool backward, int threads) {
-  PlanInput in{
-      p.sequence.steps, p.sequence.batch, p.sequence.rows(), p.input_size, p.hidden_size, 0, 0,
-      p.directions,     sizeof(T),        backward,          threads};
+  PlanInput in{};
+  in.steps = p.sequence.steps, in.batch = p.sequence.batch, in.rows = p.sequence.rows();
+  in.input_size = p.input_size, in.hidden_size = p.hidden_size, in.proj_size = p.proj_size;
+  in.directions = p.directions, in.element_size = sizeof(T);
+  in.backward = backward, in.threads = threads;
   visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.sums = cell.kSums; });
   return in;
 }

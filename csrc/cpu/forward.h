@@ -9,26 +9,10 @@
 #include "math.h"
 #include "params.h"
 #include "plan.h"
+#include "projection.h"
 #include "team.h"
 
 namespace rnnkern::RNNKERN_ISA {
-
-template <class T>
-RNNKERN_INLINE T least(T a, T b) {
-  return a < b ? a : b;
-}
-template <class T>
-RNNKERN_INLINE T greatest(T a, T b) {
-  return a > b ? a : b;
-}
-
-// Consecutive rows with a stride.
-template <class T>
-struct RowsOf {
-  T* data;
-  int64_t stride;
-  RNNKERN_INLINE T* operator[](int64_t r) const { return data + r * stride; }
-};
 
 // Batch rows [b0, b1) and panels of hidden units [p0, p1).
 struct Part {
@@ -53,7 +37,6 @@ class ForwardDirection {
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
-  static constexpr T kZeroSums[kTileVectors * kLanes] = {};
 
  public:
   // What the workers of a direction share.
@@ -61,12 +44,14 @@ class ForwardDirection {
     T *ih, *hh;  // packed weights
     T* bias;     // packed: one row of all sums
     T* zeros;    // an initial state
+    ForwardProjection<T> projection;
 
-    Shared(const Forward<T>& p, Arena& arena, int direction) {
+    Shared(const Forward<T>& p, const Plan& plan, Arena& arena, int direction)
+        : projection(p, plan, direction, arena) {
       if (direction >= p.directions) return;
       const Panels<T> panels(p.hidden_size, Cell::kGates);
       ih = arena.take<T>(panels.size(p.input_size));
-      hh = arena.take<T>(panels.size(p.hidden_size));
+      hh = arena.take<T>(panels.size(p.width()));
       bias = arena.take<T>(Cell::kSums * panels.blocks() * kLanes);
       zeros = arena.take<T>(p.hidden_size);
     }
@@ -93,6 +78,7 @@ class ForwardDirection {
   void run(Team team) {
     const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
     pack(begin, end);
+    if (projects()) shared_.projection.pack(team);
     if (team.rank == 0)
       for (int64_t u = 0; u < p_.hidden_size; ++u) shared_.zeros[u] = 0;
     team.sync();
@@ -104,6 +90,10 @@ class ForwardDirection {
 
  private:
   int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
+  bool projects() const { return Cell::kProjects && p_.proj_size; }
+  RowsOf<T> h_rows(int64_t t, int64_t b) const {
+    return {p_.y.at(seq_, t) + b * p_.y.row + d_ * p_.width(), p_.y.row};
+  }
 
   void pack(int64_t begin, int64_t end) {
     const Weights<T>& w = p_.weights[d_];
@@ -111,7 +101,7 @@ class ForwardDirection {
     for (int64_t panel = begin; panel < end; ++panel) {
       if (!direct(panel)) {
         pack_gates(panels_, panel, w.ih, p_.input_size, Cell::input_gate, shared_.ih);
-        pack_gates(panels_, panel, w.hh, H, Cell::hidden_gate, shared_.hh);
+        pack_gates(panels_, panel, w.hh, p_.width(), Cell::hidden_gate, shared_.hh);
       }
       T* bias = bias_panel(panel);
       const int64_t first = panels_.first_unit(panel);
@@ -148,10 +138,14 @@ class ForwardDirection {
       const int64_t carried = least(before, active);
       if (part.b0 < carried) step(s, part, part.b0, carried, true);
       if (carried < active) step(s, part, carried, active, false);
+      if (projects()) {
+        team.sync();
+        shared_.projection.run(part.b0, active, h_rows(time(s), part.b0), team);
+      }
       before = greatest(active, part.b0);
       team.sync();
     }
-    finish(part);
+    finish(part, team);
   }
 
   // The input's part of the sums for a chunk of steps, [step][batch row][panel][vector].
@@ -164,7 +158,7 @@ class ForwardDirection {
         const T* packed = shared_.ih + panels_.before(panel) * p_.input_size;
         const Term<T> term{x.data, x.stride, 1, p_.input_size, packed, panels_.step(panel)};
         product(rows, panels_.vectors(panel), &term, 1,
-                Tile<T>{kZeroSums, 0, out.data, out.stride});
+                Tile<T>{kZeroSums<T>, 0, out.data, out.stride});
       };
       if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
         for (int64_t b = part.b0; b < part.b1; ++b)
@@ -194,21 +188,23 @@ class ForwardDirection {
   }
 
   StateRows<T> state_rows(int64_t s, int64_t r0, bool carried) const {
-    const int64_t H = p_.hidden_size, t = time(s);
+    const int64_t H = p_.hidden_size, R = p_.width(), t = time(s);
     const int64_t before_d = d_ * seq_.rows(), row = before_d + seq_.row(t) + r0;
-    const int64_t state = (d_ * seq_.batch + r0) * H;
+    const int64_t state_row = d_ * seq_.batch + r0, state = state_row * H;
     StateRows<T> rows{};
-    rows.h_next = {p_.y.at(seq_, t) + r0 * p_.y.row + d_ * H, p_.y.row};
+    rows.h_next = projects() ? shared_.projection.m(r0) : h_rows(t, r0);
     if (Cell::kSaved && p_.saved)
       rows.saved = {p_.saved + row * Cell::kSaved * H, Cell::kSaved * H};
     if (kHasC) rows.c_next = {p_.cells ? p_.cells + row * H : p_.c_n + state, H};
     if (!carried) {
-      rows.h_prev = p_.h0 ? RowsOf<const T>{p_.h0 + state, H} : RowsOf<const T>{shared_.zeros, 0};
+      rows.h_prev =
+          p_.h0 ? RowsOf<const T>{p_.h0 + state_row * R, R} : RowsOf<const T>{shared_.zeros, 0};
       rows.c_prev = p_.c0 ? RowsOf<const T>{p_.c0 + state, H} : RowsOf<const T>{shared_.zeros, 0};
       return rows;
     }
     const int64_t previous = time(s - 1);
-    rows.h_prev = {p_.y.at(seq_, previous) + r0 * p_.y.row + d_ * H, p_.y.row};
+    const RowsOf<T> h_prev = h_rows(previous, r0);
+    rows.h_prev = {h_prev.data, h_prev.stride};
     if (kHasC)
       rows.c_prev = {
           p_.cells ? p_.cells + (before_d + seq_.row(previous) + r0) * H : p_.c_n + state, H};
@@ -236,20 +232,21 @@ class ForwardDirection {
   // with a large term rounds more.
   void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h, RowsOf<const T> projected,
               T* sums) const {
-    const int64_t I = p_.input_size, H = p_.hidden_size, step = panels_.step(panel);
+    const int64_t I = p_.input_size, H = p_.hidden_size, R = p_.width();
+    const int64_t step = panels_.step(panel);
     const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
     const int64_t row = Cell::kSums * width;
     const bool direct = this->direct(panel);
     const Term<T> packed[] = {
         {x.data, x.stride, 1, I, shared_.ih + panels_.before(panel) * I, step},
-        {h.data, h.stride, 1, H, shared_.hh + panels_.before(panel) * H, step}};
-    DirectTerm<T> lying[] = {{x.data, x.stride, I, {}}, {h.data, h.stride, H, {}}};
+        {h.data, h.stride, 1, R, shared_.hh + panels_.before(panel) * R, step}};
+    DirectTerm<T> lying[] = {{x.data, x.stride, I, {}}, {h.data, h.stride, R, {}}};
     if (direct)
       for (int v = 0; v < vectors; ++v) {
         const int s = v / panels_.width(panel);
         const int64_t unit = panels_.first_unit(panel) + v % panels_.width(panel) * kLanes;
         lying[0].weight[v] = p_.weights[d_].ih + (Cell::input_gate(s) * H + unit) * I;
-        lying[1].weight[v] = p_.weights[d_].hh + (Cell::hidden_gate(s) * H + unit) * H;
+        lying[1].weight[v] = p_.weights[d_].hh + (Cell::hidden_gate(s) * H + unit) * R;
       }
     const auto add = [&](int first, int count, Tile<T> tile) {
       if (direct)
@@ -259,7 +256,7 @@ class ForwardDirection {
     };
     if constexpr (Cell::kInputSum == Cell::kHiddenSum) {
       if (plan_.fused_input)
-        add(0, 2, {kZeroSums, 0, sums, row});
+        add(0, 2, {kZeroSums<T>, 0, sums, row});
       else
         add(1, 1, {projected.data, projected.stride, sums, row});
     } else {
@@ -296,7 +293,7 @@ class ForwardDirection {
         V sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
         for (int k = 0; k < Cell::kSums; ++k)
           sum[k] = V::load(block + (i * Cell::kSums + k) * width * kLanes) + bias[k];
-        prev[0] = V::load(h_prev, lanes);
+        if constexpr (!Cell::kProjects) prev[0] = V::load(h_prev, lanes);
         if constexpr (kHasC) prev[1] = V::load(c_prev, lanes);
         Cell::forward(sum, prev, next, keep);
         next[0].store(h_next, lanes);
@@ -310,19 +307,21 @@ class ForwardDirection {
   }
 
   // The final states: of each row, those after its last step.
-  void finish(const Part& part) const {
-    if (part.p0 == part.p1) return;
-    const int64_t H = p_.hidden_size, first = panels_.first_unit(part.p0);
-    const int64_t bytes = (least(panels_.first_unit(part.p1), H) - first) * sizeof(T);
+  void finish(const Part& part, Team team) const {
+    const int64_t H = p_.hidden_size, R = p_.width();
+    const int64_t u0 = least(panels_.first_unit(part.p0), H);
+    const int64_t u1 = least(panels_.first_unit(part.p1), H);
+    const int64_t h0 = projects() ? team.begin(R) : u0, h1 = projects() ? team.end(R) : u1;
     int64_t ended = 0;
     for (int64_t t = seq_.steps - 1; t >= 0; --t) {
       const int64_t active = seq_.active(t);
       for (int64_t b = greatest(ended, part.b0); b < least(active, part.b1); ++b) {
-        const int64_t last = d_ ? 0 : t, state = (d_ * seq_.batch + b) * H + first;
-        std::memcpy(p_.h_n + state, p_.y.at(seq_, last) + b * p_.y.row + d_ * H + first, bytes);
+        const int64_t last = d_ ? 0 : t, state = d_ * seq_.batch + b;
+        std::memcpy(p_.h_n + state * R + h0, h_rows(last, b).data + h0, (h1 - h0) * sizeof(T));
         if (kHasC && p_.cells)
-          std::memcpy(p_.c_n + state,
-                      p_.cells + (d_ * seq_.rows() + seq_.row(last) + b) * H + first, bytes);
+          std::memcpy(p_.c_n + state * H + u0,
+                      p_.cells + (d_ * seq_.rows() + seq_.row(last) + b) * H + u0,
+                      (u1 - u0) * sizeof(T));
       }
       ended = active;
       if (ended >= seq_.batch) break;
@@ -364,7 +363,7 @@ void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& paral
     Call(const Forward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
         : p(p),
           plan(plan),
-          shared{{p, arena, 0}, {p, arena, 1}} {
+          shared{{p, plan, arena, 0}, {p, plan, arena, 1}} {
       chunk_size = Direction::chunk_size(p, plan) + 16;
       chunks = arena.take<T>(chunk_size * plan.threads);
       if (used) *used = arena.used();

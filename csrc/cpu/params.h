@@ -1,7 +1,8 @@
 // What crosses from the bindings into the engine: sizes, strides and raw pointers of one layer
 // with all its directions. The caller owns every buffer; inputs are never written.
 //
-// Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates.
+// Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates, R width
+// of h (H, or P with a projection).
 // A "row" is one (step, batch row) pair. Rows that the engine allocates by number (saved, cells,
 // flow) are in time-major order: t * B + b, or as packed.
 #pragma once
@@ -35,13 +36,14 @@ struct Rows {
 
 template <class T>
 struct Weights {
-  const T *ih, *hh;            // (G H, I), (G H, H)
+  const T *ih, *hh;            // (G H, I), (G H, R)
   const T *bias_ih, *bias_hh;  // (G H) or null
+  const T* hr;                 // (P, H), null without a projection
 };
 
 template <class T>
 struct WeightGrads {
-  T *ih, *hh, *bias_ih, *bias_hh;  // shapes as Weights; null where not wanted
+  T *ih, *hh, *bias_ih, *bias_hh, *hr;  // shapes as Weights; null where not wanted
 };
 
 constexpr int kMaxDirections = 2;
@@ -50,17 +52,19 @@ template <class T>
 struct Layer {
   CellId cell;
   Sequence sequence;
-  int64_t input_size, hidden_size;
-  int directions;  // the second walks backwards in time
+  int64_t input_size, hidden_size, proj_size;  // P, 0 without a projection
+  int directions;                              // the second walks backwards in time
   Rows<const T> x;
   Weights<T> weights[kMaxDirections];
-  const T *h0, *c0;  // (D, B, H) or null for zeros
+  const T *h0, *c0;  // (D, B, R), (D, B, H) or null for zeros
+
+  int64_t width() const { return proj_size ? proj_size : hidden_size; }  // R
 };
 
 template <class T>
 struct Forward : Layer<T> {
-  Rows<T> y;         // features (D, H)
-  T *h_n, *c_n;      // (D, B, H); c_n is null where the cell has none
+  Rows<T> y;         // features (D, R)
+  T *h_n, *c_n;      // (D, B, R), (D, B, H); c_n is null where the cell has none
   T *saved, *cells;  // (D, rows, kSaved, H), (D, rows, H); null in inference
 };
 
@@ -68,12 +72,12 @@ template <class T>
 struct Backward : Layer<T> {
   Rows<const T> y;
   const T *saved, *cells;
-  Rows<const T> dy;      // features (D, H); data is null for zeros
-  const T *dh_n, *dc_n;  // (D, B, H) or null for zeros
+  Rows<const T> dy;      // features (D, R); data is null for zeros
+  const T *dh_n, *dc_n;  // as h_n, c_n, or null for zeros
   Rows<T> dx;            // contiguous (rows, I); data is null where not wanted
-  T *dh_0, *dc_0;        // (D, B, H) or null
+  T *dh_0, *dc_0;        // as h0, c0, or null
   WeightGrads<T> grads[kMaxDirections];
-  T *flow_h, *flow_c;  // (D, rows, H) or null
+  T *flow_h, *flow_c;  // (D, rows, R), (D, rows, H) or null
 };
 
 }  // namespace rnnkern

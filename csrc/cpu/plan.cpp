@@ -15,17 +15,18 @@ constexpr int64_t kFewRows = 16;
 }  // namespace
 
 Plan make_plan(const PlanInput& in) {
-  const int64_t I = in.input_size, H = in.hidden_size, G = in.gates;
-  const double work = double(in.rows) * in.directions * G * H * (I + H) * (in.backward ? 2 : 1) +
-                      double(in.rows) * in.directions * in.sums * H * 20;  // the gate functions
+  const int64_t I = in.input_size, H = in.hidden_size, G = in.gates, P = in.proj_size;
+  const int64_t each_step = G * H * (P ? P : H) + P * H;  // weights that every step reads
+  const double work =
+      double(in.rows) * in.directions * (G * H * I + each_step) * (in.backward ? 2 : 1) +
+      double(in.rows) * in.directions * in.sums * H * 20;  // the gate functions
   Plan plan{};
   const double worth = in.rows <= kFewRows ? kWorthAThreadFewRows : kWorthAThread;
   plan.threads = int(std::clamp<double>(work / worth, 1, in.threads));
 
-  // Two directions share an even number of threads half and half.
-  const int team = in.directions == 2 && plan.threads % 2 == 0 ? plan.threads / 2 : plan.threads;
-  const int64_t recurrent = G * H * H * in.element_size;
-  const int64_t weights = G * H * (I + H) * in.element_size;
+  const int team = plan.team(in.directions);
+  const int64_t recurrent = each_step * in.element_size;
+  const int64_t weights = G * H * I * in.element_size + recurrent;
   // Rows need no barrier; units keep each core's slice of the weights in its own cache, and are
   // the only way to share few rows.
   const int64_t rows_each = in.batch / team;

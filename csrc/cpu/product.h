@@ -11,6 +11,23 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+template <class T>
+RNNKERN_INLINE T least(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+RNNKERN_INLINE T greatest(T a, T b) {
+  return a > b ? a : b;
+}
+
+// Consecutive rows with a stride.
+template <class T>
+struct RowsOf {
+  T* data;
+  int64_t stride;
+  RNNKERN_INLINE T* operator[](int64_t r) const { return data + r * stride; }
+};
+
 // One term of a product. Row r of the left operand is a[r * row + k * col]; the panel has
 // consecutive vectors for a k, and `panel_step` elements from one k to the next.
 template <class T>
@@ -30,6 +47,10 @@ struct Tile {
   T* out;
   int64_t out_row;
 };
+
+// What a sum begins with that nothing is added to: init with stride 0.
+template <class T>
+constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 
 // A sum over k in blocks: all but the current block's part waits where the result will stand.
 constexpr int64_t kSumBlock = 64;
@@ -141,6 +162,20 @@ RNNKERN_INLINE void for_row_tiles(int64_t rows, F&& f) {
     f(first, int(n));
     first += n;
   }
+}
+
+// Copies, or adds, a tile to memory; `columns` may be fewer than the tile's.
+template <class T>
+void add_tile(const T* tile, int width, int64_t rows, int64_t columns, T* out, int64_t stride,
+              bool add) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int c = 0; c < width && c < columns; c += Vec<T>::kLanes) {
+      const int lanes = int(least<int64_t>(columns - c, Vec<T>::kLanes));
+      T* const to = out + r * stride + c;
+      Vec<T> value = Vec<T>::load(tile + r * width + c);
+      if (add) value = Vec<T>::load(to, lanes) + value;
+      value.store(to, lanes);
+    }
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -7,20 +7,6 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Copies, or adds, a tile to memory; `columns` may be fewer than the tile's.
-template <class T>
-void add_tile(const T* tile, int width, int64_t rows, int64_t columns, T* out, int64_t stride,
-              bool add) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int c = 0; c < width && c < columns; c += Vec<T>::kLanes) {
-      const int lanes = int(least<int64_t>(columns - c, Vec<T>::kLanes));
-      T* const to = out + r * stride + c;
-      Vec<T> value = Vec<T>::load(tile + r * width + c);
-      if (add) value = Vec<T>::load(to, lanes) + value;
-      value.store(to, lanes);
-    }
-}
-
 template <class T>
 struct ChunkGradients {
   using V = Vec<T>;
@@ -31,7 +17,7 @@ struct ChunkGradients {
 
   const Sequence& sequence;
   int64_t t0, t1;  // steps of the chunk
-  const T* dsums;  // (rows, stride): gradients of the sums, each `hidden` wide
+  const T* dsums;  // (rows, stride): gradients of sums, each `hidden` wide
   int64_t stride, hidden;
   int gates;
   bool first;  // nothing has been summed yet
@@ -67,10 +53,9 @@ struct ChunkGradients {
         const int64_t s = k / H, stop = least((s + 1) * H, end);
         T* const out = grad + (gate_of(int(s)) - s) * H * columns + panels.first_unit(panel);
         for_row_tiles(stop - k, [&](int64_t r, int n) {
-          static constexpr T kZeros[kTileVectors * kLanes] = {};
           alignas(64) T tile[kTileRows * kTileVectors * kLanes];
           const Term<T> term{dsums + first_sum * H + k + r, 1, stride, depth, buffer, width};
-          product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeros, 0, tile, width});
+          product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeroSums<T>, 0, tile, width});
           add_tile(tile, width, n, left, out + (k + r) * columns, columns, !first);
         });
         k = stop;

@@ -1,0 +1,174 @@
+// LSTM's projection (Sak et al. 2014; torch.nn's proj_size): h' = W_hr m, R = P wide, where m, H
+// wide, is what the cell alone would hand on as h'. A step of a direction that has one is a step of
+// the cell that writes m to a buffer, and one more product; backward the other way round.
+#pragma once
+#include "arena.h"
+#include "direct.h"
+#include "params.h"
+#include "plan.h"
+#include "right_operand.h"
+#include "team.h"
+#include "weight_gradient.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+inline int the_only_gate(int) { return 0; }
+
+// How the columns of h fall into panels. Those of a projection may be few: narrow ones then, so
+// that each thread of a team that splits the units gets one.
+template <class T>
+Panels<T> panels_of_h(const Layer<T>& p, const Plan& plan) {
+  const Panels<T> wide(p.width(), 1);
+  if (!p.proj_size || !plan.by_units) return wide;
+  const int64_t each = wide.blocks() / plan.team(p.directions);
+  return {p.proj_size, 1, int(greatest<int64_t>(1, least<int64_t>(each, kTileVectors)))};
+}
+
+template <class T>
+class ForwardProjection {
+  static constexpr int kLanes = Vec<T>::kLanes;
+
+ public:
+  ForwardProjection(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
+      : weight_(p.weights[direction].hr),
+        depth_(p.hidden_size),
+        panels_(panels_of_h(p, plan)),
+        direct_(plan.direct) {
+    if (!weight_) return;
+    packed_ = arena.take<T>(panels_.size(depth_));
+    m_ = arena.take<T>(p.sequence.batch * depth_);
+  }
+
+  // m of one step, of batch row b and those after it.
+  RowsOf<T> m(int64_t b) const { return {m_ + b * depth_, depth_}; }
+
+  void pack(Team team) const {
+    const int64_t count = panels_.count();
+    for (int64_t panel = team.begin(count); panel < team.end(count); ++panel)
+      if (!direct(panel)) pack_gates(panels_, panel, weight_, depth_, the_only_gate, packed_);
+  }
+
+  // h = W_hr m for batch rows [b0, b1), its units split over the team.
+  void run(int64_t b0, int64_t b1, RowsOf<T> h, Team team) const {
+    const int64_t count = panels_.count();
+    for (int64_t panel = team.begin(count); panel < team.end(count); ++panel) {
+      const int vectors = panels_.vectors(panel), width = vectors * kLanes;
+      const int64_t first = panels_.first_unit(panel);
+      DirectTerm<T> rows{nullptr, depth_, depth_, {}};
+      for (int v = 0; v < vectors; ++v) rows.weight[v] = weight_ + (first + v * kLanes) * depth_;
+      Term<T> packed{nullptr, depth_, 1, depth_, packed_ + panels_.before(panel) * depth_, width};
+      for_row_tiles(b1 - b0, [&](int64_t r, int n) {
+        alignas(64) T tile[kTileRows * kTileVectors * kLanes];
+        const Tile<T> out{kZeroSums<T>, 0, tile, width};
+        rows.a = packed.a = m(b0 + r).data;
+        if (direct(panel))
+          direct_product(n, vectors, &rows, 1, out);
+        else
+          product(n, vectors, &packed, 1, out);
+        add_tile(tile, width, n, panels_.units - first, h[r] + first, h.stride, false);
+      });
+    }
+  }
+
+ private:
+  // Whether W_hr is read as it lies: it must fill the panel's vectors.
+  bool direct(int64_t panel) const {
+    return direct_ && panels_.first_unit(panel) + panels_.step(panel) <= panels_.units;
+  }
+
+  const T* weight_;  // (P, H); all else is for this one
+  int64_t depth_;
+  Panels<T> panels_;
+  bool direct_;
+  T *packed_, *m_;
+};
+
+// Backward, dh, the total gradient by h, goes first: the cell is given dm = dh W_hr in the place of
+// its own dh, and says once more what m was, for dW_hr.
+template <class Cell, class T>
+class BackwardProjection {
+  using V = Vec<T>;
+  static constexpr int kLanes = V::kLanes;
+
+ public:
+  BackwardProjection(const Backward<T>& p, const Plan& plan, int64_t chunk_rows, int direction,
+                     Arena& arena)
+      : p_(p),
+        seq_(p.sequence),
+        d_(direction),
+        weight_{{p.hidden_size, 1}, p.weights[direction].hr, nullptr, p.proj_size, 1, the_only_gate,
+                plan.direct},
+        dh_{nullptr, odd_lines<T>(p.proj_size)},
+        m_{nullptr, p.hidden_size},
+        dm_{nullptr, weight_.panels.row()} {
+    if (!weight_.weight) return;
+    weight_.packed = arena.take<T>(weight_.panels.size(p.proj_size));
+    dh_.data = arena.take<T>(chunk_rows * dh_.stride);
+    if (p.grads[direction].hr) m_.data = arena.take<T>(chunk_rows * m_.stride);
+    dm_.data = arena.take<T>(seq_.batch * dm_.stride);
+  }
+
+  void start(Team team) const {
+    weight_.pack(team);
+    const int64_t first = team.begin(seq_.batch), count = team.end(seq_.batch) - first;
+    std::memset(dm_[first], 0, count * dm_.stride * sizeof(T));
+  }
+
+  // Takes what has been carried back and the output's gradient as dh, for units [u0, u1) of batch
+  // rows [b0, b1) of step t, whose rows in the chunk begin with `row`; zeros are carried on.
+  void take(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t u0, int64_t u1,
+            RowsOf<T> carried) const {
+    const int64_t P = p_.proj_size, flow = (d_ * seq_.rows() + seq_.row(t)) * P;
+    for (int64_t b = b0; b < b1; ++b) {
+      const T* dy = p_.dy.data ? p_.dy.at(seq_, t) + b * p_.dy.row + d_ * P : nullptr;
+      for (int64_t u = u0; u < u1; u += kLanes) {
+        const int lanes = int(least<int64_t>(P - u, kLanes));
+        V dh = V::load(carried[b] + u);
+        if (dy) dh = dh + V::load(dy + u, lanes);
+        dh.store(dh_[row + b] + u);
+        if (p_.flow_h) dh.store(p_.flow_h + flow + b * P + u, lanes);
+        V(T(0)).store(carried[b] + u);
+      }
+    }
+  }
+
+  // dm += dh W_hr, which the cell takes and leaves as zeros, and m, for a panel of hidden units.
+  void back(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t panel) const {
+    const int64_t H = p_.hidden_size, first = weight_.panels.first_unit(panel);
+    weight_.add_product({dh_[row + b0], dh_.stride}, b1 - b0, panel, {dm_[b0] + first, dm_.stride});
+    if (!m_.data) return;
+    const int64_t last = least(first + weight_.panels.step(panel), H);
+    for (int64_t b = b0; b < b1; ++b) {
+      const int64_t saved_row = d_ * seq_.rows() + seq_.row(t) + b;
+      for (int64_t u = first; u < last; u += kLanes) {
+        const int lanes = int(least<int64_t>(last - u, kLanes));
+        V saved[Cell::kSaved], next[2];
+        for (int k = 0; k < Cell::kSaved; ++k)
+          saved[k] = V::load(p_.saved + (saved_row * Cell::kSaved + k) * H + u, lanes);
+        next[1] = V::load(p_.cells + saved_row * H + u, lanes);
+        Cell::hidden(saved, next).store(m_[row + b] + u, lanes);
+      }
+    }
+  }
+
+  // dW_hr += dh^T m over the chunk's rows.
+  void weight_gradient(ChunkGradients<T> chunk) const {
+    if (!m_.data) return;
+    chunk.dsums = dh_.data, chunk.stride = dh_.stride;
+    chunk.hidden = p_.proj_size, chunk.gates = 1;
+    chunk.add_to(p_.grads[d_].hr, weight_.panels, 0, the_only_gate,
+                 [&](int64_t t, int64_t b) { return m_[seq_.row(t) - seq_.row(chunk.t0) + b]; });
+  }
+
+  RowsOf<T> dm() const { return dm_; }
+
+ private:
+  const Backward<T>& p_;
+  const Sequence& seq_;
+  const int d_;
+  RightOperand<T> weight_;
+  RowsOf<T> dh_, m_;  // of the chunk's rows, P and H wide
+  RowsOf<T> dm_;      // of one step, rows of whole vectors
+};
+
+}  // namespace rnnkern::RNNKERN_ISA
