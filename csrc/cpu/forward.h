@@ -155,10 +155,15 @@ class ForwardDirection {
     const int64_t width = chunk_width(part);
     for (int64_t panel = part.p0; panel < part.p1; ++panel) {
       const auto tile = [&](RowsOf<const T> x, RowsOf<T> out, int rows) {
-        const T* packed = shared_.ih + panels_.before(panel) * p_.input_size;
-        const Term<T> term{x.data, x.stride, 1, p_.input_size, packed, panels_.step(panel)};
-        product(rows, panels_.vectors(panel), &term, 1,
-                Tile<T>{kZeroSums<T>, 0, out.data, out.stride});
+        const Tile<T> sums{kZeroSums<T>, 0, out.data, out.stride};
+        const int vectors = panels_.vectors(panel);
+        if (direct(panel)) {
+          const DirectTerm<T> term = lying_input(panel, x);
+          direct_product(rows, vectors, &term, 1, sums);
+        } else {
+          const Term<T> term = packed_input(panel, x);
+          product(rows, vectors, &term, 1, sums);
+        }
       };
       if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
         for (int64_t b = part.b0; b < part.b1; ++b)
@@ -228,26 +233,43 @@ class ForwardDirection {
     }
   }
 
+  // What a panel's products are made of: x or h, and its weights, packed or as they lie.
+  Term<T> packed_input(int64_t panel, RowsOf<const T> x) const {
+    const int64_t I = p_.input_size;
+    return {x.data, x.stride, 1, I, shared_.ih + panels_.before(panel) * I, panels_.step(panel)};
+  }
+  Term<T> packed_hidden(int64_t panel, RowsOf<const T> h) const {
+    const int64_t R = p_.width();
+    return {h.data, h.stride, 1, R, shared_.hh + panels_.before(panel) * R, panels_.step(panel)};
+  }
+  DirectTerm<T> lying_input(int64_t panel, RowsOf<const T> x) const {
+    return lying(panel, x, p_.weights[d_].ih, p_.input_size, Cell::input_gate);
+  }
+  DirectTerm<T> lying_hidden(int64_t panel, RowsOf<const T> h) const {
+    return lying(panel, h, p_.weights[d_].hh, p_.width(), Cell::hidden_gate);
+  }
+  template <class GateOf>
+  DirectTerm<T> lying(int64_t panel, RowsOf<const T> left, const T* weight, int64_t depth,
+                      GateOf gate_of) const {
+    DirectTerm<T> term{left.data, left.stride, depth, {}};
+    const int width = panels_.width(panel);
+    for (int v = 0; v < panels_.vectors(panel); ++v) {
+      const int64_t unit = panels_.first_unit(panel) + v % width * kLanes;
+      term.weight[v] = weight + (gate_of(v / width) * p_.hidden_size + unit) * depth;
+    }
+    return term;
+  }
+
   // sums = x W_ih + h W_hh for n rows of a panel. The bias comes last, in apply: a sum that begins
   // with a large term rounds more.
   void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h, RowsOf<const T> projected,
               T* sums) const {
-    const int64_t I = p_.input_size, H = p_.hidden_size, R = p_.width();
-    const int64_t step = panels_.step(panel);
     const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
     const int64_t row = Cell::kSums * width;
     const bool direct = this->direct(panel);
-    const Term<T> packed[] = {
-        {x.data, x.stride, 1, I, shared_.ih + panels_.before(panel) * I, step},
-        {h.data, h.stride, 1, R, shared_.hh + panels_.before(panel) * R, step}};
-    DirectTerm<T> lying[] = {{x.data, x.stride, I, {}}, {h.data, h.stride, R, {}}};
-    if (direct)
-      for (int v = 0; v < vectors; ++v) {
-        const int s = v / panels_.width(panel);
-        const int64_t unit = panels_.first_unit(panel) + v % panels_.width(panel) * kLanes;
-        lying[0].weight[v] = p_.weights[d_].ih + (Cell::input_gate(s) * H + unit) * I;
-        lying[1].weight[v] = p_.weights[d_].hh + (Cell::hidden_gate(s) * H + unit) * R;
-      }
+    const Term<T> packed[] = {packed_input(panel, x), packed_hidden(panel, h)};
+    DirectTerm<T> lying[2];
+    if (direct) lying[0] = lying_input(panel, x), lying[1] = lying_hidden(panel, h);
     const auto add = [&](int first, int count, Tile<T> tile) {
       if (direct)
         direct_product(n, vectors, lying + first, count, tile);

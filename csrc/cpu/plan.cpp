@@ -34,11 +34,12 @@ Plan make_plan(const PlanInput& in) {
 
   const int64_t split = plan.by_units ? team : 1;
   const int64_t rows_here = plan.by_units ? in.batch : std::max<int64_t>(rows_each, 1);
-  plan.fused_input = in.steps <= 3 || I <= 4 || (rows_here >= 6 && weights / split <= kResident);
+  // A few rows over a few steps are one tile of the input's product, ahead of them.
+  plan.fused_input = (in.steps <= 3 && in.batch >= in.steps) || I <= 4 ||
+                     (rows_here >= 6 && weights / split <= kResident);
   // Forward, a direct product takes about as long as packing and reads the weights once per four
   // rows; backward, it costs nothing but cache misses on every further row tile.
-  plan.direct =
-      in.backward ? in.rows <= 16 : plan.fused_input && in.steps * ((rows_here + 3) / 4) <= 3;
+  plan.direct = in.backward ? in.rows <= 16 : in.steps * ((rows_here + 3) / 4) <= 3;
   plan.row_block = plan.by_units || recurrent > kResident / 4 ? in.batch : 48;
   const int64_t block = std::min(plan.row_block, rows_here);
   const int64_t row_bytes = std::max<int64_t>(G * H / split * in.element_size, 1);
