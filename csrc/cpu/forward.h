@@ -19,7 +19,7 @@ struct Part {
   int64_t b0, b1, p0, p1;
 };
 
-// Panels are walked to and fro, step by step: of weights larger than the cache, those that were
+// Panels are walked back and forth, step by step: of weights larger than the cache, those that were
 // used last are still there.
 RNNKERN_INLINE int64_t in_turn(int64_t panel, int64_t step, const Part& part) {
   return step % 2 ? part.p0 + part.p1 - 1 - panel : panel;
