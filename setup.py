@@ -6,6 +6,7 @@ Everything else about the package stands in pyproject.toml.
 import copy
 import os
 import platform
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,6 +85,14 @@ torch_ops = CppExtension(
     py_limited_api=True,
 )
 
+# torch has no stable ABI for autograd: this one is for the torch that builds it, and says so.
+autograd = CppExtension(
+    "rnnkern._autograd_torch" + re.sub(r"\W", "_", torch.__version__.partition("+")[0]),
+    ["csrc/bindings/autograd.cpp"],
+    extra_compile_args=[*CFLAGS, "-Wno-unused-parameter"],
+    depends=["csrc/cells/cells.h"],
+)
+
 numpy_module = Extension(
     "rnnkern._numpy",
     ["csrc/bindings/numpy_module.cpp"],
@@ -123,6 +132,6 @@ def cuda_ops() -> list[Extension]:
 
 setup(
     libraries=libraries,
-    ext_modules=[torch_ops, numpy_module, *cuda_ops()],
+    ext_modules=[torch_ops, autograd, numpy_module, *cuda_ops()],
     cmdclass={"build_ext": Build, "build_clib": BuildLibraries},
 )

@@ -1,9 +1,13 @@
 """One layer call with its gradient: the fused operators behind torch's autograd.
 
-`layer_call` is what the modules use. The same backward formula is also registered on the operator
-itself, for those who reach it through the dispatcher: torch.compile, torch.export, subclasses.
+`layer_call` is what the modules use: a C++ function where one was built for this very torch
+(csrc/bindings/autograd.cpp), else, and under a tap, the same in Python. The backward formula is
+also registered on the operator itself, for those who reach it through the dispatcher:
+torch.compile, torch.export, subclasses.
 """
 
+import importlib.util
+import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from operator import attrgetter
@@ -18,7 +22,21 @@ from .cells import LSTM
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # by autograd.grad(is_grads_batched=True)
+_function_modes = torch._C._len_torch_function_stack  # they see calls of operators from Python
 _requires_grad = attrgetter("requires_grad")
+
+
+def _load_native() -> Any:
+    """The C++ functions built for this version of torch; None if there are none."""
+    name = f"rnnkern._autograd_torch{re.sub('[^0-9a-zA-Z]', '_', torch.__version__.partition('+')[0])}"
+    if importlib.util.find_spec(name) is None:
+        return None
+    module = importlib.import_module(name)
+    module.use_composite(composite.vjp)
+    return module
+
+
+_native = _load_native()
 
 
 class Tap(Protocol):
@@ -92,7 +110,7 @@ def _gradients(
 
 
 class _Layer(torch.autograd.Function):
-    """`rnnkern::forward` for eager mode (half the overhead of the operator's own registration)."""
+    """`rnnkern::forward` for eager mode where the C++ function cannot be used."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -130,41 +148,6 @@ class _Layer(torch.autograd.Function):
         return (*[None] * 5, *_gradients(ctx, ctx.saved_tensors, grads, needed))
 
 
-class _Step(torch.autograd.Function):
-    """One step of one direction for the cells: input (B, I), states (B, H).
-
-    The dimensions T and D that the operator wants are put on in here, out of autograd's sight:
-    views would cost more than the arithmetic of a small step.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, states: int, cell: int, input: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        with _below_autograd():
-            _, h_n, c_n, *_ = results = ops.forward(
-                input.unsqueeze(0), None, [s.unsqueeze(0) for s in tensors[:states]],
-                tensors[states:], cell, False, True,
-            )  # fmt: skip
-            final = (h_n.squeeze(0), c_n.squeeze(0)) if cell == LSTM.id else (h_n.squeeze(0),)
-        ctx.save_for_backward(input, *tensors, results[0], *results[3:])
-        ctx.call = (cell, False, states, True, None, None)
-        ctx.set_materialize_grads(False)
-        return final
-
-    @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
-        n = 1 + ctx.call[2]
-        lifted = [t.unsqueeze(0) for t in ctx.saved_tensors[:n]]
-        grads = (None, *(g if g is None else g.unsqueeze(0) for g in (grad_h, grad_c)))
-        tensors = (lifted[0], None, *lifted[1:], *ctx.saved_tensors[n:])
-        found = _gradients(ctx, tensors, grads, needed)
-        return (None, None, *(g if g is None else g.squeeze(0) for g in found[:n]), *found[n:])
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, batch_sizes, state, weights, cell, batch_first, train = inputs
     ctx.save_for_backward(input, batch_sizes, *state, *weights, output[0], output[3], output[4])
@@ -198,6 +181,8 @@ def layer_call(
     state (output, h_n). What the kernels saved goes to `TAP`, if set.
     """
     tap = TAP.get()
+    if tap is None and _native is not None and not _function_modes():
+        return _native.layer(input, batch_sizes, state, weights, cell, batch_first)
     if torch.is_grad_enabled() and (
         input.requires_grad or any(map(_requires_grad, (*state, *weights)))
     ):
@@ -218,17 +203,13 @@ def step_call(
 ) -> tuple[Tensor, ...]:
     """One step by the fused kernels in eager mode: input (B, I), states (B, H) -> the next states.
 
-    For the cells; `TAP` is not told.
+    For the cells.
     """
-    if torch.is_grad_enabled() and (
-        input.requires_grad or any(map(_requires_grad, (*state, *weights)))
-    ):
-        return _Step.apply(len(state), cell, input, *state, *weights)
-    with _below_autograd():
-        _, h_n, c_n, _, _ = ops.forward(
-            input.unsqueeze(0), None, [s.unsqueeze(0) for s in state], weights, cell, False, False
-        )
-        return (h_n.squeeze(0), c_n.squeeze(0)) if cell == LSTM.id else (h_n.squeeze(0),)
+    if _native is not None and not _function_modes():
+        return _native.step(input, state, weights, cell)
+    lifted = [s.unsqueeze(0) for s in state]
+    _, *states = layer_call(input.unsqueeze(0), None, lifted, weights, cell, False)
+    return tuple(s.squeeze(0) for s in states)
 
 
 def operator_call(

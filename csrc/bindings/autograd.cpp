@@ -1,0 +1,280 @@
+// A layer call with its gradient as one C++ node of torch's autograd: what rnnkern/autograd.py does
+// in Python, at a fraction of the cost of a small call.
+//
+// torch has no stable ABI for autograd, so this library is built for one version of torch, which
+// its name says; under any other version rnnkern uses the Python functions.
+#include <ATen/LegacyBatchedTensorImpl.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "../cells/cells.h"
+
+namespace {
+
+using at::Tensor;
+using at::TensorList;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The arguments of rnnkern::forward that are no tensors to differentiate. A step is a call of one
+// time step and direction on input (B, I) and states (B, H): the dimensions that the operator
+// wants are put on here, out of autograd's sight, where views cost next to nothing.
+struct Call {
+  std::optional<Tensor> batch_sizes;
+  int64_t states;
+  int64_t cell;
+  bool batch_first;
+  bool step;
+
+  bool has_c() const { return cell == int64_t(rnnkern::CellId::lstm); }
+  // Whether the tensor in this place, of (input, *state, *weights), has no time or direction.
+  bool lifts(int64_t place) const { return step && place <= states; }
+};
+
+const c10::OperatorHandle& find(const char* name) {
+  return *new c10::OperatorHandle(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""));
+}
+
+template <class... Args>
+torch::jit::Stack call_operator(const c10::OperatorHandle& op, Args&&... args) {
+  torch::jit::Stack stack;
+  stack.reserve(sizeof...(args));
+  (stack.emplace_back(std::forward<Args>(args)), ...);
+  op.callBoxed(stack);
+  return stack;
+}
+
+struct Split {
+  Tensor input;
+  c10::List<Tensor> state, weights;
+
+  Split(const Call& call, TensorList tensors) {
+    const auto lifted = [&](int64_t i) {
+      return call.lifts(i) ? tensors[i].unsqueeze(0) : tensors[i];
+    };
+    input = lifted(0);
+    for (int64_t i = 1; i < int64_t(tensors.size()); ++i)
+      (i <= call.states ? state : weights).push_back(lifted(i));
+  }
+};
+
+// output, h_n, c_n, saved, cells
+std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool train) {
+  static const c10::OperatorHandle& op = find("rnnkern::forward");
+  at::AutoDispatchBelowAutograd guard;
+  Split split(call, tensors);
+  torch::jit::Stack stack = call_operator(op, std::move(split.input), call.batch_sizes,
+                                          std::move(split.state), std::move(split.weights),
+                                          call.cell, call.batch_first, train);
+  std::array<Tensor, 5> results;
+  for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
+  return results;
+}
+
+variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
+  if (!call.step) {
+    variable_list all{results[0], results[1]};
+    if (call.has_c()) all.push_back(results[2]);
+    return all;
+  }
+  at::AutoDispatchBelowAutograd guard;
+  variable_list all{results[1].squeeze(0)};
+  if (call.has_c()) all.push_back(results[2].squeeze(0));
+  return all;
+}
+
+// The differentiable composite, in Python: (grads, input, batch_sizes, state, weights, cell,
+// batch_first, needed) -> gradients of (input, *state, *weights).
+PyObject* composite_vjp = nullptr;
+
+PyObject* wrapped(const Tensor& t) {
+  return THPVariable_Wrap(t);  // None for an undefined tensor
+}
+pybind11::tuple wrapped(TensorList tensors) {
+  pybind11::tuple all(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i)
+    all[i] = pybind11::reinterpret_steal<pybind11::object>(wrapped(tensors[i]));
+  return all;
+}
+
+variable_list differentiable_backward(const Call& call, const std::array<Tensor, 3>& grads,
+                                      TensorList tensors, const std::vector<bool>& needed) {
+  variable_list lifted;
+  for (int64_t i = 0; i < int64_t(tensors.size()); ++i)
+    lifted.push_back(call.lifts(i) ? tensors[i].unsqueeze(0) : tensors[i]);
+  const TensorList all(lifted);
+  pybind11::gil_scoped_acquire gil;
+  pybind11::tuple flags(needed.size());
+  for (size_t i = 0; i < needed.size(); ++i) flags[i] = pybind11::bool_(needed[i]);
+  const auto one = [](const Tensor& t) {
+    return pybind11::reinterpret_steal<pybind11::object>(wrapped(t));
+  };
+  const pybind11::object found = pybind11::handle(composite_vjp)(
+      wrapped(TensorList(grads)), one(lifted[0]), one(call.batch_sizes.value_or(Tensor())),
+      wrapped(all.slice(1, call.states)), wrapped(all.slice(1 + call.states)), call.cell,
+      call.batch_first, flags);
+  variable_list result;
+  for (const pybind11::handle item : found)
+    result.push_back(item.is_none() ? Tensor() : THPVariable_Unpack(item.ptr()));
+  return result;
+}
+
+// Whether a graph of this backward pass is wanted, or a transform looks on: the kernels would hide
+// what they do.
+bool needs_composite(const std::array<Tensor, 3>& grads) {
+  if (at::GradMode::is_enabled() ||
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))
+    return true;
+  for (const Tensor& g : grads)
+    if (g.defined() && at::isBatchedTensor(g)) return true;
+  return false;
+}
+
+struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
+  static constexpr bool is_traceable = true;
+
+  // tensors: input, *state, *weights
+  static variable_list forward(AutogradContext* ctx, const Call& call, TensorList tensors) {
+    const std::array<Tensor, 5> results = run_forward(call, tensors, true);
+    const variable_list outputs = returned(call, results);
+    variable_list kept = tensors.vec();
+    kept.insert(kept.end(), {results[0], results[3], results[4]});
+    if (call.batch_sizes) kept.push_back(*call.batch_sizes);
+    ctx->save_for_backward(std::move(kept));
+    ctx->saved_data["states"] = call.states;
+    ctx->saved_data["cell"] = call.cell;
+    ctx->saved_data["batch_first"] = call.batch_first;
+    ctx->saved_data["step"] = call.step;
+    ctx->saved_data["packed"] = call.batch_sizes.has_value();
+    ctx->set_materialize_grads(false);
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list given) {
+    static const c10::OperatorHandle& op = find("rnnkern::backward");
+    variable_list kept = ctx->get_saved_variables();
+    const auto& data = ctx->saved_data;
+    Call call{{},
+              data.at("states").toInt(),
+              data.at("cell").toInt(),
+              data.at("batch_first").toBool(),
+              data.at("step").toBool()};
+    if (data.at("packed").toBool()) {
+      call.batch_sizes = std::move(kept.back());
+      kept.pop_back();
+    }
+    const size_t count = kept.size() - 3;
+    const TensorList tensors(kept.data(), count);
+    std::array<Tensor, 3> grads;  // of output, h_n, c_n
+    for (size_t i = 0; i < given.size(); ++i)
+      grads[i + call.step] =
+          call.step && given[i].defined() ? given[i].unsqueeze(0) : std::move(given[i]);
+    std::vector<bool> needed(count);
+    int64_t needs = 0;  // the operator's bits
+    for (size_t i = 0; i < count; ++i) {
+      needed[i] = ctx->needs_input_grad(i);
+      if (needed[i]) needs |= i == 0 ? 1 : int64_t(i) <= call.states ? 2 : 4;
+    }
+
+    variable_list found;
+    if (needs_composite(grads)) {
+      found = differentiable_backward(call, grads, tensors, needed);
+    } else {
+      const auto maybe = [](const Tensor& t) {
+        return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
+      };
+      at::AutoDispatchBelowAutograd guard;
+      Split split(call, tensors);
+      const torch::jit::Stack stack =
+          call_operator(op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]),
+                        std::move(split.input), call.batch_sizes, std::move(split.state),
+                        std::move(split.weights), kept[count], kept[count + 1], kept[count + 2],
+                        call.cell, call.batch_first, needs, false);
+      for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
+      for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
+    }
+    found.resize(count);
+    for (size_t i = 0; i < count; ++i) {
+      if (!needed[i]) found[i] = Tensor();
+      if (call.lifts(i) && found[i].defined()) found[i] = found[i].squeeze(0);
+    }
+    found.insert(found.begin(), Tensor());  // of `call`
+    return found;
+  }
+};
+
+void append(variable_list& tensors, PyObject* sequence) {
+  const auto fast = pybind11::reinterpret_steal<pybind11::object>(
+      PySequence_Fast(sequence, "expected a sequence of tensors"));
+  if (!fast) throw python_error();
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast.ptr()); ++i) {
+    PyObject* const item = PySequence_Fast_GET_ITEM(fast.ptr(), i);
+    TORCH_CHECK_TYPE(THPVariable_Check(item), "expected a tensor, got ", Py_TYPE(item)->tp_name);
+    tensors.push_back(THPVariable_Unpack(item));
+  }
+}
+
+PyObject* run(Call call, PyObject* input, PyObject* state, PyObject* weights) {
+  TORCH_CHECK_TYPE(THPVariable_Check(input), "expected a tensor, got ", Py_TYPE(input)->tp_name);
+  variable_list tensors{THPVariable_Unpack(input)};
+  tensors.reserve(12);
+  append(tensors, state);
+  call.states = int64_t(tensors.size()) - 1;
+  append(tensors, weights);
+  variable_list results;
+  {
+    pybind11::gil_scoped_release without_gil;
+    const bool wanted =
+        at::GradMode::is_enabled() &&
+        std::any_of(tensors.begin(), tensors.end(), [](auto& t) { return t.requires_grad(); });
+    results = wanted ? RnnkernLayer::apply(call, TensorList(tensors))
+                     : returned(call, run_forward(call, tensors, false));
+  }
+  return wrapped(TensorList(results)).release().ptr();
+}
+
+// layer(input, batch_sizes, state, weights, cell, batch_first)
+PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 6, "layer takes 6 arguments");
+  Call call{{}, 0, PyLong_AsLongLong(args[4]), PyObject_IsTrue(args[5]) == 1, false};
+  if (args[1] != Py_None) {
+    TORCH_CHECK_TYPE(THPVariable_Check(args[1]), "batch_sizes must be a tensor");
+    call.batch_sizes = THPVariable_Unpack(args[1]);
+  }
+  return run(std::move(call), args[0], args[2], args[3]);
+  END_HANDLE_TH_ERRORS
+}
+
+// step(input, state, weights, cell)
+PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 4, "step takes 4 arguments");
+  return run({{}, 0, PyLong_AsLongLong(args[3]), false, true}, args[0], args[1], args[2]);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* use_composite(PyObject*, PyObject* function) {
+  Py_INCREF(function);
+  Py_XSETREF(composite_vjp, function);
+  Py_RETURN_NONE;
+}
+
+PyMethodDef methods[] = {
+    {"layer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer)), METH_FASTCALL,
+     "layer(input, batch_sizes, state, weights, cell, batch_first) -> (output, h_n[, c_n])"},
+    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
+     "step(input, state, weights, cell) -> (h[, c]), without the dimensions of T and D"},
+    {"use_composite", use_composite, METH_O, "The vjp for double backward and transforms."},
+    {nullptr, nullptr, 0, nullptr}};
+PyModuleDef module{
+    PyModuleDef_HEAD_INIT, "autograd", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+#define RNNKERN_INIT_OF(name) PyInit_##name
+#define RNNKERN_INIT(name) RNNKERN_INIT_OF(name)
+PyMODINIT_FUNC RNNKERN_INIT(TORCH_EXTENSION_NAME)() { return PyModule_Create(&module); }
