@@ -56,6 +56,14 @@ const char* launch_backward(int cell, Storage storage, const BackwardStep& step,
   return nullptr;
 }
 
+const char* launch_total(Storage storage, const BackwardStep& step, Stream) {
+  visit_storage(storage, [&](auto type) {
+    each_thread(make_grid(step.batch, step.width),
+                [&](const Lane& lane) { total_lane<decltype(type)>(step, lane); });
+  });
+  return nullptr;
+}
+
 const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
                        const void* b, void* out, Stream) {
   visit_storage(storage, [&](auto type) {
@@ -70,7 +78,7 @@ const char* launch_add(Storage storage, bool accumulated, int64_t count, const v
       });
     };
     if (accumulated)
-      add(typename Accumulation<T>::type{});
+      add(Accumulated<T>{});
     else
       add(type);
   });
@@ -89,4 +97,5 @@ STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
       "Tensor? batch_sizes, Tensor[] state, Tensor[] weights, Tensor output, Tensor saved, "
       "Tensor cells, int cell, bool batch_first, int needs, bool flow) -> (Tensor grad_input, "
       "Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)");
+  m.def("set_chunk(int sums) -> int");
 }
