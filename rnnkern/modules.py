@@ -158,9 +158,14 @@ class Layer(nn.RNNBase):
     ) -> Sequence[Tensor]:
         """The stack of layers on checked arguments: (output, h_n (L·D, B, ·)[, c_n])."""
         if _any_autocast() and torch.is_autocast_enabled(input.device.type):
+            last = state[-1] if state else input
             input, state, weights = self._cast(input, batch_sizes is not None, state, weights)
             with torch.autocast(input.device.type, enabled=False):
-                return self._run(run, input, batch_sizes, state, weights, batch_first)
+                results = self._run(run, input, batch_sizes, state, weights, batch_first)
+            if self.proj_size and input.is_cpu:  # where torch.nn's c keeps the wider type
+                output, h_n, c_n = results
+                return output, h_n, c_n.to(torch.promote_types(input.dtype, last.dtype))
+            return results
         cell = BY_MODE[self.mode]
         layers = self.num_layers
         if layers == 1:
@@ -192,7 +197,9 @@ class Layer(nn.RNNBase):
         device = input.device.type
         if all(double):
             dtype = torch.float64
-        elif device == "cpu" and (self.mode == "GRU" or (packed and self.mode == LSTM_CELL.mode)):
+        elif device == "cpu" and (
+            self.mode == "GRU" or (packed and self.mode == LSTM_CELL.mode and not self.proj_size)
+        ):
             dtype = state[0].dtype if state else input.dtype
         else:
             dtype = torch.get_autocast_dtype(device)

@@ -1,6 +1,7 @@
 """The table of cases that drives the tests, and how a case is run and judged.
 
-T time steps, B batch rows, I input features, H hidden units; G gates.
+T time steps, B batch rows, I input features, H hidden units, P units of a projection (0: none),
+R = P or H: the width of h.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ class Case:
     hx: bool = False
     packed: bool = False
     dtype: torch.dtype = torch.float32
+    P: int = 0
 
     def __str__(self) -> str:
         flags = ("bidirectional", "batch_first", "hx", "packed")
         return "-".join(
             [
                 f"{self.cell.lower()}-T{self.T}-B{self.B}-I{self.I}-H{self.H}",
+                *([f"P{self.P}"] if self.P else []),
                 *([f"L{self.layers}"] if self.layers > 1 else []),
                 *[name for name in flags if getattr(self, name)],
                 *([] if self.bias else ["nobias"]),
@@ -58,6 +61,10 @@ class Case:
     def has_c(self) -> bool:
         return self.cell == "LSTM"
 
+    @property
+    def R(self) -> int:
+        return self.P or self.H
+
     def normal(self, seed: int, *shape: int) -> Tensor:
         """Standard normal values that the case's dtype can hold exactly."""
         generator = torch.Generator().manual_seed(seed)
@@ -68,6 +75,7 @@ class Case:
         about 1, so that gates leave their linear range but do not saturate. `dtype` widens them."""
         kind, _, nonlinearity = self.cell.partition("_")
         options = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
+        options |= {"proj_size": self.P} if self.P else {}
         layer = getattr(package, kind)(
             self.I,
             self.H,
@@ -95,8 +103,9 @@ class Case:
     def inputs(self) -> tuple[Tensor, list[Tensor]]:
         """A padded input, (T, B, I) or (B, T, I), and the initial states (none, h or h and c)."""
         x = self.normal(1, self.T, self.B, self.I)
-        shape = (self.layers * self.directions, self.B, self.H)
-        states = [self.normal(2 + i, *shape) for i in range(1 + self.has_c)] if self.hx else []
+        rows = (self.layers * self.directions, self.B)
+        widths = ((self.R, self.H) if self.has_c else (self.R,)) if self.hx else ()
+        states = [self.normal(2 + i, *rows, width) for i, width in enumerate(widths)]
         return (x.transpose(0, 1).contiguous() if self.batch_first else x), states
 
 
@@ -233,6 +242,24 @@ def _table() -> list[Case]:
             Case(cell, T=8, B=4, I=16, H=32, dtype=bf16, packed=True, bidirectional=True),
             Case(cell, T=8, B=4, I=16, H=32, dtype=f16),
         ]
+    table += [
+        Case("LSTM", P=2),
+        Case("LSTM", P=2, dtype=f64, hx=True),
+        Case("LSTM", T=1, B=1, I=1, H=2, P=1),
+        Case("LSTM", T=1, B=1, I=64, H=128, hx=True, P=64),
+        Case("LSTM", T=200, B=1, I=3, H=65, P=17),
+        Case("LSTM", T=3, B=70, I=17, H=33, bias=False, P=32),
+        Case("LSTM", T=12, B=33, I=24, H=100, batch_first=True, P=20, hx=True),
+        Case("LSTM", B=4, layers=3, hx=True, P=5),
+        Case("LSTM", T=7, B=5, layers=2, bidirectional=True, batch_first=True, bias=False, P=3),
+        Case("LSTM", T=9, B=8, H=20, packed=True, P=18),
+        Case("LSTM", T=9, B=8, H=20, packed=True, bidirectional=True, hx=True, layers=2, P=7),
+        Case("LSTM", T=9, B=6, packed=True, batch_first=True, dtype=f64, P=1),
+        Case("LSTM", T=4, B=16, I=64, H=256, P=128, bidirectional=True),
+        Case("LSTM", T=4, B=1, I=32, H=300, bidirectional=True, P=70),
+        Case("LSTM", T=8, B=4, I=16, H=32, dtype=bf16, packed=True, bidirectional=True, P=16),
+        Case("LSTM", T=8, B=4, I=16, H=32, dtype=f16, hx=True, P=16),
+    ]
     return table
 
 

@@ -58,10 +58,10 @@ def functional(module: nn.Module, packed: bool = False) -> Any:
     return call
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_gradcheck(name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), [*((n, {}) for n in ALL), ("LSTM", {"proj_size": 2})])
+def test_gradcheck(name: str, options: dict[str, int]) -> None:
     """First and second order, forward mode, batched gradients; all inputs and parameters."""
-    module, x = example(name, dtype=torch.float64)
+    module, x = example(name, dtype=torch.float64, **options)
     args = (x.requires_grad_(), *module.parameters())
     call = functional(module)
     assert gradcheck(call, args, check_batched_grad=True, check_forward_ad=True, fast_mode=True)

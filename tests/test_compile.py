@@ -36,11 +36,18 @@ def gradients(call: Any, module: nn.Module, *args: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "input_grad"), [("LSTM", False), ("LSTM", True), ("GRU", False), ("RNN", True)]
+    ("name", "input_grad", "options"),
+    [
+        ("LSTM", False, {}),
+        ("LSTM", True, {}),
+        ("GRU", False, {}),
+        ("RNN", True, {}),
+        ("LSTM", True, {"proj_size": 2}),
+    ],
 )
-def test_compile(name: str, input_grad: bool) -> None:
+def test_compile(name: str, input_grad: bool, options: dict[str, Any]) -> None:
     """One graph, forward and backward; one recompilation when T and B first change, then none."""
-    module = getattr(rnnkern, name)(3, 4, 2, bidirectional=True, batch_first=True)
+    module = getattr(rnnkern, name)(3, 4, 2, bidirectional=True, batch_first=True, **options)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, backend=counter, fullgraph=True)
     for batch, steps in ((2, 5), (3, 7), (4, 9), (5, 11), (6, 6)):
@@ -225,9 +232,11 @@ def arguments(cell: int, grad: bool, packed: bool, **options: Any) -> tuple[Any,
     x = torch.randn(5, 3) if packed else torch.randn(2, 4, 3)
     sizes = torch.tensor([2, 2, 1]) if packed else None
     batch = 2 if packed or batch_first else 4
-    hidden = [torch.randn(directions, batch, 4) for _ in range(2 if cell == 0 else 1)]
-    shapes = [(4 * gates, 3), (4 * gates, 4), (4 * gates,), (4 * gates,)]
-    weights = [torch.randn(s) for _ in range(directions) for s in shapes[: options.get("n", 4)]]
+    width = options.get("proj_size", 4)
+    hidden = [torch.randn(directions, batch, n) for n in ((width, 4) if cell == 0 else (4,))]
+    shapes = [(4 * gates, 3), (4 * gates, width), (4 * gates,), (4 * gates,)][: options.get("n", 4)]
+    shapes += [(width, 4)] if width < 4 else []
+    weights = [torch.randn(s) for _ in range(directions) for s in shapes]
 
     def ready(t: Tensor) -> Tensor:
         return t.to(dtype).requires_grad_(grad)
@@ -243,12 +252,20 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("cell", range(3))
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("options", "cell"),
+    [
+        *((options, cell) for options in OPTIONS for cell in range(3)),
+        ({"proj_size": 2, "directions": 2}, 0),
+        ({"proj_size": 3, "n": 2, "given": False, "batch_first": True}, 0),
+    ],
+    ids=str,
+)
 def test_opcheck(cell: int, packed: bool, options: dict[str, Any]) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    if options is OPTIONS[cell % 2] and packed == (cell == 0):  # the slow one: a sample
+    sampled = options is OPTIONS[cell % 2] or "proj_size" in options
+    if sampled and packed == (cell == 0):  # the slow one: a sample
         checks += ("test_aot_dispatch_dynamic",)
     for grad in (False, True):
         opcheck(ops.forward, (*arguments(cell, grad, packed, **options), True), test_utils=checks)

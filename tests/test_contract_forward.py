@@ -267,6 +267,9 @@ def test_projection(given: bool, packed: bool) -> None:
     x = torch.randn(5, 3, 3)
     hx = (torch.randn(4, 3, 2), torch.randn(4, 3, 4)) if given else None
     agree(pair, lambda m: m(pack(x, [5, 2, 3]) if packed else x, hx))
+    agree(pair, lambda m: m(x[:, 0], None if hx is None else tuple(s[:, 0] for s in hx)))
+    agree(pair, lambda m: m(x[:, :0]))
+    assert rnnkern.explain(pair[1], x).name == "fused"
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])

@@ -23,6 +23,9 @@ SPLITS = [  # few rows and many units, many rows and few units, and tails in bot
     Case("GRU", T=9, B=67, I=5, H=19, packed=True),
     Case("RNN_TANH", T=9, B=5, I=40, H=130, packed=True, bidirectional=True),
     Case("RNN_RELU", T=9, B=40, I=33, H=17),
+    Case("LSTM", T=9, B=1, I=40, H=200, P=130, hx=True),
+    Case("LSTM", T=9, B=67, I=5, H=29, P=19, packed=True, bidirectional=True),
+    Case("LSTM", T=9, B=2, I=40, H=200, P=150, bidirectional=True),
 ]
 
 
@@ -38,17 +41,25 @@ def test_sizes(cell: str, letter: str, size: int) -> None:
     check(Case(cell, **({"T": 3, "B": 3, "I": 3, "H": 3} | {letter: size})))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_of_a_projection(size: int) -> None:
+    check(Case("LSTM", T=3, B=3, I=3, H=size + 3, P=size))
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
-def test_gradcheck(cell: str, directions: int, packed: bool) -> None:
+@pytest.mark.parametrize(("cell", "R"), [*((cell, 3) for cell in CELLS), ("LSTM", 2)])
+def test_gradcheck(cell: str, R: int, directions: int, packed: bool) -> None:
     """The analytical gradient of one layer call against finite differences, in float64."""
     kind = BY_MODE[cell]
     G, T, B, I, H = len(kind.gates), 4, 3, 2, 3
     batch_sizes = torch.tensor([3, 2, 2, 1]) if packed else None
     x = torch.randn(8, I) if packed else torch.randn(T, B, I)
-    state = [torch.randn(directions, B, H) for _ in kind.states]
-    weights = [torch.randn(G * H, I), torch.randn(G * H, H), torch.randn(G * H), torch.randn(G * H)]
+    state = [
+        torch.randn(directions, B, width) for _, width in zip(kind.states, (R, H), strict=False)
+    ]
+    weights = [torch.randn(G * H, I), torch.randn(G * H, R), torch.randn(G * H), torch.randn(G * H)]
+    weights += [torch.randn(R, H)] if R < H else []
     leaves = [t.double().requires_grad_() for t in (x, *state, *weights * directions)]
     n = 1 + len(state)
 
@@ -60,10 +71,10 @@ def test_gradcheck(cell: str, directions: int, packed: bool) -> None:
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
-def test_strides(cell: str, batch_first: bool) -> None:
+@pytest.mark.parametrize(("cell", "P"), [*((cell, 0) for cell in CELLS), ("LSTM", 5)])
+def test_strides(cell: str, P: int, batch_first: bool) -> None:
     """Inputs, states and gradients that are slices, transposes or expansions of other tensors."""
-    case = Case(cell, T=5, B=6, I=7, H=9, batch_first=batch_first, hx=True)
+    case = Case(cell, T=5, B=6, I=7, H=9, P=P, batch_first=batch_first, hx=True)
     layer = case.layer(rnnkern)
     x, states = case.inputs()
     wide = torch.full((*x.shape[:2], 2 * case.I), torch.nan)
@@ -87,10 +98,10 @@ def test_strides(cell: str, batch_first: bool) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-@pytest.mark.parametrize("cell", CELLS)
-def test_not_finite(cell: str, value: float) -> None:
+@pytest.mark.parametrize(("cell", "P"), [*((cell, 0) for cell in CELLS), ("LSTM", 17)])
+def test_not_finite(cell: str, P: int, value: float) -> None:
     """A NaN or infinity stays in its row, from its time step on, and does there what torch does."""
-    case = Case(cell, T=6, B=5, I=3, H=19)
+    case = Case(cell, T=6, B=5, I=3, H=19, P=P)
     x, _ = case.inputs()
     clean, _ = case.layer(rnnkern)(x)
     x[2, 3, 1] = value
@@ -105,10 +116,12 @@ def test_not_finite(cell: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("hidden", [5, 64, 200])
-@pytest.mark.parametrize("cell", CELLS)
-def test_batch_invariance(cell: str, hidden: int) -> None:
+@pytest.mark.parametrize(
+    ("cell", "projected"), [*((cell, False) for cell in CELLS), ("LSTM", True)]
+)
+def test_batch_invariance(cell: str, projected: bool, hidden: int) -> None:
     """A row's results are the same bits alone, in any batch, and among rows of other lengths."""
-    case = Case(cell, T=7, B=37, I=11, H=hidden, bidirectional=True)
+    case = Case(cell, T=7, B=37, I=11, H=hidden, P=projected * hidden // 2, bidirectional=True)
     layer = case.layer(rnnkern).requires_grad_(False)
     x, _ = case.inputs()
     whole, state = layer(x)
@@ -125,7 +138,7 @@ def test_batch_invariance(cell: str, hidden: int) -> None:
         assert torch.equal(padded[:length, row], alone[:, 0]), row
         alone_final = alone_state[0] if case.has_c else alone_state
         assert torch.equal((state[0] if case.has_c else state)[:, row], alone_final[:, 0]), row
-    assert final.shape == (2, case.B, hidden)
+    assert final.shape == (2, case.B, case.R)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -207,3 +220,11 @@ def test_plan() -> None:
     one = rnnkern.plan(rnnkern.LSTM(8, 16), torch.zeros(1, 1, 8))
     assert one["direct"]
     assert one["threads"] == 1
+
+
+def test_plan_counts_the_projection() -> None:
+    """Its weights are read at every step, and narrow those of the recurrence."""
+    x = torch.zeros(50, 40, 64)
+    split = {P: rnnkern.plan(rnnkern.LSTM(64, 512, proj_size=P), x)["split"] for P in (0, 16, 500)}
+    shared = "units" if torch.get_num_threads() > 1 else "rows"
+    assert split == {0: shared, 16: "rows", 500: shared}

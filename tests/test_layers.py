@@ -39,12 +39,14 @@ def test_threads(cell: str, threads: int) -> None:
 def random_cases(draw: st.DrawFn) -> Case:
     size = st.integers(1, 8) | st.integers(1, 70)  # small ones as often: they are where tails are
     flag = st.booleans()
+    cell, hidden = draw(st.sampled_from(CELLS)), draw(size)
     return Case(
-        draw(st.sampled_from(CELLS)),
+        cell,
         T=draw(size),
         B=draw(size),
         I=draw(size),
-        H=draw(size),
+        H=hidden,
+        P=draw(st.just(0) | st.integers(0, hidden - 1)) if cell == "LSTM" else 0,
         layers=draw(st.integers(1, 3)),
         bidirectional=draw(flag),
         bias=draw(flag),

@@ -1,5 +1,6 @@
 """rnnkern.numpy: the CPU engine on NumPy arrays against the references, and its errors."""
 
+import os
 import subprocess
 import sys
 
@@ -7,23 +8,25 @@ import numpy as np
 import pytest
 
 import rnnkern.numpy
-from rnnkern import reference
-from rnnkern.cells import CELLS
+from rnnkern import _numpy, reference
+from rnnkern.cells import BY_MODE, CELLS
+from rnnkern.state_dict import Weights
 
 T, B, I, H = 7, 3, 5, 6
 SIZES = [3, 3, 3, 2, 2, 1, 1]
 MODES = [cell.mode for cell in CELLS]
 
 
-def state_dict(mode, num_layers=2, directions=2, bias=True, dtype=np.float64):
+def state_dict(mode, num_layers=2, directions=2, bias=True, dtype=np.float64, proj_size=0):
     rng = np.random.default_rng(0)
-    gates = reference.CELLS[mode].gates
+    gates, width = reference.CELLS[mode].gates, proj_size or H
     arrays = {}
     for layer in range(num_layers):
-        inputs = directions * H if layer else I
+        inputs = directions * width if layer else I
         for suffix in ("", "_reverse")[:directions]:
-            shapes = {"weight_ih": (gates * H, inputs), "weight_hh": (gates * H, H)}
+            shapes = {"weight_ih": (gates * H, inputs), "weight_hh": (gates * H, width)}
             shapes |= {"bias_ih": (gates * H,), "bias_hh": (gates * H,)} if bias else {}
+            shapes |= {"weight_hr": (width, H)} if proj_size else {}
             for name, shape in shapes.items():
                 arrays[f"{name}_l{layer}{suffix}"] = rng.normal(scale=0.5, size=shape).astype(dtype)
     return arrays
@@ -52,11 +55,12 @@ def expected(layer, x, states, sizes=None):
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("mode", MODES)
-def test_outputs_and_steps_are_the_references(mode, bias, directions, packed):
-    layer = make(mode, bias=bias, directions=directions)
+@pytest.mark.parametrize(("mode", "proj_size"), [*((mode, 0) for mode in MODES), ("LSTM", 4)])
+def test_outputs_and_steps_are_the_references(mode, proj_size, bias, directions, packed):
+    layer = make(mode, bias=bias, directions=directions, proj_size=proj_size)
     x = random(sum(SIZES), I) if packed else random(T, B, I)
-    states = [random(2 * directions, B, H) for _ in layer.cell.states]
+    widths = (proj_size or H, H)[: len(layer.cell.states)]
+    states = [random(2 * directions, B, width) for width in widths]
     hx = tuple(states) if mode == "LSTM" else states[0]
     sizes = SIZES if packed else None
 
@@ -75,6 +79,56 @@ def test_outputs_and_steps_are_the_references(mode, bias, directions, packed):
 
     inferred, _ = layer(x, hx, sizes)
     np.testing.assert_array_equal(inferred, output)
+
+
+@pytest.mark.parametrize("isa", _numpy.isas())
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    ("mode", "H", "P"), [*((mode, 37, 0) for mode in MODES), ("LSTM", 37, 21), ("LSTM", 128, 64)]
+)
+def test_gradients_are_the_references(mode, H, P, packed, isa):
+    """One layer in both directions, at every instruction set, cut by rows and by units."""
+    cell, width = BY_MODE[mode], P or H
+    for threads, batch in ((1, 3), (4, 3), (4, 30)):
+        sizes = [batch] * 3 + [batch // 2, 1, 1] if packed else None
+        rows, rng = (sum(sizes) if packed else 6 * batch), np.random.default_rng(2)
+        x = rng.normal(size=(rows, I) if packed else (6, batch, I))
+        gates = len(cell.gates) * H
+        weights = [
+            Weights(
+                *(rng.normal(scale=0.5 / np.sqrt(H), size=s) for s in ((gates, I), (gates, width))),
+                *rng.normal(size=(2, gates)),
+                rng.normal(scale=1 / np.sqrt(H), size=(P, H)) if P else None,
+            )
+            for _ in range(2)
+        ]
+        state = [rng.normal(size=(2, batch, n)) for n in (width, H)[: len(cell.states)]]
+        tape = reference.forward(mode, x, weights, state, sizes)
+        finals = [tape.h_n, tape.c_n][: len(cell.states)]
+        grads = [rng.normal(size=a.shape) for a in (tape.output, *finals)]
+        wanted = reference.backward(tape, *grads)
+
+        arrays = [w for direction in weights for w in direction.arrays]
+        _numpy.set_isa(isa)
+        rnnkern.numpy.set_threads(threads)
+        try:
+            output, _, _, saved, cells = _numpy.forward(
+                x, sizes, state, arrays, cell.id, False, True
+            )
+            d_x, d_h, d_c, d_weights, flow_h, flow_c = _numpy.backward(
+                *grads, *[None] * (3 - len(grads)), x, sizes, state, arrays, output, saved, cells,
+                cell.id, False,
+            )  # fmt: skip
+        finally:
+            _numpy.set_isa(_numpy.isas()[-1])
+            rnnkern.numpy.set_threads(os.cpu_count())
+        pairs = [(output, tape.output), (d_x, wanted.input), (d_h, wanted.h_0)]
+        pairs += zip(d_weights, (w for d in wanted.weights for w in d.arrays), strict=True)
+        pairs += [(flow_h, np.stack(wanted.flow_h))]
+        if mode == "LSTM":
+            pairs += [(d_c, wanted.c_0), (flow_c, np.stack(wanted.flow_c))]
+        for ours, theirs in pairs:
+            np.testing.assert_allclose(ours, theirs, atol=1e-12 * max(1, abs(theirs).max()))
 
 
 def test_layouts_and_the_zero_state():
@@ -160,10 +214,20 @@ def test_wrong_nonlinearity():
         rnnkern.numpy.Layer(state_dict("RNN_TANH"), nonlinearity="sin")
 
 
-def test_no_projection():
-    arrays = state_dict("LSTM", num_layers=1, directions=1)
-    arrays |= {"weight_hr_l0": random(2, H), "weight_hh_l0": random(4 * H, 2)}
-    with pytest.raises(ValueError, match="no projections"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("weight_hr_l1"), "lacks weight_hr_l1"),
+        (lambda w: w.update(weight_hr_l1=random(3, H)), r"w_hr of layer 1, .* \(2, 6\), got"),
+        (lambda w: w.update(weight_hr_l0=random(2, 2 * H)), "belongs to no LSTM"),
+        (lambda w: w.update(weight_hh_l0=random(4 * H, H)), r"w_hh of layer 0, .* \(24, 2\), got"),
+    ],
+)
+def test_wrong_projection(change, message):
+    arrays = state_dict("LSTM", directions=1, proj_size=2)
+    assert "6, proj_size=2, num_layers=2" in repr(rnnkern.numpy.Layer(arrays))
+    change(arrays)
+    with pytest.raises(ValueError, match=message):
         rnnkern.numpy.Layer(arrays)
 
 

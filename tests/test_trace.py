@@ -24,7 +24,8 @@ def make(mode: str, **options) -> nn.RNNBase:
 
 def random_state(layer: nn.RNNBase, batch: int = B):
     count = layer.num_layers * (2 if layer.bidirectional else 1)
-    state = tuple(torch.randn(count, batch, H).double() for _ in range(2))
+    widths = (layer.proj_size or H, H)
+    state = tuple(torch.randn(count, batch, width).double() for width in widths)
     return state if layer.mode == "LSTM" else state[0]
 
 
@@ -56,9 +57,9 @@ def same(ours: Tensor, theirs: np.ndarray) -> None:
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("mode", MODES)
-def test_trace_and_flow_are_the_references(mode, num_layers, bidirectional):
-    layer = make(mode, num_layers=num_layers, bidirectional=bidirectional)
+@pytest.mark.parametrize(("mode", "extra"), [*((m, {}) for m in MODES), ("LSTM", {"proj_size": 2})])
+def test_trace_and_flow_are_the_references(mode, extra, num_layers, bidirectional):
+    layer = make(mode, num_layers=num_layers, bidirectional=bidirectional, **extra)
     x, hx = torch.randn(T, B, I).double(), random_state(layer)
     trace = rnnkern.trace(layer, x, hx)
     tapes = stack(layer, x, hx)

@@ -36,7 +36,8 @@ class BackwardDirection {
     Shared(const Backward<T>& p, const Plan& plan, Arena& arena, int direction)
         : projection(p, plan, chunk_rows(p, plan), direction, arena) {
       if (direction >= p.directions) return;
-      const Panels<T> inputs(p.input_size, 1), units(p.hidden_size, 1), width(p.width(), 1);
+      const Panels<T> inputs(p.input_size, 1), units(p.hidden_size, 1);
+      const Panels<T> width = panels_of_h(p, plan);
       ih = arena.take<T>(inputs.size(Cell::kGates * p.hidden_size));
       hh = arena.take<T>(width.size(Cell::kGates * p.hidden_size));
       dsums = arena.take<T>(chunk_rows(p, plan) * sums_stride(p));
@@ -66,8 +67,8 @@ class BackwardDirection {
         stride_(sums_stride(p)),
         ih_{{p.input_size, 1}, p.weights[direction].ih, shared.ih,  p.hidden_size,
             Cell::kGates,      Cell::input_gate,        plan.direct},
-        hh_{{p.width(), 1}, p.weights[direction].hh, shared.hh,  p.hidden_size,
-            Cell::kGates,   Cell::hidden_gate,       plan.direct} {}
+        hh_{panels_of_h(p, plan), p.weights[direction].hh, shared.hh,  p.hidden_size,
+            Cell::kGates,         Cell::hidden_gate,       plan.direct} {}
 
   void run(Team team) {
     if (dx_.data) ih_.pack(team);
@@ -252,7 +253,7 @@ class BackwardDirection {
     }
     if (g.hh) {
       const int64_t R = p_.width(), back = d_ ? 1 : -1;
-      chunk.add_to(g.hh, hh_.panels, Cell::kHiddenSum, Cell::hidden_gate,
+      chunk.add_to(g.hh, Panels<T>(R, 1), Cell::kHiddenSum, Cell::hidden_gate,
                    [&](int64_t t, int64_t b) -> const T* {
                      const int64_t previous = t + back;
                      if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))

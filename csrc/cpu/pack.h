@@ -16,9 +16,11 @@ struct Panels {
   int blocks_per_panel;  // unit blocks side by side in one panel
 
   RNNKERN_INLINE Panels(int64_t units, int gates)
+      : Panels(units, gates, gates == 1 ? kTileVectors : 1) {}
+  RNNKERN_INLINE Panels(int64_t units, int gates, int blocks_per_panel)
       : units(units),
         gates(gates),
-        blocks_per_panel(gates == 1 ? kTileVectors : 1) {}
+        blocks_per_panel(blocks_per_panel) {}
 
   RNNKERN_INLINE int64_t blocks() const { return (units + Vec<T>::kLanes - 1) / Vec<T>::kLanes; }
   RNNKERN_INLINE int64_t count() const {

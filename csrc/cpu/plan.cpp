@@ -24,8 +24,7 @@ Plan make_plan(const PlanInput& in) {
   const double worth = in.rows <= kFewRows ? kWorthAThreadFewRows : kWorthAThread;
   plan.threads = int(std::clamp<double>(work / worth, 1, in.threads));
 
-  // Two directions share an even number of threads half and half.
-  const int team = in.directions == 2 && plan.threads % 2 == 0 ? plan.threads / 2 : plan.threads;
+  const int team = plan.team(in.directions);
   const int64_t recurrent = each_step * in.element_size;
   const int64_t weights = G * H * I * in.element_size + recurrent;
   // Rows need no barrier; units keep each core's slice of the weights in its own cache, and are

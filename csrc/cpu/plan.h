@@ -13,6 +13,11 @@ struct Plan {
   int64_t row_block;       // rows that go through all of time together
   int64_t input_chunk;     // steps of x W_ih at a time
   int64_t gradient_chunk;  // steps of gate gradients between two weight gradient products
+
+  // Threads that work on one direction: two share an even number half and half.
+  int team(int directions) const {
+    return directions == 2 && threads % 2 == 0 ? threads / 2 : threads;
+  }
 };
 
 struct PlanInput {

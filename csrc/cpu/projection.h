@@ -14,6 +14,16 @@ namespace rnnkern::RNNKERN_ISA {
 
 inline int the_only_gate(int) { return 0; }
 
+// How the columns of h fall into panels. Those of a projection may be few: narrow ones then, so
+// that each thread of a team that splits the units gets one.
+template <class T>
+Panels<T> panels_of_h(const Layer<T>& p, const Plan& plan) {
+  const Panels<T> wide(p.width(), 1);
+  if (!p.proj_size || !plan.by_units) return wide;
+  const int64_t each = wide.blocks() / plan.team(p.directions);
+  return {p.proj_size, 1, int(greatest<int64_t>(1, least<int64_t>(each, kTileVectors)))};
+}
+
 template <class T>
 class ForwardProjection {
   static constexpr int kLanes = Vec<T>::kLanes;
@@ -22,7 +32,7 @@ class ForwardProjection {
   ForwardProjection(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
       : weight_(p.weights[direction].hr),
         depth_(p.hidden_size),
-        panels_(p.proj_size, 1),
+        panels_(panels_of_h(p, plan)),
         direct_(plan.direct) {
     if (!weight_) return;
     packed_ = arena.take<T>(panels_.size(depth_));

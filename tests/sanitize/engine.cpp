@@ -36,9 +36,12 @@ template <class T>
 void run_case() {
   const auto cell = CellId(pick(0, kCellCount - 1));
   int64_t G = 0, S = 0;
-  bool has_c = false;
-  visit_cell(cell, [&](auto c) { G = c.kGates, S = c.kSaved, has_c = c.kStates > 1; });
+  bool has_c = false, projects = false;
+  visit_cell(cell, [&](auto c) {
+    G = c.kGates, S = c.kSaved, has_c = c.kStates > 1, projects = c.kProjects;
+  });
   const int64_t T_ = pick(1, 9), B = pick(1, 20), I = pick(1, 40), H = pick(1, 70), D = pick(1, 2);
+  const int64_t P = projects && pick(0, 1) ? pick(0, int(H) - 1) : 0, R = P ? P : H;
   const bool packed = pick(0, 1), bias = pick(0, 1), state = pick(0, 1);
   std::vector<int64_t> offsets{0};
   for (int64_t t = 0, active = B; t < T_; ++t) {
@@ -47,48 +50,49 @@ void run_case() {
   }
   const int64_t rows = packed ? offsets.back() : T_ * B;
 
-  const auto x = normal<T>(rows * I), h0 = normal<T>(D * B * H), c0 = normal<T>(D * B * H);
-  const auto dy = normal<T>(rows * D * H), dh_n = normal<T>(D * B * H), dc_n = normal<T>(D * B * H);
+  const auto x = normal<T>(rows * I), h0 = normal<T>(D * B * R), c0 = normal<T>(D * B * H);
+  const auto dy = normal<T>(rows * D * R), dh_n = normal<T>(D * B * R), dc_n = normal<T>(D * B * H);
   std::vector<std::vector<T>> weights;
   for (int64_t d = 0; d < D; ++d)
-    for (int64_t size : {G * H * I, G * H * H, G * H, G * H}) weights.push_back(normal<T>(size));
+    for (int64_t size : {G * H * I, G * H * R, G * H, G * H, P * H})
+      weights.push_back(normal<T>(size));
 
   const auto run = [&](int threads) {
-    std::vector<T> y(rows * D * H), h_n(D * B * H), c_n(D * B * H), saved(D * rows * S * H),
-        cells(D * rows * H), dx(rows * I), dh_0(D * B * H), dc_0(D * B * H), flow_h(D * rows * H),
+    std::vector<T> y(rows * D * R), h_n(D * B * R), c_n(D * B * H), saved(D * rows * S * H),
+        cells(D * rows * H), dx(rows * I), dh_0(D * B * R), dc_0(D * B * H), flow_h(D * rows * R),
         flow_c(D * rows * H);
     std::vector<std::vector<T>> grads;
     for (const auto& w : weights) grads.emplace_back(w.size());
     Layer<T> layer{};
     layer.cell = cell;
     layer.sequence = {T_, B, packed ? offsets.data() : nullptr};
-    layer.input_size = I, layer.hidden_size = H, layer.directions = int(D);
+    layer.input_size = I, layer.hidden_size = H, layer.proj_size = P, layer.directions = int(D);
     layer.x = {x.data(), B * I, I};
     for (int64_t d = 0; d < D; ++d) {
-      const auto* w = &weights[4 * d];
+      const auto* w = &weights[5 * d];
       layer.weights[d] = {w[0].data(), w[1].data(), bias ? w[2].data() : nullptr,
-                          bias ? w[3].data() : nullptr};
+                          bias ? w[3].data() : nullptr, P ? w[4].data() : nullptr};
     }
     layer.h0 = state ? h0.data() : nullptr;
     layer.c0 = state && has_c ? c0.data() : nullptr;
     Forward<T> f{};
     static_cast<Layer<T>&>(f) = layer;
-    f.y = {y.data(), B * D * H, D * H};
+    f.y = {y.data(), B * D * R, D * R};
     f.h_n = h_n.data(), f.c_n = has_c ? c_n.data() : nullptr;
     f.saved = S ? saved.data() : nullptr, f.cells = has_c ? cells.data() : nullptr;
     forward(f, kThreads, threads);
     Backward<T> b{};
     static_cast<Layer<T>&>(b) = layer;
-    b.y = {y.data(), B * D * H, D * H};
+    b.y = {y.data(), B * D * R, D * R};
     b.saved = f.saved, b.cells = f.cells;
-    b.dy = {dy.data(), B * D * H, D * H};
+    b.dy = {dy.data(), B * D * R, D * R};
     b.dh_n = dh_n.data(), b.dc_n = has_c ? dc_n.data() : nullptr;
     b.dx = {dx.data(), B * I, I};
     b.dh_0 = dh_0.data(), b.dc_0 = has_c ? dc_0.data() : nullptr;
     for (int64_t d = 0; d < D; ++d) {
-      auto* g = &grads[4 * d];
+      auto* g = &grads[5 * d];
       b.grads[d] = {g[0].data(), g[1].data(), bias ? g[2].data() : nullptr,
-                    bias ? g[3].data() : nullptr};
+                    bias ? g[3].data() : nullptr, P ? g[4].data() : nullptr};
     }
     b.flow_h = flow_h.data(), b.flow_c = has_c ? flow_c.data() : nullptr;
     backward(b, kThreads, threads);
@@ -100,8 +104,8 @@ void run_case() {
   const auto one = run(1);
   for (int threads : {2, 3})
     if (run(threads) != one) {
-      std::printf("%d threads differ: cell %d T %ld B %ld I %ld H %ld D %ld packed %d\n", threads,
-                  int(cell), T_, B, I, H, D, packed);
+      std::printf("%d threads differ: cell %d T %ld B %ld I %ld H %ld P %ld D %ld packed %d\n",
+                  threads, int(cell), T_, B, I, H, P, D, packed);
       std::exit(1);
     }
 }
