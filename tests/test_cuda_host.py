@@ -21,10 +21,13 @@ from test_kernels import (  # noqa: F401
     test_strides,
 )
 from torch import Tensor
+from torch.nn.functional import linear
 
 import rnnkern
 import rnnkern.autograd
 import rnnkern.ops
+from rnnkern import composite
+from rnnkern.cells import BY_MODE
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("csrc/bindings/cuda_ops.cpp", "tests/cuda_on_host/launch.cpp")
@@ -112,6 +115,32 @@ def test_chunks_of_halves(dtype: torch.dtype) -> None:
     assert errors[0] <= 1.1 * errors[1]
 
 
+def test_launches() -> None:
+    """It is these kernels that run: one per step each way, two backward with a projection."""
+    for P, expected in ((0, 2), (3, 3)):
+        case = Case("LSTM", T=7, bidirectional=True, P=P, batch_first=True)
+        layer, x = case.layer(rnnkern), case.inputs()[0]
+        torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
+        before = torch.ops.rnnkern_cuda_on_host.launches()
+        layer(x)[0].sum().backward()
+        assert torch.ops.rnnkern_cuda_on_host.launches() - before == 2 * 7 * expected
+
+
+SIZES = (1, 2, 31, 33, 255, 257, 65_535, 65_537, 2**24 + 1, 2**31, 2**33 + 5, 2**40)
+
+
+@pytest.mark.parametrize("units", SIZES)
+@pytest.mark.parametrize("rows", SIZES)
+def test_grid_limits(rows: int, units: int) -> None:
+    """Every grid is one that CUDA takes, and is no larger than the work, or its limit, asks for."""
+    blocks_x, blocks_y, threads_x, threads_y = torch.ops.rnnkern_cuda_on_host.grid(rows, units)
+    assert threads_x * threads_y == 256
+    assert 1 <= blocks_x <= 2**31 - 1
+    assert 1 <= blocks_y <= 65_535
+    assert blocks_x == 65_536 or (blocks_x - 1) * threads_x < units <= blocks_x * threads_x
+    assert blocks_y == 65_535 or (blocks_y - 1) * threads_y < rows <= blocks_y * threads_y
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_large_grids(cell: str) -> None:
     """More units and more rows than a block has threads for."""
@@ -128,22 +157,25 @@ def test_long_sequence() -> None:
     torch.testing.assert_close(layer(x), reference(x))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_flow(cell: str) -> None:
-    """The derivatives by h_t and c_t, against autograd through torch.nn's single cells."""
+@pytest.mark.parametrize(("cell", "P"), [*((cell, 0) for cell in CELLS), ("LSTM", 2)])
+def test_flow(cell: str, P: int) -> None:
+    """The derivatives by h_t and c_t, against autograd through single steps."""
     T, B, I, H = 5, 3, 2, 4
-    kind, _, nonlinearity = cell.partition("_")
-    options = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
-    step = getattr(torch.nn, f"{kind}Cell")(I, H, dtype=torch.float64, **options)
-    x, dy = torch.randn(T, B, I).double(), torch.randn(T, B, H).double()
-    state, h, c = None, [], []
+    kind = BY_MODE[cell]
+    G, R = len(kind.gates), P or H
+    shapes = [(G * H, I), (G * H, R), (G * H,), (G * H,), *([(P, H)] if P else [])]
+    weights = [torch.randn(shape).double() for shape in shapes]
+    w_ih, w_hh, b_ih, b_hh, *w_hr = (w.clone().requires_grad_() for w in weights)
+    x, dy = torch.randn(T, B, I).double(), torch.randn(T, B, R).double()
+    state, h, c = [torch.zeros(B, R).double(), torch.zeros(B, H).double()], [], []
     for t in range(T):
-        state = step(x[t], state)
-        h.append(state[0] if kind == "LSTM" else state)
-        c += [state[1]] if kind == "LSTM" else []
+        sums = linear(x[t], w_ih, b_ih), linear(state[0], w_hh, b_hh)
+        state = list(composite._STEPS[kind.id](*sums, *state[: len(kind.states)]))
+        state[0] = linear(state[0], *w_hr) if P else state[0]
+        h.append(state[0])
+        c += state[1:]
     expected = torch.autograd.grad(h + c, h + c, [*dy, *(torch.zeros_like(c_t) for c_t in c)])
-    weights = [w.detach() for w in step.parameters()]
-    call = (CELLS.index(cell), False)
+    call = (kind.id, False)
     output, _, _, saved, cells = rnnkern.ops.forward(x, None, [], weights, *call, True)
     *gradients, flow_h, flow_c = rnnkern.ops.backward(
         dy, None, None, x, None, [], weights, output, saved, cells, *call, 0, True
