@@ -53,6 +53,6 @@ $(READY): pyproject.toml setup.py $(shell find csrc -type f)
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed: make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) 'setuptools>=77' wheel pybind11 ninja numpy
+	$(PIP) 'setuptools>=77' wheel ninja numpy
 	$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@
