@@ -42,7 +42,7 @@ fi
 say "built"
 
 # Without the suite's configuration, which asks for plugins that may be missing here.
-pytest=("$python" -m pytest -q -c /dev/null --rootdir . --noconftest -p no:cacheprovider)
+pytest=("$python" -m pytest -q --tb=short --maxfail=10 -c /dev/null --rootdir . --noconftest -p no:cacheprovider)
 if "$python" -c 'import pytest' 2>/dev/null; then
   say "testing"
   timeout "$(left 240)" "${pytest[@]}" tests/test_cuda.py || failed+=(tests)

@@ -8,6 +8,7 @@ matrix products. tests/test_cuda.py is for that.
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -129,16 +130,15 @@ def test_launches() -> None:
 SIZES = (1, 2, 31, 33, 255, 257, 65_535, 65_537, 2**24 + 1, 2**31, 2**33 + 5, 2**40)
 
 
-@pytest.mark.parametrize("units", SIZES)
-@pytest.mark.parametrize("rows", SIZES)
-def test_grid_limits(rows: int, units: int) -> None:
-    """Every grid is one that CUDA takes, and is no larger than the work, or its limit, asks for."""
-    blocks_x, blocks_y, threads_x, threads_y = torch.ops.rnnkern_cuda_on_host.grid(rows, units)
-    assert threads_x * threads_y == 256
-    assert 1 <= blocks_x <= 2**31 - 1
-    assert 1 <= blocks_y <= 65_535
-    assert blocks_x == 65_536 or (blocks_x - 1) * threads_x < units <= blocks_x * threads_x
-    assert blocks_y == 65_535 or (blocks_y - 1) * threads_y < rows <= blocks_y * threads_y
+def test_grid_limits() -> None:
+    """Every grid is one that CUDA takes, and is as large as the work, or its limit, asks for."""
+    for rows, units in product(SIZES, SIZES):
+        blocks_x, blocks_y, threads_x, threads_y = torch.ops.rnnkern_cuda_on_host.grid(rows, units)
+        assert threads_x * threads_y == 256
+        assert 1 <= blocks_x <= 2**31 - 1
+        assert 1 <= blocks_y <= 65_535
+        assert blocks_x == 65_536 or (blocks_x - 1) * threads_x < units <= blocks_x * threads_x
+        assert blocks_y == 65_535 or (blocks_y - 1) * threads_y < rows <= blocks_y * threads_y
 
 
 @pytest.mark.parametrize("cell", CELLS)
