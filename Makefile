@@ -12,7 +12,8 @@ ARGS     ?=
 BIN   := .venv/bin
 READY := .venv/.ready
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
-CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
+                            'bench/*.cu' 'tests/*.cpp')
 PY     = $(shell git ls-files '*.py')
 
 .PHONY: demo test bench lint cuda-check gpu sanitize clean
