@@ -84,14 +84,6 @@ torch_ops = CppExtension(
     py_limited_api=True,
 )
 
-# torch has no stable ABI for autograd: this one is for the torch that builds it, and says so.
-autograd = CppExtension(
-    "rnnkern._autograd_torch" + re.sub(r"\W", "_", torch.__version__.partition("+")[0]),
-    ["csrc/bindings/autograd.cpp"],
-    extra_compile_args=[*CFLAGS, "-Wno-unused-parameter"],
-    depends=["csrc/cells/cells.h"],
-)
-
 numpy_module = Extension(
     "rnnkern._numpy",
     ["csrc/bindings/numpy_module.cpp"],
@@ -99,6 +91,24 @@ numpy_module = Extension(
     extra_compile_args=CFLAGS,
     depends=ENGINE,
 )
+
+
+def autograd() -> list[Extension]:
+    """For the torch that builds it, as torch has no stable ABI for autograd; its name says which.
+
+    Without it, or under another torch, the same runs in Python. RNNKERN_AUTOGRAD=0 leaves it out.
+    """
+    if os.environ.get("RNNKERN_AUTOGRAD") == "0":
+        return []
+    release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
+    return [
+        CppExtension(
+            f"rnnkern._autograd_torch{release}",
+            ["csrc/bindings/autograd.cpp"],
+            extra_compile_args=[*CFLAGS, "-g0", "-Wno-unused-parameter"],
+            depends=["csrc/cells/cells.h"],
+        )
+    ]
 
 
 def cuda_ops() -> list[Extension]:
@@ -131,6 +141,6 @@ def cuda_ops() -> list[Extension]:
 
 setup(
     libraries=libraries,
-    ext_modules=[torch_ops, autograd, numpy_module, *cuda_ops()],
+    ext_modules=[torch_ops, *autograd(), numpy_module, *cuda_ops()],
     cmdclass={"build_ext": Build, "build_clib": BuildLibraries},
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from measure import Machine, compare
 from rich.table import Table
@@ -27,7 +28,7 @@ def busy_cores() -> Iterator[None]:
 
 
 def slowdowns(
-    rows: list[Row], machines: list[Machine], ours: object, theirs: object, seconds: float
+    rows: list[Row], machines: list[Machine], ours: ModuleType, theirs: ModuleType, seconds: float
 ) -> Table:
     """Busy time over quiet time, ours and torch.nn's."""
     out = Table(title="slowdown with every core kept busy")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
+from peers import Peer, takes
 from rows import Row
 from torch import Tensor
 from torch.autograd.graph import increment_version, saved_tensors_hooks
@@ -57,6 +59,9 @@ class Result:
     theirs_iqr: float = float("nan")
     limit: float | None = None
     saved: dict[str, int] = field(default_factory=dict)  # bytes kept for backward, by side
+    peak: dict[str, int] = field(default_factory=dict)  # bytes a training call adds, by side
+    peers: dict[str, float] = field(default_factory=dict)  # seconds, by the peer's title
+    peers_wrong: dict[str, str] = field(default_factory=dict)  # what disagreed, by title
     wrong: str = ""  # what disagreed; such a row has no times
 
     @property
@@ -66,6 +71,11 @@ class Result:
     @property
     def gflops(self) -> float:
         return self.row.flops() / self.ours * 1e-9
+
+    @property
+    def keeps_more(self) -> bool:
+        """Whether we keep more for backward than torch.nn."""
+        return bool(self.saved) and self.saved["ours"] > self.saved["theirs"]
 
     @property
     def share(self) -> float | None:
@@ -84,9 +94,7 @@ class Side:
         if row.train:
             self.leaf = self.x.data if isinstance(self.x, PackedSequence) else self.x
             self.leaf.requires_grad_(not row.data)
-            generator = torch.Generator().manual_seed(2)
-            shape = self._data(self.forward()[0]).shape
-            self.grad = torch.randn(shape, generator=generator).to(row.dtype)
+            self.gradient = row.gradient()
 
     @staticmethod
     def _data(output: Tensor | PackedSequence) -> Tensor:
@@ -106,7 +114,12 @@ class Side:
         for p in self.parameters:
             p.grad = None
         self.leaf.grad = None
-        self._data(self.forward()[0]).backward(self.grad)
+        output, state = self.forward()
+        if self.row.last:
+            read = state[0] if isinstance(state, tuple) else state
+        else:
+            read = self._data(output)
+        read.backward(self.gradient)
 
     @property
     def call(self) -> Callable[[], object]:
@@ -159,38 +172,53 @@ def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torc
     return ", ".join(bad)
 
 
+def alternately(
+    calls: list[Callable[[], object]], threads: int, seconds: float, most: int = 9
+) -> list[Measurement]:
+    """Times the calls in turn, in at most `most` rounds, for about `seconds` in all."""
+    timers = [Timer("call()", globals={"call": call}, num_threads=threads) for call in calls]
+    # Timer.timeit warms up with two calls, so a round costs number + 2 calls of each side.
+    first = [t.timeit(2).mean for t in timers]
+    rounds = max(3, min(most, int(seconds / (3 * sum(first)))))
+    numbers = [max(1, int(seconds / (len(calls) * rounds * t)) - 2) for t in first]
+    runs: list[list[Measurement]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for timer, number, done in zip(timers, numbers, runs, strict=True):
+            done.append(timer.timeit(number))
+    return [Measurement.merge(done)[0] for done in runs]
+
+
 def compare(
-    row: Row, machine: Machine, ours: object, theirs: object, seconds: float, rounds: int = 9
+    row: Row,
+    machine: Machine,
+    ours: ModuleType,
+    theirs: ModuleType,
+    seconds: float,
+    peers: dict[str, type[Peer]] | None = None,
 ) -> Result:
-    """Times `row` with the layers of both packages, alternately, for about `seconds` in all."""
-    result = Result(row, machine.threads, limit=machine.limit_seconds(row))
-    torch.set_num_threads(machine.threads)
+    """Times `row` with the layers of both packages alternately, for about `seconds` in all, and
+    then with each of the peers for half as long: its threads may spin for a while after a call."""
+    threads = machine.threads
+    result = Result(row, threads, limit=machine.limit_seconds(row))
+    torch.set_num_threads(threads)
     mine, other = Side(row, ours), Side(row, theirs)
-    result.wrong = disagreement(mine.results(), other.results(), row.dtype)
+    expected = other.results()
+    result.wrong = disagreement(mine.results(), expected, row.dtype)
     if result.wrong:
         return result
     if row.train:
         result.saved = {"ours": mine.saved_bytes(), "theirs": other.saved_bytes()}
-
-    timers = [
-        Timer("call()", globals={"call": s.call}, num_threads=machine.threads, label=name)
-        for name, s in (("ours", mine), ("theirs", other))
-    ]
-    # Timer.timeit warms up with two calls, so a round costs number + 2 calls of each side.
-    first = [t.timeit(2).mean for t in timers]
-    rounds = max(3, min(rounds, int(seconds / (3 * sum(first)))))
-    numbers = [max(1, int(seconds / (2 * rounds * t)) - 2) for t in first]
-    runs: list[list[Measurement]] = [[], []]
-    for _ in range(rounds):
-        for timer, number, done in zip(timers, numbers, runs, strict=True):
-            done.append(timer.timeit(number))
-    a, b = (Measurement.merge(done)[0] for done in runs)
-    result.ours, result.ours_iqr, result.theirs, result.theirs_iqr = (
-        a.median,
-        a.iqr,
-        b.median,
-        b.iqr,
-    )
+    a, b = alternately([mine.call, other.call], threads, seconds)
+    result.ours, result.ours_iqr = a.median, a.iqr
+    result.theirs, result.theirs_iqr = b.median, b.iqr
+    for title, peer in (peers or {}).items():
+        if takes(title, row):
+            one = peer(row, threads)
+            wrong = disagreement(one.results(), expected, row.dtype)
+            if wrong:
+                result.peers_wrong[title] = wrong
+            else:
+                result.peers[title] = alternately([one.call], threads, seconds / 2)[0].median
     return result
 
 

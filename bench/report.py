@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,9 +12,12 @@ from pathlib import Path
 import matplotlib as mpl
 import torch
 from measure import Machine, Result, processor
+from peers import PEERS
 from rich.console import Console
 from rich.table import Table
 from rows import TARGETS, geomean
+
+PEER_TITLES = [title for title, *_ in PEERS.values()]
 
 
 def duration(seconds: float) -> str:
@@ -28,31 +32,45 @@ def timing(median: float, iqr: float) -> str:
     return f"{duration(median)} ±{iqr / median:.0%}"
 
 
-HEADER = (
-    f"{'group':10}{'call':38}{'mode':6}{'thr':>3}{'rnnkern':>15}{'torch.nn':>15}{'ratio':>8}"
-    f"{'GFLOP/s':>9}{'limit':>7}  saved for backward"
-)
+def header(peers: Iterable[str]) -> str:
+    """The titles over `line`."""
+    return (
+        f"{'group':10}{'call':38}{'mode':6}{'thr':>3}{'rnnkern':>15}{'torch.nn':>15}{'ratio':>8}"
+        f"{''.join(f'{title:>16}' for title in peers)}"
+        f"{'GFLOP/s':>9}{'limit':>7}  {'saved for backward':30}added at the peak"
+    )
 
 
-def line(r: Result) -> str:
-    """One result under HEADER, with rich's colours; printed as soon as it is there."""
+def line(r: Result, peers: Iterable[str]) -> str:
+    """One result under `header`, with rich's colours; printed as soon as it is there."""
     head = f"{r.row.group:10}{r.row!s:38}{r.row.mode:6}{r.threads:>3}"
     if r.wrong:
         return f"{head}  [red]results disagree:[/] {r.wrong}"
     colour = "green" if r.ratio >= 1 else "red"
     share = "" if r.share is None else f"{r.share:.0%}"
-    saved = ""
+    others = ""
+    for title in peers:
+        if title in r.peers:
+            text = f"{duration(r.peers[title])} {r.peers[title] / r.ours:.2f}×"
+        else:
+            text = "disagrees" if title in r.peers_wrong else "–"
+        others += f"{text:>16}"
+    saved = peak = ""
     if r.saved:
         mine, other = r.saved["ours"], r.saved["theirs"]
         saved = f"{mine / 2**10:.0f} KB = {mine / max(other, 1):.2f} × torch.nn's"
+        saved = f"[red]{saved:30}[/]" if r.keeps_more else f"{saved:30}"
+        peak = "–"
+    if r.peak:
+        peak = f"{r.peak['ours'] / 2**20:.1f} MB, torch.nn {r.peak['theirs'] / 2**20:.1f}"
     return (
         f"{head}{timing(r.ours, r.ours_iqr):>15}{timing(r.theirs, r.theirs_iqr):>15}"
-        f"[{colour}]{r.ratio:8.2f}[/]{r.gflops:9.3g}{share:>7}  {saved}"
+        f"[{colour}]{r.ratio:8.2f}[/]{others}{r.gflops:9.3g}{share:>7}  {saved}{peak}"
     )
 
 
 def groups(results: list[Result]) -> list[dict[str, object]]:
-    """Per group and number of threads: geometric mean, least ratio, target."""
+    """Per group and number of threads: geometric mean, least ratio, target, means of the peers."""
     out = []
     for group, (target, what) in TARGETS.items():
         for threads in sorted({r.threads for r in results}):
@@ -69,19 +87,26 @@ def groups(results: list[Result]) -> list[dict[str, object]]:
                         "geomean": geomean(ratios),
                         "least": min(ratios),
                         "target": target,
+                        "peers": {
+                            title: geomean([r.peers[title] / r.ours for r in timed])
+                            for title in PEER_TITLES
+                            if (timed := [r for r in mine if title in r.peers])
+                        },
                     }
                 )
     return out
 
 
 def summary(results: list[Result]) -> Table:
-    """The groups against their targets."""
+    """The groups against their targets; last the peers' times over ours, where they take part."""
+    found = groups(results)
+    peers = [title for title in PEER_TITLES if any(title in g["peers"] for g in found)]
     out = Table(title="geometric means")
     out.add_column("group")
     out.add_column("what")
-    for name in ("threads", "rows", "geomean", "target", "least"):
+    for name in ("threads", "rows", "geomean", "target", "least", *peers):
         out.add_column(name, justify="right")
-    for g in groups(results):
+    for g in found:
         colour = "green" if g["geomean"] >= g["target"] else "red"
         out.add_row(
             g["group"],
@@ -91,8 +116,19 @@ def summary(results: list[Result]) -> Table:
             f"[{colour}]{g['geomean']:.2f}[/]",
             f"{g['target']:.2f}",
             f"{g['least']:.2f}",
+            *(f"{g['peers'][title]:.2f}" if title in g["peers"] else "–" for title in peers),
         )
     return out
+
+
+def memory_summary(results: list[Result]) -> str:
+    """The rows that keep more for backward than torch.nn does."""
+    training = [r for r in results if r.saved]
+    more = {f"  {r.row.group}: {r.row}": r.saved for r in training if r.keeps_more}
+    if not training or not more:
+        return "no row keeps more for backward than torch.nn" if training else ""
+    lines = [f"{text} {s['ours'] / s['theirs']:.2f} ×" for text, s in more.items()]
+    return "\n".join(["keep more for backward than torch.nn:", *lines])
 
 
 def machine_facts(machines: list[Machine]) -> dict[str, object]:

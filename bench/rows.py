@@ -49,6 +49,7 @@ class Row:
     packed: bool = False
     hx: bool = False
     data: bool = False  # the input is data and needs no gradient
+    last: bool = False  # the loss reads h_n, not the output
     proj: int = 0
     dtype: torch.dtype = torch.float32
     note: str = ""
@@ -75,6 +76,11 @@ class Row:
         if self.group != "large":
             return [self.group]
         return ["large", f"large LSTM {self.mode}" if self.cell == "LSTM" else "large GRU, RNN"]
+
+    @property
+    def states(self) -> int:
+        """First size of h_n."""
+        return self.L * (1 + self.bidirectional)
 
     def lengths(self) -> list[int]:
         """Steps of every batch row; a ragged batch is about 62% full."""
@@ -128,14 +134,25 @@ class Row:
 
         x = normal(self.T, self.B, self.I)
         x = x.transpose(0, 1).contiguous() if self.batch_first else x
-        states = self.L * (1 + self.bidirectional)
         hx = None
         if self.hx:
-            h = normal(states, self.B, self.proj or self.H)
-            hx = (h, normal(states, self.B, self.H)) if self.cell == "LSTM" else h
+            h = normal(self.states, self.B, self.proj or self.H)
+            hx = (h, normal(self.states, self.B, self.H)) if self.cell == "LSTM" else h
         if self.packed:
             return pack_padded_sequence(x, self.lengths(), batch_first=self.batch_first), hx
         return x, hx
+
+    def gradient(self) -> Tensor:
+        """The loss's gradient with respect to what it reads, from a fixed seed."""
+        if self.last:
+            shape = [self.states, self.B]
+        elif self.packed:
+            shape = [sum(self.lengths())]
+        else:
+            shape = [self.B, self.T] if self.batch_first else [self.T, self.B]
+        features = (self.proj or self.H) * (1 if self.last else 1 + self.bidirectional)
+        generator = torch.Generator().manual_seed(2)
+        return torch.randn(*shape, features, generator=generator).to(self.dtype)
 
 
 def geomean(values: list[float]) -> float:
@@ -155,11 +172,20 @@ def rows() -> list[Row]:
 
 
 def _course() -> Iterator[Row]:
-    yield Row("course", "RNN", 10, 1, 32, 32, train=True, note="characters", batch_first=True)
+    """The three trainings of the course day, as its own code runs them. An embedding before the
+    layer is trained with it, so the layer's input needs a gradient."""
     yield Row(
-        "course", "LSTM", 50, 1000, 1, 32, 2, True, data=True, batch_first=True, note="sine waves"
-    )
-    yield Row("course", "LSTM", 10, 500, 16, 32, train=True, batch_first=True, note="sentiment")
+        "course", "RNN", 10, 1, 32, 32, train=True, batch_first=True, hx=True,
+        note="characters: one sequence, trained embedding, hx given",
+    )  # fmt: skip
+    yield Row(
+        "course", "LSTM", 50, 1000, 1, 32, 2, train=True, batch_first=True, data=True,
+        note="sine waves: all 1000 in one batch, no embedding",
+    )  # fmt: skip
+    yield Row(
+        "course", "LSTM", 10, 500, 16, 32, train=True, batch_first=True, last=True,
+        note="sentiment: padded to 10, not packed, trained embedding, loss of h_n",
+    )  # fmt: skip
 
 
 def _tiny() -> Iterator[Row]:

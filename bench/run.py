@@ -3,6 +3,7 @@
 python bench/run.py                        everything
 python bench/run.py --quick                the shorter rows, a fraction of the time
 python bench/run.py --group tiny --match "GRU.*train" --threads 1
+python bench/run.py --peers onnxruntime    beside torch.nn only this one
 python bench/run.py --busy --group small   with every core kept busy by another process
 """
 
@@ -17,7 +18,19 @@ from pathlib import Path
 
 from load import slowdowns
 from measure import Machine, compare
-from report import HEADER, line, machine_facts, plot, show_machine, summary, write_json
+from memory import added_at_peak, available
+from peers import PEERS, installed
+from peers import load as load_peers
+from report import (
+    header,
+    line,
+    machine_facts,
+    memory_summary,
+    plot,
+    show_machine,
+    summary,
+    write_json,
+)
 from rich.console import Console
 from rows import TARGETS, Row, rows
 
@@ -37,6 +50,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
     parser.add_argument("--ours", default="rnnkern", help="package that has LSTM, GRU and RNN")
     parser.add_argument("--theirs", default="torch.nn", help="package to compare with")
+    parser.add_argument(
+        "--peers", nargs="*", choices=list(PEERS), default=installed(), help="default: installed"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest")
     return parser.parse_args()
 
@@ -60,7 +76,7 @@ def thread_counts(args: argparse.Namespace) -> list[int]:
 
 
 def main() -> int:
-    """Returns the number of rows whose results disagree."""
+    """Returns the number of rows whose results disagree, ours or a peer's."""
     args = arguments()
     console = Console()
     chosen = selected(args)
@@ -78,17 +94,25 @@ def main() -> int:
         console.print(slowdowns(chosen, machines, ours, theirs, seconds))
         return 0
 
+    peers = load_peers(args.peers)
     results = []
-    console.print(HEADER, style="bold", soft_wrap=True)
+    console.print(header(peers), style="bold", soft_wrap=True)
     for machine in machines:
         for row in chosen:
-            results.append(compare(row, machine, ours, theirs, seconds))
-            console.print(line(results[-1]), highlight=False, soft_wrap=True)
+            result = compare(row, machine, ours, theirs, seconds, peers)
+            if row.train and available():
+                result.peak = {
+                    "ours": added_at_peak(row, args.ours, machine.threads),
+                    "theirs": added_at_peak(row, args.theirs, machine.threads),
+                }
+            results.append(result)
+            console.print(line(result, peers), highlight=False, soft_wrap=True)
     console.print(summary(results))
+    console.print(memory_summary(results), highlight=False)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.out.with_suffix(".json"), facts, results)
     plot(args.out.with_suffix(".png"), facts, results)
-    return sum(bool(r.wrong) for r in results)
+    return sum(bool(r.wrong or r.peers_wrong) for r in results)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy
 import torch
 
-from . import __version__, ops
+from . import __version__, autograd, ops
 
 
 def _cuda() -> str:
@@ -17,6 +17,12 @@ def _cuda() -> str:
     if torch.cuda.is_available():
         return "kernels not built; torch's own path is taken on the GPU"
     return f"no GPU; kernels {'built' if built else 'not built'}"
+
+
+def _autograd() -> str:
+    if autograd.NATIVE is not None:
+        return "C++"
+    return f"Python, slower for small calls: not built for torch {torch.__version__}"
 
 
 def _lines() -> Iterator[tuple[str, str]]:
@@ -29,6 +35,7 @@ def _lines() -> Iterator[tuple[str, str]]:
     yield "instruction set", f"{library['isa']} of {', '.join(library['available'])}"
     yield "", "(RNNKERN_CPU=baseline|avx2|avx512 forces it down)"
     yield "threads", str(torch.get_num_threads())
+    yield "autograd", _autograd()
     yield "CUDA", _cuda()
 
 

@@ -26,17 +26,18 @@ _function_modes = torch._C._len_torch_function_stack  # they see calls of operat
 _requires_grad = attrgetter("requires_grad")
 
 
-def _load_native() -> Any:
-    """The C++ functions built for this version of torch; None if there are none."""
-    name = f"rnnkern._autograd_torch{re.sub('[^0-9a-zA-Z]', '_', torch.__version__.partition('+')[0])}"
+def _native() -> Any:
+    release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
+    name = f"rnnkern._autograd_torch{release}"
     if importlib.util.find_spec(name) is None:
         return None
-    module = importlib.import_module(name)
-    module.use_composite(composite.vjp)
-    return module
+    library = importlib.import_module(name)
+    library.use_composite(composite.vjp)
+    return library
 
 
-_native = _load_native()
+#: The C++ functions, if the package was built with this very version of torch; else None.
+NATIVE: Any = _native()
 
 
 class Tap(Protocol):
@@ -181,8 +182,8 @@ def layer_call(
     state (output, h_n). What the kernels saved goes to `TAP`, if set.
     """
     tap = TAP.get()
-    if tap is None and _native is not None and not _function_modes():
-        return _native.layer(input, batch_sizes, state, weights, cell, batch_first)
+    if tap is None and NATIVE is not None and not _function_modes():
+        return NATIVE.layer(input, batch_sizes, state, weights, cell, batch_first)
     if torch.is_grad_enabled() and (
         input.requires_grad or any(map(_requires_grad, (*state, *weights)))
     ):
@@ -205,8 +206,8 @@ def step_call(
 
     For the cells.
     """
-    if _native is not None and not _function_modes():
-        return _native.step(input, state, weights, cell)
+    if NATIVE is not None and not _function_modes():
+        return NATIVE.step(input, state, weights, cell)
     lifted = [s.unsqueeze(0) for s in state]
     _, *states = layer_call(input.unsqueeze(0), None, lifted, weights, cell, False)
     return tuple(s.squeeze(0) for s in states)

@@ -12,7 +12,19 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+import torch
+
 _BUILDER = "torch._dynamo.variables.builder"
+
+
+def exporting_to_onnx() -> bool:
+    """torch.onnx.is_in_onnx_export(), to which Dynamo answers False whatever the truth is."""
+    return torch.onnx.is_in_onnx_export()
+
+
+# Dynamo calls it then instead of tracing it. This is what torch.compiler.assume_constant_result
+# does, which would import Dynamo.
+exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _patch(builder: ModuleType) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import compiler, ops
 from .cells import BY_MODE
 
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -60,7 +60,7 @@ def obstacle(module: nn.Module, input: Any, weights: Sequence[Any]) -> Path | No
         return _PROJECTION
     if not (module.input_size and module.hidden_size):
         return _SIZE
-    if _tracing_state() is not None or (_is_compiling() and torch.onnx.is_in_onnx_export()):
+    if _tracing_state() is not None or (_is_compiling() and compiler.exporting_to_onnx()):
         return _JIT
     return None
 

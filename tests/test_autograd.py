@@ -33,9 +33,9 @@ ALL = LAYERS + CELLS
 def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything holds on the C++ autograd node, and without the library that has it."""
     if request.param == "Python":
-        monkeypatch.setattr(rnnkern.autograd, "_native", None)
+        monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)
     else:
-        assert rnnkern.autograd._native is not None
+        assert rnnkern.autograd.NATIVE is not None
 
 
 def example(name: str, **kwargs: Any) -> tuple[nn.Module, Tensor]:
@@ -338,7 +338,8 @@ def test_no_leaks(name: str) -> None:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
             out = flat(layer(torch.ones(5, 2, 3, requires_grad=True)))[0]
-        assert watched and all(w() is not None for w in watched)
+        assert watched
+        assert all(w() is not None for w in watched)
         if backward:
             loss(out).backward()
         return watched

@@ -5,8 +5,9 @@ import subprocess
 from importlib.util import find_spec
 
 import pytest
+import torch
 
-import rnnkern  # noqa: F401  (the library lives in the package)
+import rnnkern.autograd
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
@@ -19,3 +20,9 @@ def test_stable_abi() -> None:
     unstable = ("_ZN2at", "_ZNK2at", "_ZN3c10", "_ZNK3c10", "_ZTIN2at", "_ZTIN3c10", "Py", "_Py")
     assert [s for s in symbols if s.startswith(unstable)] == []
     assert any(s.startswith("aoti_torch_") for s in symbols)
+
+
+def test_autograd_library_is_of_this_torch() -> None:
+    """A library built against another torch's C++ headers is never loaded: its name differs."""
+    release = torch.__version__.partition("+")[0].replace(".", "_")
+    assert f"_autograd_torch{release}." in rnnkern.autograd.NATIVE.__file__

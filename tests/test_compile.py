@@ -179,9 +179,12 @@ def test_export(name: str, strict: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.rnn._flat_weights")
-def test_onnx_exporter_meets_torchs_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strict", [False, True])
+def test_onnx_exporter_meets_torchs_operators(
+    strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    program = torch.export.export(Model("LSTM").eval(), (torch.randn(2, 5, 3),))
+    program = torch.export.export(Model("LSTM").eval(), (torch.randn(2, 5, 3),), strict=strict)
     assert "aten.lstm.input" in [str(node.target) for node in program.graph.nodes]
 
 

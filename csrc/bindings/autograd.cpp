@@ -66,9 +66,9 @@ std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool tra
   static const c10::OperatorHandle& op = find("rnnkern::forward");
   at::AutoDispatchBelowAutograd guard;
   Split split(call, tensors);
-  torch::jit::Stack stack = call_operator(op, std::move(split.input), call.batch_sizes,
-                                          std::move(split.state), std::move(split.weights),
-                                          call.cell, call.batch_first, train);
+  torch::jit::Stack stack =
+      call_operator(op, std::move(split.input), call.batch_sizes, std::move(split.state),
+                    std::move(split.weights), call.cell, call.batch_first, train);
   std::array<Tensor, 5> results;
   for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
   return results;
@@ -144,11 +144,8 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     kept.insert(kept.end(), {results[0], results[3], results[4]});
     if (call.batch_sizes) kept.push_back(*call.batch_sizes);
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["states"] = call.states;
-    ctx->saved_data["cell"] = call.cell;
-    ctx->saved_data["batch_first"] = call.batch_first;
-    ctx->saved_data["step"] = call.step;
-    ctx->saved_data["packed"] = call.batch_sizes.has_value();
+    ctx->saved_data["call"] = std::vector<int64_t>{call.states, call.cell, call.batch_first,
+                                                   call.step, call.batch_sizes.has_value()};
     ctx->set_materialize_grads(false);
     return outputs;
   }
@@ -156,13 +153,9 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
   static variable_list backward(AutogradContext* ctx, variable_list given) {
     static const c10::OperatorHandle& op = find("rnnkern::backward");
     variable_list kept = ctx->get_saved_variables();
-    const auto& data = ctx->saved_data;
-    Call call{{},
-              data.at("states").toInt(),
-              data.at("cell").toInt(),
-              data.at("batch_first").toBool(),
-              data.at("step").toBool()};
-    if (data.at("packed").toBool()) {
+    const std::vector<int64_t> saved = ctx->saved_data.at("call").toIntVector();
+    Call call{{}, saved[0], saved[1], saved[2] != 0, saved[3] != 0};
+    if (saved[4]) {
       call.batch_sizes = std::move(kept.back());
       kept.pop_back();
     }
@@ -188,11 +181,10 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
       };
       at::AutoDispatchBelowAutograd guard;
       Split split(call, tensors);
-      const torch::jit::Stack stack =
-          call_operator(op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]),
-                        std::move(split.input), call.batch_sizes, std::move(split.state),
-                        std::move(split.weights), kept[count], kept[count + 1], kept[count + 2],
-                        call.cell, call.batch_first, needs, false);
+      const torch::jit::Stack stack = call_operator(
+          op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), std::move(split.input),
+          call.batch_sizes, std::move(split.state), std::move(split.weights), kept[count],
+          kept[count + 1], kept[count + 2], call.cell, call.batch_first, needs, false);
       for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
       for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
     }

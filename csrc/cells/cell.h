@@ -14,8 +14,7 @@
 //                 the gate, in torch's order, that is the s-th of those consecutive sums
 //   kStates       1: h;  2: h and c
 //   kSaved        values per unit that backward needs besides the states
-//   kProjects     whether the engine may project h before it hands it on (torch.nn.LSTM's
-//   proj_size).
+//   kProjects     whether h may be projected before it is handed on (torch.nn.LSTM's proj_size).
 //                 Such a cell reads neither prev[0] nor, in backward, next[0], and has a third
 //                 function, hidden(saved, next): next[0] as forward made it, once more.
 //

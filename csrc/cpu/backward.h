@@ -15,6 +15,7 @@ class BackwardDirection {
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
+  static_assert(Cell::kGates <= kMaxGates);
 
  public:
   // Steps of the chunk, at most.
@@ -146,7 +147,7 @@ class BackwardDirection {
       if (mine.b0 < carried) differentiate(s, mine, mine.b0, carried, true, dsums);
       if (carried < active) differentiate(s, mine, carried, active, false, dsums);
       if (plan_.by_units) team.sync();
-      if (mine.b0 < active) carry_back(of_h, active, dsums);
+      if (mine.b0 < active) carry_back(s, of_h, active, dsums);
     }
   }
 
@@ -212,11 +213,13 @@ class BackwardDirection {
   }
 
   // dh += dsums W_hh, for the worker's rows below `active` and its units.
-  void carry_back(const Part& part, int64_t active, const T* dsums) {
+  void carry_back(int64_t s, const Part& part, int64_t active, const T* dsums) {
     dsums += Cell::kHiddenSum * p_.hidden_size + part.b0 * stride_;
-    for (int64_t panel = part.p0; panel < part.p1; ++panel)
+    for (int64_t i = part.p0; i < part.p1; ++i) {
+      const int64_t panel = in_turn(i, s, part);
       hh_.add_product({dsums, stride_}, active - part.b0, panel,
                       {shared_.dh[part.b0] + hh_.panels.first_unit(panel), shared_.dh.stride});
+    }
   }
 
   ChunkGradients<T> chunk(int64_t begin, int64_t end, Team team) const {
@@ -244,7 +247,7 @@ class BackwardDirection {
     const int64_t I = p_.input_size;
     if (g.ih && I < kTileRows) {
       const bool even = seq_.offsets || p_.x.step == seq_.batch * p_.x.row;
-      chunk.add_thin(g.ih, int(I), Cell::kInputSum, Cell::input_gate, even, [&](int64_t t) {
+      chunk.add_thin(g.ih, I, I, Cell::kInputSum, Cell::input_gate, even, [&](int64_t t) {
         return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, nullptr, 0};
       });
     } else if (g.ih) {
@@ -264,8 +267,8 @@ class BackwardDirection {
     if (projects()) shared_.projection.weight_gradient(chunk);
     static constexpr T kOne = 1;  // a bias is the weight of an input that is always 1
     const auto ones = [&](int64_t) { return Term<T>{&kOne, 0, 0, 0, nullptr, 0}; };
-    if (g.bias_ih) chunk.add_thin(g.bias_ih, 1, Cell::kInputSum, Cell::input_gate, true, ones);
-    if (g.bias_hh) chunk.add_thin(g.bias_hh, 1, Cell::kHiddenSum, Cell::hidden_gate, true, ones);
+    if (g.bias_ih) chunk.add_thin(g.bias_ih, 1, 1, Cell::kInputSum, Cell::input_gate, true, ones);
+    if (g.bias_hh) chunk.add_thin(g.bias_hh, 1, 1, Cell::kHiddenSum, Cell::hidden_gate, true, ones);
   }
 
   const Backward<T>& p_;

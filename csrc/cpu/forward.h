@@ -19,6 +19,12 @@ struct Part {
   int64_t b0, b1, p0, p1;
 };
 
+// Panels are walked to and fro, step by step: of weights larger than the cache, those that were
+// used last are still there.
+RNNKERN_INLINE int64_t in_turn(int64_t panel, int64_t step, const Part& part) {
+  return step % 2 ? part.p0 + part.p1 - 1 - panel : panel;
+}
+
 // Where the states of a direction live, for a step and the rows from r0 on.
 template <class T>
 struct StateRows {
@@ -209,7 +215,8 @@ class ForwardDirection {
   void step(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried) {
     const StateRows<T> rows = state_rows(s, r0, carried);
     const RowsOf<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.row, p_.x.row};
-    for (int64_t panel = part.p0; panel < part.p1; ++panel) {
+    for (int64_t i = part.p0; i < part.p1; ++i) {
+      const int64_t panel = in_turn(i, s, part);
       RowsOf<const T> projected{};
       if (!plan_.fused_input) projected = {chunk_at(s, r0, panel, part), chunk_width(part)};
       for_row_tiles(r1 - r0, [&](int64_t r, int n) {

@@ -17,8 +17,7 @@ struct RightOperand {
   T* packed;
   int64_t units;
   int gates;
-  int (*gate_of)(
-      int);  // the weight's block that is multiplied by the s-th block of the left operand
+  int (*gate_of)(int s);  // the weight's block for the s-th block of the left operand
   bool direct;
 
   int64_t depth() const { return gates * units; }

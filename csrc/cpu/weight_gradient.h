@@ -11,6 +11,9 @@ template <class T>
 struct ChunkGradients {
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
+  // A tile loads one value per row and one vector per vector of its panel for each k: with fewer
+  // than three vectors the loads take longer than the multiply-adds.
+  static constexpr int kWideEnough = 3 * kLanes;
 
   const Sequence& sequence;
   int64_t t0, t1;  // steps of the chunk
@@ -41,6 +44,11 @@ struct ChunkGradients {
           buffer);
       const int width = int(panels.step(panel));
       const int64_t left = columns - panels.first_unit(panel);
+      if (width < kWideEnough) {
+        add_thin(grad + panels.first_unit(panel), least<int64_t>(width, left), columns, first_sum,
+                 gate_of, true, [&](int64_t) { return Term<T>{buffer, 1, width, 0, nullptr, 0}; });
+        continue;
+      }
       for (int64_t k = begin; k < end;) {  // gate by gate
         const int64_t s = k / H, stop = least((s + 1) * H, end);
         T* const out = grad + (gate_of(int(s)) - s) * H * columns + panels.first_unit(panel);
@@ -55,35 +63,38 @@ struct ChunkGradients {
     }
   }
 
-  // The same for a left operand of few columns: its transpose is a tile of `columns` rows, and
-  // dsums the panel. operand(t) gives the term of step t but for its depth and panel; if its rows
-  // lie evenly over all steps, one term serves the chunk. The team splits the units.
+  // The same for few columns, of a gradient with `ld` of them: transposed, so that dsums is the
+  // panel, as it lies, and tiles are wide. operand(t) gives the term of step t but for its depth
+  // and panel; if its rows lie evenly over all steps, one term serves the chunk.
   template <class GateOf, class Operand>
-  void add_thin(T* grad, int columns, int first_sum, GateOf gate_of, bool even,
+  void add_thin(T* grad, int64_t columns, int64_t ld, int first_sum, GateOf gate_of, bool even,
                 Operand operand) const {
-    const int64_t H = hidden, blocks = (H + kLanes - 1) / kLanes;
+    const int64_t H = hidden, blocks = (gates * H + kLanes - 1) / kLanes;
+    const int64_t begin = team.begin(blocks) * kLanes;
+    const int64_t end = least(team.end(blocks) * kLanes, gates * H);
     constexpr int kWidth = kTileVectors * kLanes;
-    const int64_t last = team.end(blocks) * kLanes;
-    for (int s = 0; s < gates; ++s)
-      for (int64_t u = team.begin(blocks) * kLanes; u < last; u += kWidth) {
+    for (int64_t k = begin; k < end; k += kWidth) {
+      const int64_t sums = least<int64_t>(end - k, kWidth);
+      const int vectors = int((sums + kLanes - 1) / kLanes);
+      for_row_tiles(columns, [&](int64_t c0, int n) {
         alignas(64) T tile[kTileRows * kWidth] = {};
-        const int vectors = int(least<int64_t>((last - u) / kLanes, kTileVectors));
-        const T* b = dsums + (first_sum + s) * H + u;
+        const T* b = dsums + first_sum * H + k;
         for (int64_t t = t0; t < t1; t = even ? t1 : t + 1) {
           Term<T> term = operand(t);
+          term.a += c0 * term.row;
           term.depth = even ? rows() : sequence.active(t);
           term.b = b, term.panel_step = stride;
           b += term.depth * stride;
-          product(columns, vectors, &term, 1, Tile<T>{tile, kWidth, tile, kWidth});
+          product(n, vectors, &term, 1, Tile<T>{tile, kWidth, tile, kWidth});
         }
-        T* const out = grad + (gate_of(s) * H + u) * columns;
-        const int64_t units = least<int64_t>(H - u, vectors * kLanes);
-        for (int64_t l = 0; l < units; ++l)
-          for (int c = 0; c < columns; ++c) {
-            T& to = out[l * columns + c];
-            to = first ? tile[c * kWidth + l] : to + tile[c * kWidth + l];
-          }
-      }
+        for (int64_t l = 0; l < sums; ++l) {
+          const int64_t s = (k + l) / H;
+          T* const out = grad + ((gate_of(int(s)) - s) * H + k + l) * ld + c0;
+          for (int c = 0; c < n; ++c)
+            out[c] = first ? tile[c * kWidth + l] : out[c] + tile[c * kWidth + l];
+        }
+      });
+    }
   }
 };
 
