@@ -63,7 +63,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _emulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The operators in place, with small chunks of time; new tensors are NaN, so that what a kernel
     leaves unwritten shows."""
-    monkeypatch.setattr(rnnkern.autograd, "_native", None)  # it would go to the CPU engine
+    monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)  # it would go to the CPU engine
     monkeypatch.setattr(rnnkern.ops, "forward", torch.ops.rnnkern_cuda_on_host.forward.default)
     monkeypatch.setattr(rnnkern.ops, "backward", torch.ops.rnnkern_cuda_on_host.backward.default)
     torch.use_deterministic_algorithms(True)
