@@ -12,7 +12,8 @@ ARGS     ?=
 BIN   := .venv/bin
 READY := .venv/.ready
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
-CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
+                            'bench/*.cu' 'tests/*.cpp')
 PY     = $(shell git ls-files '*.py')
 
 .PHONY: demo test bench lint cuda-check gpu sanitize clean
@@ -53,6 +54,6 @@ $(READY): pyproject.toml setup.py $(shell find csrc -type f)
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed: make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) 'setuptools>=77' wheel pybind11 ninja numpy
+	$(PIP) 'setuptools>=77' wheel ninja numpy
 	$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@

@@ -11,7 +11,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pybind11
 import torch
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
@@ -88,7 +87,7 @@ torch_ops = CppExtension(
 numpy_module = Extension(
     "rnnkern._numpy",
     ["csrc/bindings/numpy_module.cpp"],
-    include_dirs=[pybind11.get_include()],
+    include_dirs=[str(Path(torch.__file__).parent / "include")],  # torch brings pybind11
     extra_compile_args=CFLAGS,
     depends=ENGINE,
 )

@@ -2,11 +2,13 @@
 
 python bench/gpu.py                          every row, a few minutes
 python bench/gpu.py --match "LSTM.*fp16"     rows whose text this regex is found in
+python bench/gpu.py --quick --limit 60       a first look; no row begins after so many seconds
 python bench/gpu.py --seconds 0.2            shorter: per row and side
 
 Both sides do the whole layer, input projection included, on the same weights and values; they are
 called alternately, each time with the L2 cache overwritten before. "graph" is our call captured in
-a CUDA graph and replayed: what the GPU alone needs. Writes bench/results/gpu.json and gpu.txt.
+a CUDA graph and replayed: what the GPU alone needs. Writes bench/results/gpu.json and gpu.txt after
+every row, so that a run that is cut off leaves what it has; a row that fails says so in its place.
 """
 
 from __future__ import annotations
@@ -15,9 +17,13 @@ import argparse
 import json
 import re
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -28,6 +34,7 @@ from torch.nn.utils.rnn import PackedSequence
 import rnnkern
 
 RESULTS = Path(__file__).parent / "results"
+DEVICE = "cuda"
 DTYPES = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
@@ -48,6 +55,12 @@ class GpuRow:
     def __str__(self) -> str:
         shape = str(replace(self.row, dtype=torch.float32))
         return f"{shape} {self.precision} {self.row.mode}"
+
+    @property
+    def quick(self) -> bool:
+        """Whether it is part of a first look: every kind of row once."""
+        row = self.row
+        return (row.T, row.B) == (512, 16) and row.H in (256, 512) and self.precision != "fp32"
 
     def use_precision(self) -> None:
         allowed = self.precision == "tf32"
@@ -72,6 +85,7 @@ def rows() -> Iterator[GpuRow]:
         yield from both("LSTM", 512, B, 512, "bf16")
     for T in (128, 2048):
         yield from both("LSTM", T, 16, 512, "bf16")
+    yield from both("LSTM", 512, 16, 512, "bf16", proj=256)
     yield from both("LSTM", 128, 128, 2048, "bf16")
     yield from both("LSTM", 128, 64, 2048, "tf32")
     for cell in ("GRU", "RNN"):
@@ -86,7 +100,10 @@ def rows() -> Iterator[GpuRow]:
 
 @dataclass
 class Result:
-    """Microseconds per call, median and interquartile range; nan where there is no time."""
+    """Microseconds per call, median and interquartile range; nan where there is no time.
+
+    `steps` are those that follow each other: of all layers and directions, and back if trained.
+    """
 
     call: str
     ours: float = float("nan")
@@ -105,15 +122,12 @@ class Result:
     )
 
     def __str__(self) -> str:
-        if self.wrong:
-            return f"{self.call:46}  results disagree: {self.wrong}"
         cells = ((self.ours, self.ours_iqr), (self.graph, self.graph_iqr))
         cells += ((self.theirs, self.theirs_iqr),)
         times = "".join(f"{f'{t:.1f} ±{d / t:.0%}' if t == t else '-':>15}" for t, d in cells)
         ratios = f"{self.theirs / self.ours:11.2f}{self.theirs / self.graph:8.2f}"
-        return (
-            f"{self.call:46}{times}{self.graph / self.steps:9.2f}{ratios} {'; '.join(self.notes)}"
-        )
+        notes = "; ".join([f"WRONG: {self.wrong}"] if self.wrong else self.notes)
+        return f"{self.call:46}{times}{self.graph / self.steps:9.2f}{ratios} {notes}"
 
 
 class Side:
@@ -121,11 +135,11 @@ class Side:
 
     def __init__(self, row: Row, package: object) -> None:
         self.row = row
-        self.layer = row.module(package).cuda()
+        self.layer = row.module(package).to(DEVICE)
         if package is torch.nn:
             self.layer.flatten_parameters()
         x, hx = row.inputs()
-        self.x, self.hx = x.to("cuda"), hx
+        self.x, self.hx = x.to(DEVICE), hx
         self.leaf = self.x.data if isinstance(self.x, PackedSequence) else self.x
         self.leaf.requires_grad_(row.train)
         if isinstance(self.x, PackedSequence):
@@ -200,13 +214,12 @@ def spread(values: list[float]) -> tuple[float, float]:
 def compare(gpu_row: GpuRow, seconds: float, cache: Tensor) -> Result:
     gpu_row.use_precision()
     row = gpu_row.row
-    result = Result(str(gpu_row), steps=row.T * row.L * (1 + row.bidirectional))
+    steps = row.T * row.L * (1 + row.bidirectional) * (1 + row.train)
+    result = Result(str(gpu_row), steps=steps)
     ours, theirs = Side(row, rnnkern), Side(row, torch.nn)
     with torch.no_grad():
         theirs.grad.copy_(ours.grad)
     result.wrong = disagreement(ours(), theirs(), AGREE[gpu_row.precision])
-    if result.wrong:
-        return result
     calls: list[Callable[[], object]] = [ours, theirs]
     try:
         calls.append(captured(ours))
@@ -220,48 +233,97 @@ def compare(gpu_row: GpuRow, seconds: float, cache: Tensor) -> Result:
     return result
 
 
-def main() -> int:
-    """Returns the number of rows whose results disagree."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--match", default="", help="only rows whose text this regex is found in")
-    parser.add_argument("--seconds", type=float, default=0.4, help="per row and side")
-    parser.add_argument("--list", action="store_true", help="list the rows and stop")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
-    args = parser.parse_args()
-    chosen = [row for row in rows() if re.search(args.match, str(row), re.IGNORECASE)]
-    if args.list:
-        print(*chosen, sep="\n")
-        return 0
-    if not torch.cuda.is_available():
-        print("needs an NVIDIA GPU and a torch with CUDA", file=sys.stderr)
-        return 1
+def answer(*command: str) -> str:
+    """What a command says, or "unknown"."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
+
+def machine(facts: Path | None) -> dict[str, object]:
+    """Where and when this runs; `facts` is what bench/gpu_facts.cu printed."""
     properties = torch.cuda.get_device_properties(0)
-    facts = {
+    known: dict[str, object] = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "gpu": properties.name,
+        "driver": answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "multiprocessors": properties.multi_processor_count,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "rnnkern": rnnkern.__version__,
+        "commit": answer("git", "-C", str(RESULTS), "rev-parse", "HEAD"),
     }
-    cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    lines = [", ".join(f"{k} {v}" for k, v in facts.items()), Result.HEADER]
-    print(*lines, sep="\n", flush=True)
-    results = []
-    for row in chosen:
-        results.append(compare(row, args.seconds, cache))
-        lines.append(str(results[-1]))
-        print(lines[-1], flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".txt").write_text("\n".join(lines) + "\n")
+    if facts and facts.exists():
+        known |= {
+            name: int(value) for name, value in map(str.split, facts.read_text().splitlines())
+        }
+    return known
+
+
+def write(out: Path, known: dict[str, object], results: list[Result], left_out: int) -> None:
+    """The table and, with everything in it, the JSON."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{k}: {v}" for k, v in known.items()]
+    lines += ["", Result.HEADER, *map(str, results)]
+    lines += [f"{left_out} rows are left out: no time"] if left_out else []
+    out.with_suffix(".txt").write_text("\n".join(lines) + "\n")
     finite = [{k: v if v == v else None for k, v in asdict(r).items()} for r in results]
-    content = {"machine": facts, "results": finite}
-    args.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    content = {"machine": known, "left_out": left_out, "results": finite}
+    out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def packages() -> None:
+    for name in ("torch", "setuptools", "ninja", "numpy", "pytest"):
+        try:
+            print(name, version(name))
+        except PackageNotFoundError:
+            print(name, "is not installed")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the number of rows that fail or whose results disagree."""
+    start = time.monotonic()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--match", default="", help="only rows whose text this regex is found in")
+    parser.add_argument("--quick", action="store_true", help="only the rows of a first look")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for all rows")
+    parser.add_argument("--seconds", type=float, default=0.4, help="per row and side")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    parser.add_argument("--packages", action="store_true", help="list what is installed and stop")
+    parser.add_argument("--facts", type=Path, help="what bench/gpu_facts.cu printed")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
+    args = parser.parse_args(arguments)
+    chosen = [row for row in rows() if re.search(args.match, str(row), re.IGNORECASE)]
+    if args.quick:
+        chosen = [row for row in chosen if row.quick]
+    if args.list or args.packages:
+        packages() if args.packages else print(*chosen, sep="\n")
+        return 0
+    if not torch.cuda.is_available():
+        print("needs an NVIDIA GPU and a torch with CUDA", file=sys.stderr)
+        return 1
+
+    known = machine(args.facts)
+    cache = torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE)
+    print(*(f"{k}: {v}" for k, v in known.items()), Result.HEADER, sep="\n", flush=True)
+    results: list[Result] = []
+    for row in chosen:
+        if time.monotonic() - start > args.limit:
+            break
+        try:
+            results.append(compare(row, args.seconds, cache))
+        except RuntimeError as error:  # CUDA's errors, out of memory among them
+            results.append(Result(str(row), steps=1, wrong=str(error).partition("\n")[0]))
+        print(results[-1], flush=True)
+        write(args.out, known, results, len(chosen) - len(results))
+    if len(results) < len(chosen):
+        print(f"{len(chosen) - len(results)} rows are left out: no time")
     return sum(bool(r.wrong) for r in results)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(min(main(), 1))

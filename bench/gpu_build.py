@@ -6,11 +6,13 @@ that is installed. Where nvcc is missing it says so and succeeds.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ KERNELS = [
     "-Werror=all-warnings",
 ]
 OPERATORS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror", "-DUSE_CUDA"]
+OPERATORS += ["-Wconversion", "-Wno-sign-conversion"]  # an index cut to 32 bits would show
 OPERATORS += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 OPERATORS += ["-isystem", str(Path(torch.__file__).parent / "include")]
 
@@ -42,11 +45,13 @@ def main() -> int:
     if not nvcc or not host:
         print(f"cuda-check: skipped, no {'c++' if nvcc else 'nvcc'} on PATH")
         return 0
-    for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
+    jobs = [([host, *OPERATORS], ROOT / "csrc/bindings/cuda_ops.cpp", "operators")]
+    for source in sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("bench/*.cu")]):
         for arch in ARCHITECTURES:
             target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-            compile_checked([nvcc, *KERNELS, target], source, f"sm_{arch}")
-    compile_checked([host, *OPERATORS], ROOT / "csrc/bindings/cuda_ops.cpp", "operators")
+            jobs.append(([nvcc, *KERNELS, target], source, f"sm_{arch}"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda job: compile_checked(*job), jobs))
     return 0
 
 

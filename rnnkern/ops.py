@@ -36,7 +36,7 @@ DEVICES = frozenset(
 #: Types the operators take; in half precision they compute and save in float32.
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 #: Device types whose kernels know LSTM's projection (proj_size); elsewhere torch runs such layers.
-PROJECTION = frozenset({"cpu", "meta"})
+PROJECTION = frozenset({"cpu", "cuda", "meta"})
 
 forward = torch.ops.rnnkern.forward.default
 backward = torch.ops.rnnkern.backward.default

@@ -8,11 +8,13 @@ matrix products. tests/test_cuda.py is for that.
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from cases import CELLS, TABLE, Case, check
+from cases import CELLS, TABLE, Case, Judged, check, judge, results
+from relu import judge_halves
 from test_kernels import (  # noqa: F401
     test_gradcheck,
     test_not_finite,
@@ -20,9 +22,13 @@ from test_kernels import (  # noqa: F401
     test_strides,
 )
 from torch import Tensor
+from torch.nn.functional import linear
 
 import rnnkern
+import rnnkern.autograd
 import rnnkern.ops
+from rnnkern import composite
+from rnnkern.cells import BY_MODE
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("csrc/bindings/cuda_ops.cpp", "tests/cuda_on_host/launch.cpp")
@@ -31,13 +37,13 @@ TORCH = Path(torch.__file__).parent
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The operators, compiled here; x W_ih^T is cut into small chunks of time."""
+    """The operators, compiled here."""
     if not (compiler := shutil.which("c++")):
         pytest.skip("needs a C++ compiler")
     path = tmp_path_factory.mktemp("cuda_on_host") / "cuda_on_host.so"
     flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"]
     flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
-    flags += ["-DRNNKERN_INPUT_CHUNK=200", "-isystem", str(TORCH / "include")]
+    flags += ["-isystem", str(TORCH / "include")]
     link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
     sources = [str(ROOT / source) for source in SOURCES]
     subprocess.run([compiler, *flags, *sources, "-o", str(path), *link], check=True)
@@ -55,23 +61,84 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _emulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The operators in place; new tensors are NaN, so that what a kernel leaves unwritten shows."""
+    """The operators in place, with small chunks of time; new tensors are NaN, so that what a kernel
+    leaves unwritten shows."""
+    monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)  # it would go to the CPU engine
     monkeypatch.setattr(rnnkern.ops, "forward", torch.ops.rnnkern_cuda_on_host.forward.default)
     monkeypatch.setattr(rnnkern.ops, "backward", torch.ops.rnnkern_cuda_on_host.backward.default)
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)  # all tensors are small, and the emulation is serial
+    chunk = torch.ops.rnnkern_cuda_on_host.set_chunk(200)
     yield
+    torch.ops.rnnkern_cuda_on_host.set_chunk(chunk)
     torch.use_deterministic_algorithms(False)
 
 
-# Operands in a half type put h at random on either side of ReLU's kink when it is near zero, here
-# and in torch.nn alike: one such unit is worth more than the whole tolerance.
-SMOOTH = [c for c in TABLE if c.cell != "RNN_RELU" or c.dtype.itemsize > 2]
+def judge_on_host(case: Case) -> Judged:
+    if case.cell == "RNN_RELU" and case.dtype.itemsize == 2:
+        return judge_halves(case, results(case, rnnkern), results(case, torch.nn))
+    return judge(case)
 
 
-@pytest.mark.parametrize("case", SMOOTH, ids=str)
+@pytest.mark.parametrize("case", TABLE, ids=str)
 def test_table(case: Case) -> None:
-    check(case)
+    judge_on_host(case).assert_as_good_as_torch()
+
+
+CHUNKED = [
+    *(Case(cell, T=7, B=5, bidirectional=True, hx=True, dtype=torch.float64) for cell in CELLS),
+    Case("LSTM", T=9, B=8, packed=True, bidirectional=True, dtype=torch.float64),
+    Case("GRU", T=9, B=8, packed=True, batch_first=True, dtype=torch.float64),
+]
+
+
+@pytest.mark.parametrize("case", CHUNKED, ids=str)
+def test_chunks(case: Case) -> None:
+    """In however many chunks a call is taken, its results are the same."""
+    found = []
+    for sums in (1, 3 * case.B * 4 * case.H, 1 << 26):
+        torch.ops.rnnkern_cuda_on_host.set_chunk(sums)
+        found.append(results(case, rnnkern))
+    for other in found[:2]:
+        torch.testing.assert_close(other, found[2], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_chunks_of_halves(dtype: torch.dtype) -> None:
+    """Weight gradients are added up in float32: 256 chunks err no more than one."""
+    case = Case("LSTM", T=256, B=2, H=4, dtype=dtype)
+    truth = results(case, torch.nn, torch.float64)
+    errors = []
+    for sums in (1, 1 << 26):
+        torch.ops.rnnkern_cuda_on_host.set_chunk(sums)
+        found = results(case, rnnkern)
+        errors.append(max((found[k] - truth[k]).abs().max().item() for k in found if "weight" in k))
+    assert errors[0] <= 1.1 * errors[1]
+
+
+def test_launches() -> None:
+    """It is these kernels that run: one per step each way, two backward with a projection."""
+    for P, expected in ((0, 2), (3, 3)):
+        case = Case("LSTM", T=7, bidirectional=True, P=P, batch_first=True)
+        layer, x = case.layer(rnnkern), case.inputs()[0]
+        torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
+        before = torch.ops.rnnkern_cuda_on_host.launches()
+        layer(x)[0].sum().backward()
+        assert torch.ops.rnnkern_cuda_on_host.launches() - before == 2 * 7 * expected
+
+
+SIZES = (1, 2, 31, 33, 255, 257, 65_535, 65_537, 2**24 + 1, 2**31, 2**33 + 5, 2**40)
+
+
+def test_grid_limits() -> None:
+    """Every grid is one that CUDA takes, and is as large as the work, or its limit, asks for."""
+    for rows, units in product(SIZES, SIZES):
+        blocks_x, blocks_y, threads_x, threads_y = torch.ops.rnnkern_cuda_on_host.grid(rows, units)
+        assert threads_x * threads_y == 256
+        assert 1 <= blocks_x <= 2**31 - 1
+        assert 1 <= blocks_y <= 65_535
+        assert blocks_x == 65_536 or (blocks_x - 1) * threads_x < units <= blocks_x * threads_x
+        assert blocks_y == 65_535 or (blocks_y - 1) * threads_y < rows <= blocks_y * threads_y
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -90,22 +157,25 @@ def test_long_sequence() -> None:
     torch.testing.assert_close(layer(x), reference(x))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_flow(cell: str) -> None:
-    """The derivatives by h_t and c_t, against autograd through torch.nn's single cells."""
+@pytest.mark.parametrize(("cell", "P"), [*((cell, 0) for cell in CELLS), ("LSTM", 2)])
+def test_flow(cell: str, P: int) -> None:
+    """The derivatives by h_t and c_t, against autograd through single steps."""
     T, B, I, H = 5, 3, 2, 4
-    kind, _, nonlinearity = cell.partition("_")
-    options = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
-    step = getattr(torch.nn, f"{kind}Cell")(I, H, dtype=torch.float64, **options)
-    x, dy = torch.randn(T, B, I).double(), torch.randn(T, B, H).double()
-    state, h, c = None, [], []
+    kind = BY_MODE[cell]
+    G, R = len(kind.gates), P or H
+    shapes = [(G * H, I), (G * H, R), (G * H,), (G * H,), *([(P, H)] if P else [])]
+    weights = [torch.randn(shape).double() for shape in shapes]
+    w_ih, w_hh, b_ih, b_hh, *w_hr = (w.clone().requires_grad_() for w in weights)
+    x, dy = torch.randn(T, B, I).double(), torch.randn(T, B, R).double()
+    state, h, c = [torch.zeros(B, R).double(), torch.zeros(B, H).double()], [], []
     for t in range(T):
-        state = step(x[t], state)
-        h.append(state[0] if kind == "LSTM" else state)
-        c += [state[1]] if kind == "LSTM" else []
+        sums = linear(x[t], w_ih, b_ih), linear(state[0], w_hh, b_hh)
+        state = list(composite._STEPS[kind.id](*sums, *state[: len(kind.states)]))
+        state[0] = linear(state[0], *w_hr) if P else state[0]
+        h.append(state[0])
+        c += state[1:]
     expected = torch.autograd.grad(h + c, h + c, [*dy, *(torch.zeros_like(c_t) for c_t in c)])
-    weights = [w.detach() for w in step.parameters()]
-    call = (CELLS.index(cell), False)
+    call = (kind.id, False)
     output, _, _, saved, cells = rnnkern.ops.forward(x, None, [], weights, *call, True)
     *gradients, flow_h, flow_c = rnnkern.ops.backward(
         dy, None, None, x, None, [], weights, output, saved, cells, *call, 0, True

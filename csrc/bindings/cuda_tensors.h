@@ -14,12 +14,24 @@ namespace rnnkern {
 using Sizes = std::initializer_list<int64_t>;
 namespace stable = torch::stable;
 
+// For as long as it lives, autograd records nothing.
+class NoGrad {
+ public:
+  NoGrad() : recording_(aoti_torch_grad_mode_is_enabled()) {
+    aoti_torch_grad_mode_set_enabled(false);
+  }
+  ~NoGrad() { aoti_torch_grad_mode_set_enabled(recording_); }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool recording_;
+};
+
 // For as long as it lives: the tensors' device is current, and autograd records nothing.
 class OnDevice {
  public:
-  explicit OnDevice([[maybe_unused]] const Tensor& t)
-      : recording_(aoti_torch_grad_mode_is_enabled()) {
-    aoti_torch_grad_mode_set_enabled(false);
+  explicit OnDevice([[maybe_unused]] const Tensor& t) {
 #ifndef RNNKERN_CUDA_ON_HOST
     guard_.emplace(t.get_device_index());
     void* stream;
@@ -27,14 +39,10 @@ class OnDevice {
     stream_ = static_cast<cuda::Stream>(stream);
 #endif
   }
-  ~OnDevice() { aoti_torch_grad_mode_set_enabled(recording_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
   cuda::Stream stream() const { return stream_; }
 
  private:
-  bool recording_;
+  NoGrad no_grad_;
   std::optional<stable::accelerator::DeviceGuard> guard_;
   cuda::Stream stream_ = nullptr;
 };
@@ -74,6 +82,13 @@ inline Tensor start_from(const MaybeTensor& from, const Tensor& like, ScalarType
   return copy;
 }
 
+inline Tensor in_dtype(const Tensor& t, ScalarType dtype) {
+  if (t.scalar_type() == dtype) return t;
+  Tensor copy = stable::new_empty(t, t.sizes(), dtype);
+  stable::copy_(copy, t);
+  return copy;
+}
+
 // A matrix within t, from element `first` on.
 inline Tensor matrix(const Tensor& t, int64_t first, int64_t rows, int64_t columns,
                      int64_t row_stride) {
@@ -102,6 +117,13 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   stable::detail::to<Tensor>(stack[0]);  // a second handle on `out`, which we must release
 }
 
+// out = a + b for dense tensors; a and b of one type, which is that of out or the wide one to it.
+inline void add(const Tensor& a, const Tensor& b, const Tensor& out, const OnDevice& device) {
+  const ScalarType dtype = out.scalar_type();
+  check_launch(cuda::launch_add(storage_of(dtype), a.scalar_type() != dtype, out.numel(),
+                                address(a), address(b), address(out), device.stream()));
+}
+
 // Where the rows of each step lie: numbered rows (time-major), and those of a given tensor.
 struct Walk {
   const Call& call;
@@ -121,15 +143,17 @@ struct Walk {
     return t * tensor.stride(call.batch_first ? 1 : 0);
   }
 
-  // The rows of steps [begin, end) as a matrix, in order of their numbers: a view where possible.
+  // The rows of steps [begin, end) as a matrix, in order of their numbers: a view where possible,
+  // and where its features are neighbours, so that bits do not depend on how the input lies.
   Tensor rows(const Tensor& tensor, int64_t begin, int64_t end) const {
     const int64_t count = row(end) - row(begin), features = tensor.size(tensor.dim() - 1);
     if (call.packed) {
       Tensor packed = tensor;
-      return stable::narrow(packed, 0, row(begin), count);
+      return with_dense_rows(stable::narrow(packed, 0, row(begin), count));
     }
     Tensor by_time = call.batch_first ? stable::transpose(tensor, 0, 1) : tensor;
-    return stable::reshape(stable::narrow(by_time, 0, begin, end - begin), {count, features});
+    return with_dense_rows(
+        stable::reshape(stable::narrow(by_time, 0, begin, end - begin), {count, features}));
   }
 
   // A tensor of rows as the caller sees it, from its memory in time-major order.

@@ -23,6 +23,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardStep s
   backward_lane<Cell, T>(step, this_lane());
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads) total_kernel(const BackwardStep step) {
+  total_lane<T>(step, this_lane());
+}
+
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     add_kernel(int64_t count, const S* a, const S* b, T* out) {
@@ -78,6 +83,17 @@ const char* launch_backward(int cell, Storage storage, const BackwardStep& step,
   return launched();
 }
 
+const char* launch_total(Storage storage, const BackwardStep& step, Stream stream) {
+  if (step.batch == 0 || step.width == 0) return nullptr;
+  const Grid g = make_grid(step.batch, step.width);
+  const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
+  visit_storage(storage, [&](auto type) {
+    using T = typename decltype(type)::type;
+    total_kernel<T><<<blocks, threads, 0, stream>>>(step);
+  });
+  return launched();
+}
+
 const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
                        const void* b, void* out, Stream stream) {
   if (count == 0) return nullptr;
@@ -90,7 +106,7 @@ const char* launch_add(Storage storage, bool accumulated, int64_t count, const v
           count, static_cast<const S*>(a), static_cast<const S*>(b), static_cast<T*>(out));
     };
     if (accumulated)
-      add(Type<typename Accumulation<T>::type>{});
+      add(Type<Accumulated<T>>{});
     else
       add(type);
   });

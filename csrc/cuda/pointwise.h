@@ -14,6 +14,8 @@ template <>
 struct Accumulation<double> {
   using type = double;
 };
+template <class T>
+using Accumulated = typename Accumulation<T>::type;
 
 // Threads cover rows and units in a grid-stride loop: 2-D, so that no index needs a division.
 struct Grid {
@@ -40,7 +42,7 @@ inline Grid make_grid(int64_t rows, int64_t units) {
 
 template <class Cell, class T>
 RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
-  using A = typename Accumulation<T>::type;
+  using A = Accumulated<T>;
   constexpr int G = Cell::kGates;
   const int64_t H = p.units, state = b * H + u, row = p.row + b;
   const auto bias_ih = static_cast<const T*>(p.bias_ih);
@@ -61,13 +63,13 @@ RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
   }
 
   A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
-  prev[0] = static_cast<A*>(p.h)[state];
+  prev[0] = p.h ? static_cast<A*>(p.h)[state] : A(0);
   if constexpr (Cell::kStates == 2) prev[1] = static_cast<A*>(p.c)[state];
   Cell::forward(sum, prev, next, saved);
 
-  static_cast<A*>(p.h)[state] = next[0];
+  if (p.h) static_cast<A*>(p.h)[state] = next[0];
   if (p.h_operand) static_cast<T*>(p.h_operand)[state] = T(next[0]);
-  static_cast<T*>(p.y)[p.y_offset + b * p.y_row + u] = T(next[0]);
+  if (p.y) static_cast<T*>(p.y)[p.y_offset + b * p.y_row + u] = T(next[0]);
   if (p.saved)
     for (int s = 0; s < Cell::kSaved; ++s)
       static_cast<A*>(p.saved)[(row * Cell::kSaved + s) * H + u] = saved[s];
@@ -77,21 +79,53 @@ RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
   }
 }
 
+// h before the step.
+template <class T>
+RNNKERN_CELL T previous_h(const BackwardStep& p, int64_t b, int64_t u) {
+  if (b < p.previous_batch)
+    return static_cast<const T*>(p.y)[p.previous_y_offset + b * p.y_row + u];
+  return p.h0 ? static_cast<const T*>(p.h0)[b * p.width + u] : T(0.f);
+}
+
+// The derivative of the loss by h after the step, from all that uses it later.
+template <class T>
+RNNKERN_CELL Accumulated<T> total_dh(const BackwardStep& p, int64_t b, int64_t u) {
+  using A = Accumulated<T>;
+  const int64_t state = b * p.width + u;
+  A sum = static_cast<const A*>(p.dh)[state] + static_cast<const A*>(p.recurrent)[state];
+  if (p.dy) sum += A(static_cast<const T*>(p.dy)[p.dy_offset + b * p.dy_row + u]);
+  return sum;
+}
+
+template <class T>
+RNNKERN_CELL void total_element(const BackwardStep& p, int64_t b, int64_t u) {
+  using A = Accumulated<T>;
+  const int64_t R = p.width, at = (p.chunk_row + b) * R + u;
+  const A total = total_dh<T>(p, b, u);
+  static_cast<T*>(p.total)[at] = T(total);
+  static_cast<A*>(p.dh)[b * R + u] = A(0);
+  if (p.previous) static_cast<T*>(p.previous)[at] = previous_h<T>(p, b, u);
+  if (p.flow_h) static_cast<A*>(p.flow_h)[(p.row + b) * R + u] = total;
+}
+
 template <class Cell, class T>
 RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) {
-  using A = typename Accumulation<T>::type;
-  const int64_t H = p.units, state = b * H + u, row = p.row + b;
-  const bool began = b >= p.previous_batch;
-  const auto y = static_cast<const T*>(p.y) + b * p.y_row + u;
-  const auto h0 = static_cast<const T*>(p.h0);
+  using A = Accumulated<T>;
+  const int64_t H = p.units, state = b * H + u, row = p.row + b, chunk_row = p.chunk_row + b;
 
   A prev[Cell::kStates], next[Cell::kStates], dnext[Cell::kStates], dprev[Cell::kStates];
-  const T h_before = !began ? y[p.previous_y_offset] : h0 ? h0[state] : T(0.f);
-  prev[0] = A(h_before);
-  next[0] = A(y[p.y_offset]);
-  dnext[0] = static_cast<A*>(p.dh)[state] + static_cast<const A*>(p.recurrent)[state];
-  if (p.dy) dnext[0] += A(static_cast<const T*>(p.dy)[p.dy_offset + b * p.dy_row + u]);
+  if (p.dm) {  // a cell that is projected asks for neither h
+    prev[0] = next[0] = A(0);
+    dnext[0] = static_cast<const A*>(p.dm)[state];
+  } else {
+    const T before = previous_h<T>(p, b, u);
+    prev[0] = A(before);
+    next[0] = A(static_cast<const T*>(p.y)[p.y_offset + b * p.y_row + u]);
+    dnext[0] = total_dh<T>(p, b, u);
+    if (p.previous) static_cast<T*>(p.previous)[chunk_row * H + u] = before;
+  }
   if constexpr (Cell::kStates == 2) {
+    const bool began = b >= p.previous_batch;
     const auto cells = static_cast<const A*>(p.cells);
     const auto c0 = static_cast<const T*>(p.c0);
     prev[1] = !began ? cells[(p.previous_row + b) * H + u] : c0 ? A(c0[state]) : A(0);
@@ -104,14 +138,18 @@ RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) 
 
   Cell::backward(saved, prev, next, dnext, dprev, dsum);
 
-  static_cast<A*>(p.dh)[state] = dprev[0];
-  if constexpr (Cell::kStates == 2) static_cast<A*>(p.dc)[state] = dprev[1];
   for (int s = 0; s < Cell::kSums; ++s)
-    static_cast<T*>(p.dsum)[(row * Cell::kSums + s) * H + u] = T(dsum[s]);
-  if (p.previous) static_cast<T*>(p.previous)[row * H + u] = h_before;
-  if (p.flow_h) static_cast<A*>(p.flow_h)[row * H + u] = dnext[0];
-  if constexpr (Cell::kStates == 2)
+    static_cast<T*>(p.dsum)[(chunk_row * Cell::kSums + s) * H + u] = T(dsum[s]);
+  if (!p.dm) {
+    static_cast<A*>(p.dh)[state] = dprev[0];
+    if (p.flow_h) static_cast<A*>(p.flow_h)[row * H + u] = dnext[0];
+  }
+  if constexpr (Cell::kStates == 2) {
+    static_cast<A*>(p.dc)[state] = dprev[1];
     if (p.flow_c) static_cast<A*>(p.flow_c)[row * H + u] = dnext[1];
+  }
+  if constexpr (Cell::kProjects)
+    if (p.m) static_cast<T*>(p.m)[chunk_row * H + u] = T(Cell::hidden(saved, next));
 }
 
 // What one thread does.
@@ -128,11 +166,17 @@ RNNKERN_CELL void backward_lane(const BackwardStep& p, const Lane& lane) {
       backward_element<Cell, T>(p, b, u);
 }
 
+template <class T>
+RNNKERN_CELL void total_lane(const BackwardStep& p, const Lane& lane) {
+  for (int64_t b = lane.row; b < p.batch; b += lane.row_step)
+    for (int64_t u = lane.unit; u < p.width; u += lane.unit_step) total_element<T>(p, b, u);
+}
+
 // S is the type of both operands.
 template <class T, class S>
 RNNKERN_CELL void add_lane(int64_t count, const S* a, const S* b, T* out, int64_t first,
                            int64_t step) {
-  using A = typename Accumulation<T>::type;
+  using A = Accumulated<T>;
   for (int64_t i = first; i < count; i += step) out[i] = T(A(a[i]) + A(b[i]));
 }
 

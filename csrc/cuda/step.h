@@ -7,6 +7,10 @@
 // A "row" is one (step, batch row) pair; rows are numbered in time-major order, t * B + b, or as
 // packed. A pointer is to the whole tensor; *_offset is where this step's rows begin in it and
 // *_row how far apart they are, in elements. All indices are 64-bit.
+//
+// With a projection the cell's own h is called m, and h = W_hr m, R wide, is a product between the
+// kernels: forward, the cell leaves m in `h_operand`; backward, launch_total comes first, and the
+// cell is given dm = dh W_hr.
 #pragma once
 #include <cstdint>
 
@@ -26,35 +30,46 @@ struct ForwardStep {
   int64_t input_offset, input_row;
   const void* hidden;             // A (batch, gates * H): W_hh h; null where h is zero
   const void *bias_ih, *bias_hh;  // T (gates * H), or null
-  void *h, *c;                    // A (batch, H): the states, before and after; c or null
+  void *h, *c;                    // A (batch, H): the states, before and after; or null
   void* h_operand;                // T (batch, H): h for the next product, null where h serves
-  void* y;                        // T
+  void* y;                        // T; null with a projection, as h is
   int64_t y_offset, y_row;
   void *saved, *cells;  // A (rows, kSaved, H), (rows, H); null where not wanted
 };
 
 struct BackwardStep {
-  int64_t batch, units;
-  int64_t row;
+  int64_t batch, units, width;           // width: R, of h; units unless it is projected
+  int64_t row, chunk_row;                // number of the first row, overall and within the chunk
   int64_t previous_batch, previous_row;  // rows that had a step before this one; the others
                                          // began here, from h0 and c0
 
   const void* y;  // T
   int64_t y_offset, previous_y_offset, y_row;
-  const void *h0, *c0;        // T (B, H), or null for zeros
+  const void *h0, *c0;        // T (B, R), (B, H), or null for zeros
   const void *saved, *cells;  // A
   const void* dy;             // T, or null for zeros
   int64_t dy_offset, dy_row;
-  const void* recurrent;  // A (batch, H): W_hh^T dsum of the step after
-  void *dh, *dc;          // A (batch, H): derivative by the states, after and before; dc or null
-  void* dsum;             // T (rows, kSums, H)
-  void* previous;         // T (rows, H): the h that each row began with; null where not wanted
-  void *flow_h, *flow_c;  // A (rows, H): dL/dh_t and dL/dc_t; null where not wanted
+  const void* recurrent;  // A (batch, R): W_hh^T dsum of the step after
+  void *dh, *dc;          // A (batch, R), (batch, H): derivative by the states, after and before;
+                          // dc or null
+  void *flow_h, *flow_c;  // A (rows, R), (rows, H): dL/dh_t and dL/dc_t; null where not wanted
+
+  // Of the chunk's rows, T, as operands of the products with the weights.
+  void* dsum;      // (kSums, H) each
+  void* previous;  // R: the h that each row began with; null where not wanted
+
+  // Only with a projection.
+  void* total;     // R, of the chunk's rows, T: dL/dh_t
+  void* m;         // H, of the chunk's rows, T: what was projected; null where not wanted
+  const void* dm;  // A (batch, H): W_hr^T dL/dh_t
 };
 
 // Each puts one kernel on the stream and returns null, or CUDA's word for what went wrong.
 const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream stream);
 const char* launch_backward(int cell, Storage storage, const BackwardStep& step, Stream stream);
+
+// With a projection, before launch_backward: dL/dh_t, of which dh holds nothing afterwards.
+const char* launch_total(Storage storage, const BackwardStep& step, Stream stream);
 
 // out = a + b over `count` contiguous elements: out in T, a and b in A if `accumulated`, else T.
 const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,

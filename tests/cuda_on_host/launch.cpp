@@ -8,13 +8,18 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <vector>
+
 #include "../../csrc/cuda/pointwise.h"
 
 namespace rnnkern::cuda {
 namespace {
 
+int64_t launches = 0;
+
 template <class F>
 void each_thread(const Grid& g, F&& body) {
+  ++launches;
   for (int64_t by = 0; by < g.blocks_y; ++by)
     for (int64_t bx = 0; bx < g.blocks_x; ++bx)
       for (int64_t ty = 0; ty < g.threads_y; ++ty)
@@ -56,6 +61,14 @@ const char* launch_backward(int cell, Storage storage, const BackwardStep& step,
   return nullptr;
 }
 
+const char* launch_total(Storage storage, const BackwardStep& step, Stream) {
+  visit_storage(storage, [&](auto type) {
+    each_thread(make_grid(step.batch, step.width),
+                [&](const Lane& lane) { total_lane<decltype(type)>(step, lane); });
+  });
+  return nullptr;
+}
+
 const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
                        const void* b, void* out, Stream) {
   visit_storage(storage, [&](auto type) {
@@ -70,13 +83,23 @@ const char* launch_add(Storage storage, bool accumulated, int64_t count, const v
       });
     };
     if (accumulated)
-      add(typename Accumulation<T>::type{});
+      add(Accumulated<T>{});
     else
       add(type);
   });
   return nullptr;
 }
 
+namespace {
+
+int64_t count() { return launches; }
+
+std::vector<int64_t> grid(int64_t rows, int64_t units) {
+  const Grid g = make_grid(rows, units);
+  return {g.blocks_x, g.blocks_y, g.threads_x, g.threads_y};
+}
+
+}  // namespace
 }  // namespace rnnkern::cuda
 
 STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
@@ -89,4 +112,12 @@ STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
       "Tensor? batch_sizes, Tensor[] state, Tensor[] weights, Tensor output, Tensor saved, "
       "Tensor cells, int cell, bool batch_first, int needs, bool flow) -> (Tensor grad_input, "
       "Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)");
+  m.def("set_chunk(int sums) -> int");
+  m.def("launches() -> int");
+  m.def("grid(int rows, int units) -> int[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rnnkern_cuda_on_host, CompositeExplicitAutograd, m) {
+  m.impl("launches", TORCH_BOX(&rnnkern::cuda::count));
+  m.impl("grid", TORCH_BOX(&rnnkern::cuda::grid));
 }

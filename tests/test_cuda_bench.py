@@ -1,0 +1,105 @@
+"""bench/gpu.py without a GPU: its whole way on CPU tensors, with stand-ins for torch.cuda."""
+
+import json
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Event:
+    def __init__(self, enable_timing: bool) -> None:
+        self.timed = enable_timing
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1e3 * (end.time - self.time)
+
+
+class Graph:
+    def replay(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> object:
+    """bench/gpu.py, with calls that are short."""
+    for entry in (str(ROOT), str(ROOT / "bench")):
+        monkeypatch.syspath_prepend(entry)
+    import gpu
+    from rows import Row
+
+    def rows() -> list[object]:
+        short = {"T": 3, "B": 2, "I": 4, "H": 4}
+        kinds = ({}, {"train": True}, {"train": True, "packed": True, "L": 2, "T": 9})
+        return [gpu.GpuRow(Row("gpu", "LSTM", **(short | kind)), "fp32") for kind in kinds]
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    properties = SimpleNamespace(name="none", multi_processor_count=0)
+    stand_ins = {
+        "is_available": lambda: True,
+        "get_device_properties": lambda index: properties,
+        "Event": Event,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": lambda graph: nullcontext(),
+        "synchronize": lambda: None,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(gpu, "rows", rows)
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    yield gpu
+    for name in ("gpu", "rows"):
+        sys.modules.pop(name)
+
+
+def test_all(gpu: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row has its three times, and the files say where they were taken."""
+    (tmp_path / "facts").write_text("cluster_launch 1\n")
+    arguments = ["--seconds", "0.001", "--out", f"{tmp_path}/gpu", "--facts", f"{tmp_path}/facts"]
+    assert gpu.main(arguments) == 0
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["machine"]["cluster_launch"] == 1
+    assert {"date", "gpu", "driver", "torch", "cudnn", "commit"} <= written["machine"].keys()
+    assert [r["steps"] for r in written["results"]] == [3, 6, 36]
+    for result in written["results"]:
+        assert not result["notes"]
+        assert min(result[side] for side in ("ours", "theirs", "graph")) > 0
+    table = (tmp_path / "gpu.txt").read_text()
+    assert all(line in table for line in capsys.readouterr().out.splitlines() if "LSTM" in line)
+
+
+def test_failures(gpu: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that raises and a row that is wrong are told, and the others still have their times."""
+    out, compare = str(tmp_path / "gpu"), gpu.compare
+
+    def failing(row: object, *arguments: object) -> object:
+        if not row.row.train:
+            raise RuntimeError("out of memory")
+        return compare(row, *arguments)
+
+    monkeypatch.setattr(gpu, "compare", failing)
+    monkeypatch.setattr(gpu, "disagreement", lambda *_: "result 0 by 1")
+    assert gpu.main(["--seconds", "0.001", "--out", out]) == 3
+    written = json.loads((tmp_path / "gpu.json").read_text())["results"]
+    assert [r["wrong"] for r in written] == ["out of memory", "result 0 by 1", "result 0 by 1"]
+    assert written[0]["ours"] is None
+    assert written[1]["ours"] > 0
+    assert "out of memory" in (tmp_path / "gpu.txt").read_text()
+
+
+def test_limit(gpu: object, tmp_path: Path) -> None:
+    """No row begins after its time, and the number of those left out is said."""
+    assert gpu.main(["--limit", "-1", "--out", str(tmp_path / "gpu")]) == 0
+    assert not (tmp_path / "gpu.json").exists()
