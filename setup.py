@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
+from setuptools.errors import CompileError
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 LINUX = sys.platform == "linux"
@@ -74,6 +75,14 @@ class Build(BuildExtension):
         self.run_command("build_clib")
         super().run()
 
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except (RuntimeError, CompileError) as error:  # ninja's, the compiler's
+            if not ext.optional:
+                raise
+            self.warn(f"left out, as it does not compile: {ext.name}\n{error}")
+
 
 torch_ops = CppExtension(
     "rnnkern._C",
@@ -107,6 +116,7 @@ def autograd() -> list[Extension]:
             ["csrc/bindings/autograd.cpp"],
             extra_compile_args=[*CFLAGS, "-g0", "-Wno-unused-parameter"],
             depends=["csrc/cells/cells.h"],
+            optional=True,
         )
     ]
 
