@@ -296,35 +296,46 @@ class ForwardDirection {
     }
   }
 
-  // The cell, for n rows of a panel from row r on. Everything in locals: a vector store may alias
-  // any member.
+  // The cell, for n rows of a panel from row r on.
   void apply(int64_t panel, int64_t r, int n, const StateRows<T>& rows, const T* sums) const {
-    const int64_t H = p_.hidden_size;
     const int width = panels_.width(panel);
-    const StateRows<T> s = rows;
     for (int w = 0; w < width; ++w) {
       const int64_t unit = panels_.first_unit(panel) + w * kLanes;
-      const int lanes = int(least<int64_t>(H - unit, kLanes));
-      const T* const block = sums + w * kLanes;
       V bias[Cell::kSums];
       for (int k = 0; k < Cell::kSums; ++k)
         bias[k] = V::load(bias_panel(panel) + (k * width + w) * kLanes);
-      const T *h_prev = s.h_prev[r] + unit, *c_prev = s.c_prev[r] + unit;
-      T *h_next = s.h_next[r] + unit, *c_next = s.c_next[r] + unit, *saved = s.saved[r] + unit;
-      for (int i = 0; i < n; ++i) {
-        V sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
-        for (int k = 0; k < Cell::kSums; ++k)
-          sum[k] = V::load(block + (i * Cell::kSums + k) * width * kLanes) + bias[k];
-        if constexpr (!Cell::kProjects) prev[0] = V::load(h_prev, lanes);
-        if constexpr (kHasC) prev[1] = V::load(c_prev, lanes);
-        Cell::forward(sum, prev, next, keep);
-        next[0].store(h_next, lanes);
-        if constexpr (kHasC) next[1].store(c_next, lanes);
-        if (Cell::kSaved > 0 && s.saved.data)
-          for (int k = 0; k < Cell::kSaved; ++k) keep[k].store(saved + k * H, lanes);
-        h_prev += s.h_prev.stride, c_prev += s.c_prev.stride;
-        h_next += s.h_next.stride, c_next += s.c_next.stride, saved += s.saved.stride;
-      }
+      const T* sum = sums + w * kLanes;
+      int i = 0;
+      for (; i + kAbreast <= n; i += kAbreast, sum += kAbreast * Cell::kSums * width * kLanes)
+        apply_to<kAbreast>(rows, r + i, unit, sum, width * kLanes, bias);
+      for (; i < n; ++i, sum += Cell::kSums * width * kLanes)
+        apply_to<1>(rows, r + i, unit, sum, width * kLanes, bias);
+    }
+  }
+
+  // The cell for a block of units of a few rows.
+  static constexpr int kAbreast = 2;
+  template <int kRows>
+  RNNKERN_INLINE void apply_to(const StateRows<T>& rows, int64_t r, int64_t unit, const T* sums,
+                               int sums_step, const V* bias) const {
+    const int64_t H = p_.hidden_size;
+    const int lanes = int(least<int64_t>(H - unit, kLanes));
+    Abreast<T, kRows> sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      for (int k = 0; k < Cell::kSums; ++k)
+        sum[k].v[i] = V::load(sums + (i * Cell::kSums + k) * sums_step) + bias[k];
+      if constexpr (!Cell::kProjects) prev[0].v[i] = V::load(rows.h_prev[r + i] + unit, lanes);
+      if constexpr (kHasC) prev[1].v[i] = V::load(rows.c_prev[r + i] + unit, lanes);
+    }
+    Cell::forward(sum, prev, next, keep);
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      next[0].v[i].store(rows.h_next[r + i] + unit, lanes);
+      if constexpr (kHasC) next[1].v[i].store(rows.c_next[r + i] + unit, lanes);
+      if (Cell::kSaved > 0 && rows.saved.data)
+        for (int k = 0; k < Cell::kSaved; ++k)
+          keep[k].v[i].store(rows.saved[r + i] + k * H + unit, lanes);
     }
   }
 

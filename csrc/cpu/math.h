@@ -151,4 +151,17 @@ RNNKERN_INLINE Vec<T> where_positive(Vec<T> x, Vec<T> y) {
   return Vec<T>::select(x.v > Vec<T>(0).v, y, Vec<T>(0));
 }
 
+template <class T, int n>
+RNNKERN_INLINE Abreast<T, n> sigmoid(const Abreast<T, n>& x) {
+  return x.each([](Vec<T> v) __attribute__((always_inline)) { return sigmoid(v); });
+}
+template <class T, int n>
+RNNKERN_INLINE Abreast<T, n> tanh(const Abreast<T, n>& x) {
+  return x.each([](Vec<T> v) __attribute__((always_inline)) { return tanh(v); });
+}
+template <class T, int n>
+RNNKERN_INLINE Abreast<T, n> relu(const Abreast<T, n>& x) {
+  return x.each([](Vec<T> v) __attribute__((always_inline)) { return relu(v); });
+}
+
 }  // namespace rnnkern::RNNKERN_ISA

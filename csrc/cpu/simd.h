@@ -108,4 +108,37 @@ struct Vec {
   RNNKERN_INLINE static Vec select(Bits mask, Vec yes, Vec no) { return mask ? yes.v : no.v; }
 };
 
+// A few registers that go through the same operations, each in turn. One chain of operations that
+// wait for each other leaves the processor idle; of several, some can always go on.
+template <class T, int kCount>
+struct Abreast {
+  Vec<T> v[kCount];
+
+  Abreast() = default;
+  template <class Scalar>
+    requires std::is_arithmetic_v<Scalar>
+  RNNKERN_INLINE explicit Abreast(Scalar s) {
+    for (Vec<T>& x : v) x = Vec<T>(s);
+  }
+
+  // {f(v[i], others.v[i]...) for every i}
+  template <class F, class... Others>
+  RNNKERN_INLINE Abreast each(F&& f, const Others&... others) const {
+    Abreast out;
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) out.v[i] = f(v[i], others.v[i]...);
+    return out;
+  }
+
+  friend RNNKERN_INLINE Abreast operator+(const Abreast& a, const Abreast& b) {
+    return a.each([](Vec<T> x, Vec<T> y) { return x + y; }, b);
+  }
+  friend RNNKERN_INLINE Abreast operator-(const Abreast& a, const Abreast& b) {
+    return a.each([](Vec<T> x, Vec<T> y) { return x - y; }, b);
+  }
+  friend RNNKERN_INLINE Abreast operator*(const Abreast& a, const Abreast& b) {
+    return a.each([](Vec<T> x, Vec<T> y) { return x * y; }, b);
+  }
+};
+
 }  // namespace rnnkern::RNNKERN_ISA
