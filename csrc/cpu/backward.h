@@ -30,7 +30,7 @@ class BackwardDirection {
   struct Shared {
     T *ih, *hh;        // packed weights
     T* dsums;          // (chunk rows, kSums H)
-    RowsOf<T> dh, dc;  // B rows of R and H, in whole vectors: gradients of the states, carried back
+    RowsOf<T> dh, dc;  // B rows of R and H in whole vectors: gradients of the states, carried back
     T* zeros;
     BackwardProjection<Cell, T> projection;
 
@@ -42,7 +42,8 @@ class BackwardDirection {
       ih = arena.take<T>(inputs.size(Cell::kGates * p.hidden_size));
       hh = arena.take<T>(width.size(Cell::kGates * p.hidden_size));
       dsums = arena.take<T>(chunk_rows(p, plan) * sums_stride(p));
-      dh = {arena.take<T>(p.sequence.batch * width.row()), width.row()};
+      dh.stride = odd_lines<T>(p.width());
+      dh.data = arena.take<T>(p.sequence.batch * dh.stride);
       dc = {arena.take<T>(kHasC ? p.sequence.batch * units.row() : 0), units.row()};
       zeros = arena.take<T>(greatest(p.hidden_size, int64_t(kLanes)));
     }
@@ -155,9 +156,9 @@ class BackwardDirection {
   void unproject(int64_t s, int64_t row, const Part& mine, const Part& of_h, int64_t active,
                  Team team) {
     const auto& projection = shared_.projection;
-    const int64_t t = time(s), stride = shared_.dh.stride;
+    const int64_t t = time(s), row_end = hh_.panels.row();
     const int64_t first = hh_.panels.first_unit(of_h.p0), last = hh_.panels.first_unit(of_h.p1);
-    projection.take(t, row, mine.b0, active, first, least(last, stride), shared_.dh);
+    projection.take(t, row, mine.b0, active, first, least(last, row_end), shared_.dh);
     if (plan_.by_units) team.sync();
     if (mine.b0 < active)
       for (int64_t panel = mine.p0; panel < mine.p1; ++panel)

@@ -9,6 +9,36 @@ constexpr int kDirectRows = 4;
 // Elements ahead of the sum that rows are fetched into the first-level cache.
 constexpr int kAhead = 64;
 
+// A sum over k in blocks of kSumBlock: all but the current block's part waits where the result will
+// stand.
+template <class T, int kRows, int kVectors>
+struct BlockedSum {
+  using V = Vec<T>;
+  T* out;
+  int64_t out_row;
+
+  // Before the block that begins with k.
+  RNNKERN_INLINE void next_block(int64_t k, typename V::Raw (&sum)[kRows][kVectors]) const {
+    if (k == 0) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        T* const waiting = out + r * out_row + v * V::kLanes;
+        if (k > kSumBlock) sum[r][v] += V::load(waiting).v;
+        V(sum[r][v]).store(waiting);
+        sum[r][v] = typename V::Raw{};
+      }
+  }
+  RNNKERN_INLINE void finish(int64_t depth, typename V::Raw (&sum)[kRows][kVectors]) const {
+    if (depth <= kSumBlock) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += V::load(out + r * out_row + v * V::kLanes).v;
+  }
+};
+
 // One term: row r of the left operand is a + r * row; lane l of vector v is multiplied by the
 // matrix row weight[v] + l * depth.
 template <class T>

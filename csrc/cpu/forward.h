@@ -155,19 +155,21 @@ class ForwardDirection {
     const int64_t width = chunk_width(part);
     for (int64_t panel = part.p0; panel < part.p1; ++panel) {
       const auto tile = [&](RowsOf<const T> x, RowsOf<T> out, int rows) {
-        const Tile<T> sums{kZeroSums<T>, 0, out.data, out.stride};
-        const int vectors = panels_.vectors(panel);
+        alignas(64) T sums[kGroupRows * kTileVectors * kLanes];
+        const int vectors = panels_.vectors(panel), width = vectors * kLanes;
+        const Tile<T> to{kZeroSums<T>, 0, sums, width};
         if (direct(panel)) {
           const DirectTerm<T> term = lying_input(panel, x);
-          direct_product(rows, vectors, &term, 1, sums);
+          direct_product(rows, vectors, &term, 1, to);
         } else {
           const Term<T> term = packed_input(panel, x);
-          product(rows, vectors, &term, 1, sums);
+          product(rows, vectors, &term, 1, to);
         }
+        add_tile(sums, width, rows, width, out.data, out.stride, false);
       };
       if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
         for (int64_t b = part.b0; b < part.b1; ++b)
-          for_row_tiles(s1 - s0, [&](int64_t i, int n) {
+          for_row_groups(s1 - s0, [&](int64_t i, int n) {
             tile({p_.x.at(seq_, time(s0 + i)) + b * p_.x.row, d_ ? -p_.x.step : p_.x.step},
                  {chunk_at(s0 + i, b, panel, part), batch * width}, n);
           });
@@ -175,7 +177,7 @@ class ForwardDirection {
         for (int64_t s = s0; s < s1; ++s) {
           const int64_t t = time(s), active = least(seq_.active(t), part.b1) - part.b0;
           if (active > 0)
-            for_row_tiles(active, [&](int64_t i, int n) {
+            for_row_groups(active, [&](int64_t i, int n) {
               tile({p_.x.at(seq_, t) + (part.b0 + i) * p_.x.row, p_.x.row},
                    {chunk_at(s, part.b0 + i, panel, part), width}, n);
             });
@@ -224,8 +226,8 @@ class ForwardDirection {
       const int64_t panel = in_turn(i, s, part);
       RowsOf<const T> projected{};
       if (!plan_.fused_input) projected = {chunk_at(s, r0, panel, part), chunk_width(part)};
-      for_row_tiles(r1 - r0, [&](int64_t r, int n) {
-        alignas(64) T sums[kTileRows * kTileVectors * kLanes];
+      for_row_groups(r1 - r0, [&](int64_t r, int n) {
+        alignas(64) T sums[kGroupRows * kTileVectors * kLanes];
         add_up(panel, n, {x[r], x.stride}, {rows.h_prev[r], rows.h_prev.stride},
                {projected[r], projected.stride}, sums);
         apply(panel, r, n, rows, sums);

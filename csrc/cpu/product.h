@@ -2,10 +2,9 @@
 //
 //   out[r][v] = init[r][v] + sum_s sum_k a_s[r, k] * b_s[k][v]
 //
-// for up to kTileRows rows r and up to kTileVectors vectors v of a packed panel b (pack.h). Each
-// term is summed in blocks of kSumBlock, which keeps rounding errors from growing with its depth.
-// The order of the sum depends on nothing else, so that a row's result is the same bit for bit
-// whatever rows, tiles or threads surround it.
+// for up to kTileRows rows r and up to kTileVectors vectors v of a packed panel b (pack.h), walked
+// over a group of rows. The order of the sum depends on nothing else, so that a row's result is the
+// same bit for bit whatever rows, tiles or threads surround it.
 #pragma once
 #include "simd.h"
 
@@ -52,97 +51,93 @@ struct Tile {
 template <class T>
 constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 
-// A sum over k in blocks: all but the current block's part waits where the result will stand.
+// Terms of a sum that are added up in registers before they join the rest: rounding errors then do
+// not grow with the depth, and a panel's part of this depth stays in the first-level cache while
+// all rows of a group are multiplied by it.
 constexpr int64_t kSumBlock = 64;
+constexpr int kGroupRows = 36;
 
+// out = init + a b for a block of a term. With `add`, out += a b.
 template <class T, int kRows, int kVectors>
-struct BlockedSum {
-  using V = Vec<T>;
-  T* out;
-  int64_t out_row;
-
-  // Before the block that begins with k.
-  RNNKERN_INLINE void next_block(int64_t k, typename V::Raw (&sum)[kRows][kVectors]) const {
-    if (k == 0) return;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        T* const waiting = out + r * out_row + v * V::kLanes;
-        if (k > kSumBlock) sum[r][v] += V::load(waiting).v;
-        V(sum[r][v]).store(waiting);
-        sum[r][v] = typename V::Raw{};
-      }
-  }
-  RNNKERN_INLINE void finish(int64_t depth, typename V::Raw (&sum)[kRows][kVectors]) const {
-    if (depth <= kSumBlock) return;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += V::load(out + r * out_row + v * V::kLanes).v;
-  }
-};
-
-template <class T, int kRows, int kVectors>
-__attribute__((noinline)) void tile_product(const Term<T>* terms, int count, Tile<T> tile) {
+__attribute__((noinline)) void tile_product(const Term<T>& term, const Tile<T>& tile, bool add) {
   using V = Vec<T>;
   typename V::Raw sum[kRows][kVectors];
+  const T* const init = tile.init;
+  T* const out = tile.out;
+  if (add) {
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      sum[r][v] = V::load(tile.init + r * tile.init_row + v * V::kLanes).v;
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = typename V::Raw{};
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        sum[r][v] = V::load(init + r * tile.init_row + v * V::kLanes).v;
+  }
 
-  for (int i = 0; i < count; ++i) {
-    const Term<T> term = terms[i];
-    const T* rows[kRows];
+  const T* rows[kRows];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) rows[r] = term.a + r * term.row;
-    const T* b = term.b;
-    const auto multiply = [&](int64_t at) __attribute__((always_inline)) {
-      typename V::Raw bv[kVectors];
+  for (int r = 0; r < kRows; ++r) rows[r] = term.a + r * term.row;
+  const T* b = term.b;
+  const int64_t panel_step = term.panel_step, depth = term.depth, col = term.col;
+  const auto multiply = [&](int64_t at) __attribute__((always_inline)) {
+    typename V::Raw bv[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) bv[v] = V::load(b + v * V::kLanes).v;
+    for (int v = 0; v < kVectors; ++v) bv[v] = V::load(b + v * V::kLanes).v;
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const typename V::Raw av = V(rows[r][at]).v;
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::Raw av = V(rows[r][at]).v;
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += av * bv[v];
-      }
-      b += term.panel_step;
-    };
-    BlockedSum<T, kRows, kVectors> total{tile.out, tile.out_row};
-    for (int64_t k = 0, at = 0; k < term.depth;) {
-      total.next_block(k, sum);
-      const int64_t end = k + kSumBlock < term.depth ? k + kSumBlock : term.depth;
-      if (term.col == 1) {
-#pragma GCC unroll 2
-        for (; k < end; ++k) multiply(k);
-      } else {
-        for (; k < end; ++k, at += term.col) multiply(at);
-      }
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += av * bv[v];
     }
-    total.finish(term.depth, sum);
+    b += panel_step;
+  };
+  if (col == 1) {
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < depth; ++k) multiply(k);
+  } else {
+    for (int64_t k = 0, at = 0; k < depth; ++k, at += col) multiply(at);
   }
 
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      V(sum[r][v]).store(tile.out + r * tile.out_row + v * V::kLanes);
+    for (int v = 0; v < kVectors; ++v) {
+      T* const to = out + r * tile.out_row + v * V::kLanes;
+      if (add) sum[r][v] += V::load(to).v;
+      V(sum[r][v]).store(to);
+    }
 }
 
 template <class T>
-using TileProduct = void (*)(const Term<T>*, int, Tile<T>);
+using TileProduct = void (*)(const Term<T>&, const Tile<T>&, bool);
 
 template <class T, int kRows>
 constexpr TileProduct<T> kTileProductsOf[kTileVectors] = {
     tile_product<T, kRows, 1>, tile_product<T, kRows, 2>, tile_product<T, kRows, 3>,
     tile_product<T, kRows, 4>};
 
-// rows in 1..kTileRows, vectors in 1..kTileVectors
+// Walks `rows` in parts of nearly equal size, at most kMost: f(first row, number of rows).
+template <int kMost, class F>
+RNNKERN_INLINE void for_parts(int64_t rows, F&& f) {
+  int64_t parts = (rows + kMost - 1) / kMost;
+  for (int64_t first = 0; parts > 0; --parts) {
+    const int64_t n = (rows - first + parts - 1) / parts;
+    f(first, int(n));
+    first += n;
+  }
+}
+template <class F>
+RNNKERN_INLINE void for_row_groups(int64_t rows, F&& f) {
+  for_parts<kGroupRows>(rows, f);
+}
+
+// The sum of `count` terms for a group of rows, and 1 to kTileVectors vectors: block by block of
+// their depth, tile by tile.
 template <class T>
-RNNKERN_INLINE void product(int rows, int vectors, const Term<T>* terms, int count, Tile<T> tile) {
+void product(int rows, int vectors, const Term<T>* terms, int count, Tile<T> tile) {
   static_assert(kTileRows == 3 || kTileRows == 6);
   constexpr const TileProduct<T>* table[] = {
       kTileProductsOf<T, 1>, kTileProductsOf<T, 2>, kTileProductsOf<T, 3>,
@@ -150,17 +145,21 @@ RNNKERN_INLINE void product(int rows, int vectors, const Term<T>* terms, int cou
       kTileProductsOf<T, 4>, kTileProductsOf<T, 5>, kTileProductsOf<T, 6>,
 #endif
   };
-  table[rows - 1][vectors - 1](terms, count, tile);
-}
-
-// Walks `rows` in tiles of nearly equal size: f(first row, number of rows).
-template <class F>
-RNNKERN_INLINE void for_row_tiles(int64_t rows, F&& f) {
-  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  for (int64_t first = 0; tiles > 0; --tiles) {
-    const int64_t n = (rows - first + tiles - 1) / tiles;
-    f(first, int(n));
-    first += n;
+  for (int i = 0; i < count; ++i) {
+    const Term<T>& term = terms[i];
+    for (int64_t k = 0; k == 0 || k < term.depth; k += kSumBlock) {
+      Term<T> block = term;
+      block.depth = least(kSumBlock, term.depth - k);
+      block.b += k * term.panel_step;
+      for_parts<kTileRows>(rows, [&](int64_t r, int n) {
+        block.a = term.a + k * term.col + r * term.row;
+        table[n - 1][vectors - 1](block,
+                                  Tile<T>{tile.init + r * tile.init_row, tile.init_row,
+                                          tile.out + r * tile.out_row, tile.out_row},
+                                  k > 0);
+      });
+      tile.init = tile.out, tile.init_row = tile.out_row;
+    }
   }
 }
 

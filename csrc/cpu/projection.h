@@ -57,8 +57,8 @@ class ForwardProjection {
       DirectTerm<T> rows{nullptr, depth_, depth_, {}};
       for (int v = 0; v < vectors; ++v) rows.weight[v] = weight_ + (first + v * kLanes) * depth_;
       Term<T> packed{nullptr, depth_, 1, depth_, packed_ + panels_.before(panel) * depth_, width};
-      for_row_tiles(b1 - b0, [&](int64_t r, int n) {
-        alignas(64) T tile[kTileRows * kTileVectors * kLanes];
+      for_row_groups(b1 - b0, [&](int64_t r, int n) {
+        alignas(64) T tile[kGroupRows * kTileVectors * kLanes];
         const Tile<T> out{kZeroSums<T>, 0, tile, width};
         rows.a = packed.a = m(b0 + r).data;
         if (direct(panel))

@@ -44,7 +44,7 @@ struct RightOperand {
   void add_product(RowsOf<const T> left, int64_t rows, int64_t panel, RowsOf<T> out) const {
     const int64_t depth = this->depth(), columns = panels.units, step = panels.step(panel);
     const auto add = [&](Term<T>* terms, int count) {
-      for_row_tiles(rows, [&](int64_t r, int n) {
+      for_row_groups(rows, [&](int64_t r, int n) {
         Term<T> shifted[kMaxGates];
         for (int i = 0; i < count; ++i) (shifted[i] = terms[i]).a += r * left.stride;
         product(n, panels.vectors(panel), shifted, count,

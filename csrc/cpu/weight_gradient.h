@@ -52,8 +52,8 @@ struct ChunkGradients {
       for (int64_t k = begin; k < end;) {  // gate by gate
         const int64_t s = k / H, stop = least((s + 1) * H, end);
         T* const out = grad + (gate_of(int(s)) - s) * H * columns + panels.first_unit(panel);
-        for_row_tiles(stop - k, [&](int64_t r, int n) {
-          alignas(64) T tile[kTileRows * kTileVectors * kLanes];
+        for_row_groups(stop - k, [&](int64_t r, int n) {
+          alignas(64) T tile[kGroupRows * kTileVectors * kLanes];
           const Term<T> term{dsums + first_sum * H + k + r, 1, stride, depth, buffer, width};
           product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeroSums<T>, 0, tile, width});
           add_tile(tile, width, n, left, out + (k + r) * columns, columns, !first);
@@ -76,8 +76,9 @@ struct ChunkGradients {
     for (int64_t k = begin; k < end; k += kWidth) {
       const int64_t sums = least<int64_t>(end - k, kWidth);
       const int vectors = int((sums + kLanes - 1) / kLanes);
-      for_row_tiles(columns, [&](int64_t c0, int n) {
-        alignas(64) T tile[kTileRows * kWidth] = {};
+      for_row_groups(columns, [&](int64_t c0, int n) {
+        alignas(64) T tile[kGroupRows * kWidth];
+        std::memset(tile, 0, n * kWidth * sizeof(T));
         const T* b = dsums + first_sum * H + k;
         for (int64_t t = t0; t < t1; t = even ? t1 : t + 1) {
           Term<T> term = operand(t);
