@@ -53,6 +53,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peers", nargs="*", choices=list(PEERS), default=installed(), help="default: installed"
     )
+    parser.add_argument(
+        "--memory",
+        action=argparse.BooleanOptionalAction,
+        default=available(),
+        help="what training adds to the resident set, in two new processes per row",
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest")
     return parser.parse_args()
 
@@ -100,7 +106,7 @@ def main() -> int:
     for machine in machines:
         for row in chosen:
             result = compare(row, machine, ours, theirs, seconds, peers)
-            if row.train and available():
+            if args.memory and row.train and machine is machines[-1]:
                 result.peak = {
                     "ours": added_at_peak(row, args.ours, machine.threads),
                     "theirs": added_at_peak(row, args.theirs, machine.threads),

@@ -66,12 +66,11 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<T>* terms, int count
     const BlockedSum<T, kRows, kVectors> total{tile.out + first * V::kLanes, tile.out_row};
     // A cache line of each row at a time: the lines of more rows, a power of two apart, could not
     // stay in the first-level cache together.
-    constexpr int kLine = 64 / sizeof(T);
     int64_t k = 0;
     for (; k + Columns::kQuad <= depth;) {
       if (k % kSumBlock == 0) total.next_block(k, sum);
       const int64_t whole = depth - Columns::kQuad + 1;
-      const int64_t end = k + kLine < whole ? k + kLine : whole;
+      const int64_t end = least(k + kLine<T>, whole);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const T* weight = term.weight[first + v];

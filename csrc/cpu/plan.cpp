@@ -48,8 +48,11 @@ Plan make_plan(const PlanInput& in) {
   const int64_t chunk_rows =
       std::max((256 << 10) / row_bytes, recurrent / split > kResident ? int64_t(128) : int64_t(1));
   plan.input_chunk = std::clamp<int64_t>(chunk_rows / std::max<int64_t>(block, 1), 1, in.steps);
-  // Enough rows for the weight gradients to be a deep product.
-  plan.gradient_chunk = std::clamp<int64_t>(256 / std::max<int64_t>(in.batch, 1), 1, in.steps);
+  // Enough rows for the weight gradients to be a deep product; twice as many where they come from
+  // memory each time.
+  const int64_t gradient_rows = weights > (4 << 20) ? 512 : 256;
+  plan.gradient_chunk =
+      std::clamp<int64_t>(gradient_rows / std::max<int64_t>(in.batch, 1), 1, in.steps);
   return plan;
 }
 

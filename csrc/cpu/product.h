@@ -56,10 +56,20 @@ constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 // all rows of a group are multiplied by it.
 constexpr int64_t kSumBlock = 64;
 constexpr int kGroupRows = 36;
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
+// What a tile fetches into the second-level cache, a line per k, while it works from the first.
+template <class T>
+struct Ahead {
+  const T* from;
+  int64_t step;
+};
 
 // out = init + a b for a block of a term. With `add`, out += a b.
 template <class T, int kRows, int kVectors>
-__attribute__((noinline)) void tile_product(const Term<T>& term, const Tile<T>& tile, bool add) {
+__attribute__((noinline)) void tile_product(const Term<T>& term, const Tile<T>& tile, bool add,
+                                            Ahead<T> ahead) {
   using V = Vec<T>;
   typename V::Raw sum[kRows][kVectors];
   const T* const init = tile.init;
@@ -81,6 +91,7 @@ __attribute__((noinline)) void tile_product(const Term<T>& term, const Tile<T>& 
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) rows[r] = term.a + r * term.row;
   const T* b = term.b;
+  const T* fetch = ahead.from;
   const int64_t panel_step = term.panel_step, depth = term.depth, col = term.col;
   const auto multiply = [&](int64_t at) __attribute__((always_inline)) {
     typename V::Raw bv[kVectors];
@@ -93,6 +104,8 @@ __attribute__((noinline)) void tile_product(const Term<T>& term, const Tile<T>& 
       for (int v = 0; v < kVectors; ++v) sum[r][v] += av * bv[v];
     }
     b += panel_step;
+    __builtin_prefetch(fetch, 0, 2);
+    fetch += ahead.step;
   };
   if (col == 1) {
 #pragma GCC unroll 2
@@ -112,7 +125,7 @@ __attribute__((noinline)) void tile_product(const Term<T>& term, const Tile<T>& 
 }
 
 template <class T>
-using TileProduct = void (*)(const Term<T>&, const Tile<T>&, bool);
+using TileProduct = void (*)(const Term<T>&, const Tile<T>&, bool, Ahead<T>);
 
 template <class T, int kRows>
 constexpr TileProduct<T> kTileProductsOf[kTileVectors] = {
@@ -134,6 +147,15 @@ RNNKERN_INLINE void for_row_groups(int64_t rows, F&& f) {
   for_parts<kGroupRows>(rows, f);
 }
 
+// What follows the block that begins with k: the panel's next lines, or, where the left operand is
+// read by columns, its next rows, or the first ones of the next group.
+template <class T>
+RNNKERN_INLINE Ahead<T> next_block(const Term<T>& term, int rows, int64_t k) {
+  const int64_t next = k + kSumBlock;
+  if (term.col == 1) return {term.b + next * term.panel_step, kLine<T>};
+  return {next < term.depth ? term.a + next * term.col : term.a + rows * term.row, term.col};
+}
+
 // The sum of `count` terms for a group of rows, and 1 to kTileVectors vectors: block by block of
 // their depth, tile by tile.
 template <class T>
@@ -151,12 +173,14 @@ void product(int rows, int vectors, const Term<T>* terms, int count, Tile<T> til
       Term<T> block = term;
       block.depth = least(kSumBlock, term.depth - k);
       block.b += k * term.panel_step;
+      Ahead<T> ahead = next_block(term, rows, k);
       for_parts<kTileRows>(rows, [&](int64_t r, int n) {
         block.a = term.a + k * term.col + r * term.row;
         table[n - 1][vectors - 1](block,
                                   Tile<T>{tile.init + r * tile.init_row, tile.init_row,
                                           tile.out + r * tile.out_row, tile.out_row},
-                                  k > 0);
+                                  k > 0, ahead);
+        ahead.from += term.col == 1 ? kSumBlock * kLine<T> : kLine<T>;
       });
       tile.init = tile.out, tile.init_row = tile.out_row;
     }
