@@ -34,8 +34,8 @@ struct Call {
   bool lifts(int64_t place) const { return step && place <= states; }
 };
 
-const c10::OperatorHandle& find(const char* name) {
-  return *new c10::OperatorHandle(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""));
+c10::OperatorHandle find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
 }
 
 template <class... Args>
@@ -47,28 +47,33 @@ torch::jit::Stack call_operator(const c10::OperatorHandle& op, Args&&... args) {
   return stack;
 }
 
+variable_list lifted(const Call& call, TensorList tensors) {
+  variable_list all = tensors.vec();
+  for (int64_t i = 0; i < int64_t(all.size()); ++i)
+    if (call.lifts(i)) all[i] = all[i].unsqueeze(0);
+  return all;
+}
+
+// (input, *state, *weights), apart.
 struct Split {
   Tensor input;
-  c10::List<Tensor> state, weights;
+  TensorList state, weights;
 
-  Split(const Call& call, TensorList tensors) {
-    const auto lifted = [&](int64_t i) {
-      return call.lifts(i) ? tensors[i].unsqueeze(0) : tensors[i];
-    };
-    input = lifted(0);
-    for (int64_t i = 1; i < int64_t(tensors.size()); ++i)
-      (i <= call.states ? state : weights).push_back(lifted(i));
-  }
+  Split(const Call& call, TensorList all)
+      : input(all[0]),
+        state(all.slice(1, call.states)),
+        weights(all.slice(1 + call.states)) {}
 };
 
 // output, h_n, c_n, saved, cells
 std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool train) {
-  static const c10::OperatorHandle& op = find("rnnkern::forward");
+  static const c10::OperatorHandle op = find("rnnkern::forward");
   at::AutoDispatchBelowAutograd guard;
-  Split split(call, tensors);
+  const variable_list all = lifted(call, tensors);
+  const Split split(call, all);
   torch::jit::Stack stack =
-      call_operator(op, std::move(split.input), call.batch_sizes, std::move(split.state),
-                    std::move(split.weights), call.cell, call.batch_first, train);
+      call_operator(op, split.input, call.batch_sizes, c10::List<Tensor>(split.state),
+                    c10::List<Tensor>(split.weights), call.cell, call.batch_first, train);
   std::array<Tensor, 5> results;
   for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
   return results;
@@ -90,32 +95,26 @@ variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
 // batch_first, needed) -> gradients of (input, *state, *weights).
 PyObject* composite_vjp = nullptr;
 
-PyObject* wrapped(const Tensor& t) {
-  return THPVariable_Wrap(t);  // None for an undefined tensor
+pybind11::object wrapped(const Tensor& t) {  // None for an undefined tensor
+  return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t));
 }
 pybind11::tuple wrapped(TensorList tensors) {
   pybind11::tuple all(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i)
-    all[i] = pybind11::reinterpret_steal<pybind11::object>(wrapped(tensors[i]));
+  for (size_t i = 0; i < tensors.size(); ++i) all[i] = wrapped(tensors[i]);
   return all;
 }
 
 variable_list differentiable_backward(const Call& call, const std::array<Tensor, 3>& grads,
                                       TensorList tensors, const std::vector<bool>& needed) {
-  variable_list lifted;
-  for (int64_t i = 0; i < int64_t(tensors.size()); ++i)
-    lifted.push_back(call.lifts(i) ? tensors[i].unsqueeze(0) : tensors[i]);
-  const TensorList all(lifted);
+  const variable_list all = lifted(call, tensors);
+  const Split split(call, all);
   pybind11::gil_scoped_acquire gil;
   pybind11::tuple flags(needed.size());
   for (size_t i = 0; i < needed.size(); ++i) flags[i] = pybind11::bool_(needed[i]);
-  const auto one = [](const Tensor& t) {
-    return pybind11::reinterpret_steal<pybind11::object>(wrapped(t));
-  };
   const pybind11::object found = pybind11::handle(composite_vjp)(
-      wrapped(TensorList(grads)), one(lifted[0]), one(call.batch_sizes.value_or(Tensor())),
-      wrapped(all.slice(1, call.states)), wrapped(all.slice(1 + call.states)), call.cell,
-      call.batch_first, flags);
+      wrapped(TensorList(grads)), wrapped(split.input),
+      wrapped(call.batch_sizes.value_or(Tensor())), wrapped(split.state), wrapped(split.weights),
+      call.cell, call.batch_first, flags);
   variable_list result;
   for (const pybind11::handle item : found)
     result.push_back(item.is_none() ? Tensor() : THPVariable_Unpack(item.ptr()));
@@ -151,7 +150,7 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list given) {
-    static const c10::OperatorHandle& op = find("rnnkern::backward");
+    static const c10::OperatorHandle op = find("rnnkern::backward");
     variable_list kept = ctx->get_saved_variables();
     const std::vector<int64_t> saved = ctx->saved_data.at("call").toIntVector();
     Call call{{}, saved[0], saved[1], saved[2] != 0, saved[3] != 0};
@@ -180,10 +179,11 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
         return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
       };
       at::AutoDispatchBelowAutograd guard;
-      Split split(call, tensors);
+      const variable_list all = lifted(call, tensors);
+      const Split split(call, all);
       const torch::jit::Stack stack = call_operator(
-          op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), std::move(split.input),
-          call.batch_sizes, std::move(split.state), std::move(split.weights), kept[count],
+          op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
+          c10::List<Tensor>(split.state), c10::List<Tensor>(split.weights), kept[count],
           kept[count + 1], kept[count + 2], call.cell, call.batch_first, needs, false);
       for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
       for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);

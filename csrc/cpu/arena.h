@@ -11,8 +11,7 @@ namespace rnnkern::RNNKERN_ISA {
 // fall into one cache set.
 template <class T>
 constexpr int64_t odd_lines(int64_t count) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  return ((count + kLine - 1) / kLine | 1) * kLine;
+  return ((count + kLine<T> - 1) / kLine<T> | 1) * kLine<T>;
 }
 
 class Arena {

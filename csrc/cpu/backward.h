@@ -6,7 +6,9 @@
 // in the cache: dx, and the chunk's part of the weight gradients. Chunks do not depend on the
 // number of threads, and a weight gradient is always summed by one thread in the same order.
 #pragma once
-#include "forward.h"
+#include "math.h"
+#include "projection.h"
+#include "walk.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

@@ -2,6 +2,7 @@
 #include "engine.h"
 
 #include "backward.h"
+#include "forward.h"
 
 namespace rnnkern::RNNKERN_ISA {
 namespace {

@@ -4,26 +4,12 @@
 // panel by panel, the register tile adds up bias, x W_ih and h W_hh for a few rows, and the cell
 // turns these sums into states while they are in the first-level cache.
 #pragma once
-#include "arena.h"
 #include "direct.h"
 #include "math.h"
-#include "params.h"
-#include "plan.h"
 #include "projection.h"
-#include "team.h"
+#include "walk.h"
 
 namespace rnnkern::RNNKERN_ISA {
-
-// Batch rows [b0, b1) and panels of hidden units [p0, p1).
-struct Part {
-  int64_t b0, b1, p0, p1;
-};
-
-// Panels are walked back and forth, step by step: of weights larger than the cache, those that were
-// used last are still there.
-RNNKERN_INLINE int64_t in_turn(int64_t panel, int64_t step, const Part& part) {
-  return step % 2 ? part.p0 + part.p1 - 1 - panel : panel;
-}
 
 // Where the states of a direction live, for a step and the rows from r0 on.
 template <class T>
@@ -371,18 +357,6 @@ class ForwardDirection {
   T* const chunk_;
   const Panels<T> panels_;
 };
-
-// Lays a call's buffers out in the workspace, its size counted first, and runs it on a team.
-template <class Call, class Params>
-void run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
-              Workspace& workspace) {
-  size_t bytes = 0;
-  Call(p, plan, Arena(nullptr), &bytes);
-  Call call(p, plan, Arena(workspace.reserve(bytes)));
-  run_team(
-      parallel, plan.threads, [](void* c, Team team) { static_cast<Call*>(c)->run(team); }, &call);
-  workspace.trim();
-}
 
 template <class Cell, class T>
 void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel,

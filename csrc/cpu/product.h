@@ -56,8 +56,6 @@ constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 // all rows of a group are multiplied by it.
 constexpr int64_t kSumBlock = 64;
 constexpr int kGroupRows = 36;
-template <class T>
-constexpr int64_t kLine = 64 / sizeof(T);
 
 // What a tile fetches into the second-level cache, a line per k, while it works from the first.
 template <class T>

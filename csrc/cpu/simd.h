@@ -27,6 +27,10 @@ constexpr int kTileRows = 3;
 #endif
 constexpr int kTileVectors = 4;
 
+// Elements in a cache line.
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
 // The compiler's vector types (specialised because it mistakes those of a template argument).
 template <class T>
 struct RawTypes;

@@ -1,0 +1,34 @@
+// What the walks of the forward and the backward pass share: how a worker's part is named and its
+// panels are walked, and how a call gets its buffers and its team.
+#pragma once
+#include "arena.h"
+#include "params.h"
+#include "plan.h"
+#include "team.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+// Batch rows [b0, b1) and panels of hidden units [p0, p1).
+struct Part {
+  int64_t b0, b1, p0, p1;
+};
+
+// Panels are walked back and forth, step by step: of weights larger than the cache, those that were
+// used last are still there.
+RNNKERN_INLINE int64_t in_turn(int64_t panel, int64_t step, const Part& part) {
+  return step % 2 ? part.p0 + part.p1 - 1 - panel : panel;
+}
+
+// Lays a call's buffers out in the workspace, its size counted first, and runs it on a team.
+template <class Call, class Params>
+void run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
+              Workspace& workspace) {
+  size_t bytes = 0;
+  Call(p, plan, Arena(nullptr), &bytes);
+  Call call(p, plan, Arena(workspace.reserve(bytes)));
+  run_team(
+      parallel, plan.threads, [](void* c, Team team) { static_cast<Call*>(c)->run(team); }, &call);
+  workspace.trim();
+}
+
+}  // namespace rnnkern::RNNKERN_ISA
