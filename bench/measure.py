@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 
+import numpy as np
 import torch
 from peers import Peer, takes
 from rows import Row
@@ -31,20 +32,28 @@ class Machine:
     peak: float | None  # GFLOP/s of fp32 multiply-adds
     cache: float  # GB/s read from a core's L2, all cores together
     memory: float  # GB/s copied through memory
+    sigmoids: float | None  # 1e9 values of sigmoid or tanh per second
 
     @classmethod
     def measure(cls, threads: int) -> Machine:
         ops = torch.ops.rnnkern
-        peak = float(ops.peak(threads)) if hasattr(ops, "peak") else None
-        return cls(threads, peak, threads * _cache_bandwidth(), _memory_bandwidth(threads))
+        loaded = hasattr(ops, "peak")
+        return cls(
+            threads,
+            float(ops.peak(threads)) if loaded else None,
+            threads * _cache_bandwidth(),
+            _memory_bandwidth(threads),
+            threads * _sigmoid_rate() if loaded else None,
+        )
 
     def limit_seconds(self, row: Row) -> float | None:
-        """The time no implementation of the same arithmetic can beat: the multiply-adds at peak,
-        or one reading of the recurrent weights per step. bfloat16 has limits of its own."""
-        if self.peak is None or row.dtype is torch.bfloat16:
+        """The time no implementation of the same arithmetic can beat: the multiply-adds at peak
+        and the gate functions as fast as ours alone, or one reading of the recurrent weights per
+        step. bfloat16 has limits of its own."""
+        if self.peak is None or self.sigmoids is None or row.dtype is torch.bfloat16:
             return None
-        peak = self.peak / (2 if row.dtype is torch.float64 else 1)
-        return max(row.flops() / peak, row.recurrent_bytes() / self.cache) * 1e-9
+        arithmetic = row.flops() / self.peak + row.sigmoids() / self.sigmoids
+        return max(arithmetic, row.recurrent_bytes() / self.cache) * 1e-9
 
 
 @dataclass
@@ -81,6 +90,11 @@ class Result:
     def share(self) -> float | None:
         """Share of the machine's limit that our time reaches."""
         return None if self.limit is None else self.limit / self.ours
+
+    @property
+    def ceiling(self) -> float | None:
+        """The ratio that a layer at the machine's limit would have."""
+        return None if self.limit is None else self.theirs / self.limit
 
 
 class Side:
@@ -245,14 +259,31 @@ def _seconds(stmt: str, threads: int, **names: object) -> float:
     return timer.blocked_autorange(min_run_time=0.1).median
 
 
-def _cache_bandwidth() -> float:
-    """GB/s that one core reads from its L2 in torch's sum of 256 and of 768 KB: the difference of
-    the two is free of the cost of a call. A lower bound: the sum may be slower than the reading."""
-    sizes = [torch.ones(2**16), torch.ones(3 * 2**16)]
-    timers = [Timer("a.sum()", globals={"a": a}, num_threads=1) for a in sizes]
+def _rate(inputs: list, f: Callable) -> float:
+    """1e9 elements per second that `f` takes on one thread: the difference of a small and a large
+    input, free of the cost of a call."""
+    timers = [Timer("f(a)", globals={"f": f, "a": a}, num_threads=1) for a in inputs]
     rounds = [[timer.timeit(100).mean for timer in timers] for _ in range(40)]
     small, large = map(min, zip(*rounds, strict=True))
-    return (sizes[1].nbytes - sizes[0].nbytes) / (large - small) * 1e-9
+    return (len(inputs[1]) - len(inputs[0])) / (large - small) * 1e-9
+
+
+def _cache_bandwidth() -> float:
+    """GB/s that one core reads from its L2 in torch's sum of 256 and of 768 KB. A lower bound: the
+    sum may be slower than the reading."""
+    return 4 * _rate([torch.ones(2**16), torch.ones(3 * 2**16)], torch.sum)
+
+
+def _sigmoid_rate() -> float:
+    """1e9 values that our own sigmoid and tanh give per second on one core, half of each, from the
+    first-level cache; as above, from the difference of two sizes."""
+    from rnnkern import _numpy
+
+    def both(x: np.ndarray) -> None:
+        _numpy.math("sigmoid", x)
+        _numpy.math("tanh", x)
+
+    return 2 * _rate([np.ones(n, np.float32) for n in (1024, 3072)], both)
 
 
 def _memory_bandwidth(threads: int) -> float:

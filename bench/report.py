@@ -86,6 +86,9 @@ def groups(results: list[Result]) -> list[dict[str, object]]:
                         "wrong": len(mine) - len(ratios),
                         "geomean": geomean(ratios),
                         "least": min(ratios),
+                        "ceiling": geomean(ceilings)
+                        if (ceilings := [r.ceiling for r in mine if not r.wrong and r.ceiling])
+                        else None,
                         "target": target,
                         "peers": {
                             title: geomean([r.peers[title] / r.ours for r in timed])
@@ -104,7 +107,7 @@ def summary(results: list[Result]) -> Table:
     out = Table(title="geometric means")
     out.add_column("group")
     out.add_column("what")
-    for name in ("threads", "rows", "geomean", "target", "least", *peers):
+    for name in ("threads", "rows", "geomean", "target", "least", "at the limit", *peers):
         out.add_column(name, justify="right")
     for g in found:
         colour = "green" if g["geomean"] >= g["target"] else "red"
@@ -116,6 +119,7 @@ def summary(results: list[Result]) -> Table:
             f"[{colour}]{g['geomean']:.2f}[/]",
             f"{g['target']:.2f}",
             f"{g['least']:.2f}",
+            "–" if g["ceiling"] is None else f"{g['ceiling']:.1f}",
             *(f"{g['peers'][title]:.2f}" if title in g["peers"] else "–" for title in peers),
         )
     return out
@@ -158,7 +162,11 @@ def write_json(path: Path, facts: dict[str, object], results: list[Result]) -> N
     for r in results:
         call = {k: str(v) if isinstance(v, torch.dtype) else v for k, v in asdict(r.row).items()}
         times = {k: v for k, v in asdict(r).items() if k != "row"}
-        derived = {} if r.wrong else {"ratio": r.ratio, "gflops": r.gflops, "share": r.share}
+        derived = (
+            {}
+            if r.wrong
+            else {"ratio": r.ratio, "gflops": r.gflops, "share": r.share, "ceiling": r.ceiling}
+        )
         rows.append({"call": str(r.row), **call, **times, **derived})
     document = {"machine": facts, "groups": groups(results), "rows": rows}
     # A row that disagrees has NaN times, which JSON has no word for.

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+# sigmoid and tanh of a unit in a step, forward and backward (where LSTM computes tanh(c) again)
+SIGMOIDS = {"LSTM": (5, 1), "GRU": (3, 0), "RNN": (1, 0)}
 
 # group: (target, what is in it)
 TARGETS = {
@@ -104,6 +106,12 @@ class Row:
             per_step = into * (2 + needs_dx) + 3 * back if self.train else into + back
             total += 2.0 * directions * per_step
         return total * sum(self.lengths())
+
+    def sigmoids(self) -> float:
+        """How often sigmoid or tanh is computed."""
+        forward, backward = SIGMOIDS[self.cell]
+        each = forward + backward * self.train
+        return float(each) * self.L * (1 + self.bidirectional) * self.H * sum(self.lengths())
 
     def recurrent_bytes(self) -> float:
         """Bytes of recurrent weights that a forward pass must read, every step all of them."""

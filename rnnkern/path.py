@@ -89,9 +89,9 @@ def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) 
 
     threads and what they split ("rows" of the batch, or "units" of the hidden state, with a barrier
     after each step); fused_input: whether the input's product is part of the step; direct: whether
-    the weights are read as they lie; row_block, input_chunk and gradient_chunk: rows and steps at a
-    time. Results do not depend on any of it. A packed input is planned by its longest row and
-    largest batch.
+    the weights are read as they lie; row_block, input_chunk, gradient_rows and gradient_chunk: rows
+    and steps at a time. Results do not depend on the number of threads. A packed input is planned
+    by its longest row and largest batch.
 
     >>> rnnkern.plan(rnnkern.LSTM(128, 256), torch.randn(100, 32, 128))["split"]
     'rows'

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ SPLITS = [  # few rows and many units, many rows and few units, and tails in bot
     Case("LSTM", T=9, B=1, I=40, H=200, P=130, hx=True),
     Case("LSTM", T=9, B=67, I=5, H=29, P=19, packed=True, bidirectional=True),
     Case("LSTM", T=9, B=2, I=40, H=200, P=150, bidirectional=True),
+]
+BLOCKS = [  # a large batch of a small layer goes backward in blocks of rows
+    Case("LSTM", T=9, B=150, I=5, H=19, packed=True, bidirectional=True, hx=True),
+    Case("GRU", T=5, B=300, I=33, H=17, batch_first=True),
+    Case("RNN_TANH", T=9, B=145, I=70, H=40, packed=True, hx=True),
+    Case("RNN_RELU", T=2, B=433, I=1, H=16, bidirectional=True),
+    Case("LSTM", T=4, B=300, I=6, H=29, P=19, packed=True, hx=True),
 ]
 
 
@@ -141,11 +149,17 @@ def test_batch_invariance(cell: str, projected: bool, hidden: int) -> None:
     assert final.shape == (2, case.B, case.R)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", BLOCKS, ids=str)
+def test_blocks_of_rows(case: Case, dtype: torch.dtype) -> None:
+    check(replace(case, dtype=dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", SPLITS, ids=str)
+@pytest.mark.parametrize("case", [*SPLITS, *BLOCKS], ids=str)
 def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
     """Results and gradients are the same bits on any number of threads, and on every run."""
-    case = Case(**{**case.__dict__, "dtype": dtype})
+    case = replace(case, dtype=dtype)
     torch.set_num_threads(1)
     single = results(case, rnnkern)
     for threads in (1, 2, 3, 5):
@@ -164,7 +178,7 @@ def test_inference_is_training(case: Case) -> None:
     assert torch.equal(trained, inferred)
 
 
-@pytest.mark.parametrize("case", SPLITS, ids=str)
+@pytest.mark.parametrize("case", [*SPLITS, *BLOCKS], ids=str)
 def test_partial_gradients(case: Case) -> None:
     """Each gradient is the same bits when it is the only one asked for."""
     layer = case.layer(rnnkern)
@@ -187,7 +201,9 @@ LEVELS = json.loads(torch.ops.rnnkern.info())["available"]
 def test_lower_levels(level: str) -> None:
     """The table, the sizes and the invariances once more at each lower instruction set. The level
     is chosen when the library loads: in a process of its own."""
-    chosen = "test_table or test_sizes or invariance or not_finite or forced_level"
+    chosen = (
+        "test_table or test_sizes or blocks_of_rows or invariance or not_finite or forced_level"
+    )
     done = subprocess.run(
         [
             sys.executable,

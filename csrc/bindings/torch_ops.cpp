@@ -272,6 +272,7 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
          ", \"direct\": " + (plan.direct ? "true" : "false") +
          ", \"row_block\": " + std::to_string(plan.row_block) +
          ", \"input_chunk\": " + std::to_string(plan.input_chunk) +
+         ", \"gradient_rows\": " + std::to_string(plan.gradient_rows) +
          ", \"gradient_chunk\": " + std::to_string(plan.gradient_chunk) + "}";
 }
 

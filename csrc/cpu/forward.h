@@ -4,6 +4,8 @@
 // panel by panel, the register tile adds up bias, x W_ih and h W_hh for a few rows, and the cell
 // turns these sums into states while they are in the first-level cache.
 #pragma once
+#include <atomic>
+
 #include "direct.h"
 #include "math.h"
 #include "projection.h"
@@ -31,6 +33,7 @@ class ForwardDirection {
     T* bias;     // packed: one row of all sums
     T* zeros;    // an initial state
     ForwardProjection<T> projection;
+    std::atomic<int64_t> next{0};  // batch row that nobody has taken yet
 
     Shared(const Forward<T>& p, const Plan& plan, Arena& arena, int direction)
         : projection(p, plan, direction, arena) {
@@ -51,8 +54,7 @@ class ForwardDirection {
            panels.before(panels.count());
   }
 
-  ForwardDirection(const Forward<T>& p, const Plan& plan, int direction, const Shared& shared,
-                   T* chunk)
+  ForwardDirection(const Forward<T>& p, const Plan& plan, int direction, Shared& shared, T* chunk)
       : p_(p),
         seq_(p.sequence),
         plan_(plan),
@@ -69,9 +71,8 @@ class ForwardDirection {
       for (int64_t u = 0; u < p_.hidden_size; ++u) shared_.zeros[u] = 0;
     team.sync();
     if (plan_.by_units) return walk({0, seq_.batch, begin, end}, team);
-    const int64_t last = team.end(seq_.batch);
-    for (int64_t b = team.begin(seq_.batch); b < last; b += plan_.row_block)
-      walk({b, least(b + plan_.row_block, last), 0, count}, Team{0, 1, nullptr});
+    for (int64_t b; (b = shared_.next.fetch_add(plan_.row_block)) < seq_.batch;)
+      walk({b, least(b + plan_.row_block, seq_.batch), 0, count}, Team{0, 1, nullptr});
   }
 
  private:
@@ -353,7 +354,7 @@ class ForwardDirection {
   const Sequence seq_;
   const Plan& plan_;
   const int d_;
-  const Shared& shared_;
+  Shared& shared_;
   T* const chunk_;
   const Panels<T> panels_;
 };

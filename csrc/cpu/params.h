@@ -14,13 +14,34 @@ namespace rnnkern {
 
 // The rows of a sequence. Packed: offsets[t] is the first row of step t, offsets[T] their number,
 // and the batch never grows with t. Padded: offsets is null.
+// A part of a batch is a sequence too, whose rows lie among those of the others.
 struct Sequence {
   int64_t steps, batch;
   const int64_t* offsets;
+  int64_t first = 0, others = 0;  // of the whole batch: the part's first row, and what is left out
 
-  int64_t active(int64_t t) const { return offsets ? offsets[t + 1] - offsets[t] : batch; }
-  int64_t row(int64_t t) const { return offsets ? offsets[t] : t * batch; }
+  int64_t active(int64_t t) const {
+    if (!offsets) return batch;
+    const int64_t left = offsets[t + 1] - offsets[t] - first;
+    return left < 0 ? 0 : left < batch ? left : batch;
+  }
+  int64_t row(int64_t t) const { return (offsets ? offsets[t] : t * (batch + others)) + first; }
+  // Rows of steps [t0, t1).
+  int64_t rows(int64_t t0, int64_t t1) const {
+    if (!offsets) return (t1 - t0) * batch;
+    int64_t sum = 0;
+    for (int64_t t = t0; t < t1; ++t) sum += active(t);
+    return sum;
+  }
+  // All rows, of the whole batch.
   int64_t rows() const { return offsets ? offsets[steps] : steps * batch; }
+
+  Sequence part(int64_t begin, int64_t end) const {
+    const int64_t count = end - begin;
+    Sequence s{steps, count, offsets, first + begin, batch + others - count};
+    while (s.steps > 1 && s.active(s.steps - 1) == 0) --s.steps;
+    return s;
+  }
 };
 
 // A tensor of rows with contiguous features. Packed sequences use only `row`.
@@ -30,7 +51,7 @@ struct Rows {
   int64_t step, row;  // elements from one t, and from one b, to the next
 
   T* at(const Sequence& s, int64_t t) const {
-    return data + (s.offsets ? s.offsets[t] * row : t * step);
+    return data + (s.offsets ? s.offsets[t] * row : t * step) + s.first * row;
   }
 };
 

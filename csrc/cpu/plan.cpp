@@ -40,7 +40,10 @@ Plan make_plan(const PlanInput& in) {
   // Forward, a direct product takes about as long as packing and reads the weights once per four
   // rows; backward, it costs nothing but cache misses on every further row tile.
   plan.direct = in.backward ? in.rows <= 16 : in.steps * ((rows_here + 3) / 4) <= 3;
-  plan.row_block = plan.by_units || recurrent > kResident / 4 ? in.batch : 48;
+  // Rows are taken in blocks by whoever is free: on a machine with other work, threads differ.
+  constexpr int64_t kRowBlock = 24;
+  const int64_t turns = recurrent > kResident / 4 ? 1 : in.batch / (kRowBlock * team) + 1;
+  plan.row_block = plan.by_units ? in.batch : (in.batch + turns * team - 1) / (turns * team);
   const int64_t block = std::min(plan.row_block, rows_here);
   const int64_t row_bytes = std::max<int64_t>(G * H / split * in.element_size, 1);
   // A chunk stays in the cache beside resident weights; others are read again for each chunk, which
@@ -50,9 +53,15 @@ Plan make_plan(const PlanInput& in) {
   plan.input_chunk = std::clamp<int64_t>(chunk_rows / std::max<int64_t>(block, 1), 1, in.steps);
   // Enough rows for the weight gradients to be a deep product; twice as many where they come from
   // memory each time.
-  const int64_t gradient_rows = weights > (4 << 20) ? 512 : 256;
+  // Whole groups of rows (product.h); each block of them costs a gradient of all weights.
+  constexpr int64_t kGroup = 36, kBlockGroups = Plan::kMaxBlocks * kGroup;
+  plan.gradient_rows = in.batch;
+  if (weights <= kResident && in.batch >= 4 * kGroup)
+    plan.gradient_rows =
+        std::max((in.batch + kBlockGroups - 1) / kBlockGroups * kGroup, 2 * kGroup);
+  const int64_t wanted = weights > (4 << 20) || plan.gradient_rows < in.batch ? 512 : 256;
   plan.gradient_chunk =
-      std::clamp<int64_t>(gradient_rows / std::max<int64_t>(in.batch, 1), 1, in.steps);
+      std::clamp<int64_t>(wanted / std::max<int64_t>(plan.gradient_rows, 1), 1, in.steps);
   return plan;
 }
 

@@ -1,5 +1,5 @@
-// How a call is cut: over how many threads, by what, and in which chunks of time. Results do not
-// depend on any of it, bit for bit; only speed does.
+// How a call is cut: over how many threads, by what, and in which blocks of rows and chunks of
+// time. Results do not depend on the number of threads, bit for bit; only speed does.
 #pragma once
 #include <cstdint>
 
@@ -13,6 +13,13 @@ struct Plan {
   int64_t row_block;       // rows that go through all of time together
   int64_t input_chunk;     // steps of x W_ih at a time
   int64_t gradient_chunk;  // steps of gate gradients between two weight gradient products
+  int64_t gradient_rows;   // batch rows whose weight gradients are summed by themselves
+
+  // Parts of the batch that go backward by themselves. Depends on the shape alone.
+  static constexpr int kMaxBlocks = 8;
+  int blocks(int64_t batch) const {
+    return batch > gradient_rows ? int((batch + gradient_rows - 1) / gradient_rows) : 1;
+  }
 
   // Threads that work on one direction: two share an even number half and half.
   int team(int directions) const {

@@ -91,25 +91,22 @@ class BackwardProjection {
   static constexpr int kLanes = V::kLanes;
 
  public:
-  BackwardProjection(const Backward<T>& p, const Plan& plan, int64_t chunk_rows, int direction,
-                     Arena& arena)
+  BackwardProjection(const Backward<T>& p, const Sequence& sequence, int direction,
+                     const RightOperand<T>& weight, int64_t chunk_rows, Arena& arena)
       : p_(p),
-        seq_(p.sequence),
+        seq_(sequence),
         d_(direction),
-        weight_{{p.hidden_size, 1}, p.weights[direction].hr, nullptr, p.proj_size, 1, the_only_gate,
-                plan.direct},
+        weight_(weight),
         dh_{nullptr, odd_lines<T>(p.proj_size)},
         m_{nullptr, p.hidden_size},
         dm_{nullptr, weight_.panels.row()} {
     if (!weight_.weight) return;
-    weight_.packed = arena.take<T>(weight_.panels.size(p.proj_size));
     dh_.data = arena.take<T>(chunk_rows * dh_.stride);
     if (p.grads[direction].hr) m_.data = arena.take<T>(chunk_rows * m_.stride);
     dm_.data = arena.take<T>(seq_.batch * dm_.stride);
   }
 
   void start(Team team) const {
-    weight_.pack(team);
     const int64_t first = team.begin(seq_.batch), count = team.end(seq_.batch) - first;
     std::memset(dm_[first], 0, count * dm_.stride * sizeof(T));
   }
@@ -118,7 +115,7 @@ class BackwardProjection {
   // rows [b0, b1) of step t, whose rows in the chunk begin with `row`; zeros are carried on.
   void take(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t u0, int64_t u1,
             RowsOf<T> carried) const {
-    const int64_t P = p_.proj_size, flow = (d_ * seq_.rows() + seq_.row(t)) * P;
+    const int64_t P = p_.proj_size, flow = (d_ * p_.sequence.rows() + seq_.row(t)) * P;
     for (int64_t b = b0; b < b1; ++b) {
       const T* dy = p_.dy.data ? p_.dy.at(seq_, t) + b * p_.dy.row + d_ * P : nullptr;
       for (int64_t u = u0; u < u1; u += kLanes) {
@@ -139,7 +136,7 @@ class BackwardProjection {
     if (!m_.data) return;
     const int64_t last = least(first + weight_.panels.step(panel), H);
     for (int64_t b = b0; b < b1; ++b) {
-      const int64_t saved_row = d_ * seq_.rows() + seq_.row(t) + b;
+      const int64_t saved_row = d_ * p_.sequence.rows() + seq_.row(t) + b;
       for (int64_t u = first; u < last; u += kLanes) {
         const int lanes = int(least<int64_t>(last - u, kLanes));
         V saved[Cell::kSaved], next[2];
@@ -152,12 +149,12 @@ class BackwardProjection {
   }
 
   // dW_hr += dh^T m over the chunk's rows.
-  void weight_gradient(ChunkGradients<T> chunk) const {
+  void weight_gradient(ChunkGradients<T> chunk, T* grad) const {
     if (!m_.data) return;
     chunk.dsums = dh_.data, chunk.stride = dh_.stride;
     chunk.hidden = p_.proj_size, chunk.gates = 1;
-    chunk.add_to(p_.grads[d_].hr, weight_.panels, 0, the_only_gate,
-                 [&](int64_t t, int64_t b) { return m_[seq_.row(t) - seq_.row(chunk.t0) + b]; });
+    chunk.add_to(grad, weight_.panels, 0, the_only_gate,
+                 [&](int64_t k, int64_t, int64_t) { return m_[k]; });
   }
 
   RowsOf<T> dm() const { return dm_; }
@@ -166,7 +163,7 @@ class BackwardProjection {
   const Backward<T>& p_;
   const Sequence& seq_;
   const int d_;
-  RightOperand<T> weight_;
+  const RightOperand<T>& weight_;
   RowsOf<T> dh_, m_;  // of the chunk's rows, P and H wide
   RowsOf<T> dm_;      // of one step, rows of whole vectors
 };

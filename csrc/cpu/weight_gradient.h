@@ -16,30 +16,27 @@ struct ChunkGradients {
   static constexpr int kWideEnough = 3 * kLanes;
 
   const Sequence& sequence;
-  int64_t t0, t1;  // steps of the chunk
-  const T* dsums;  // (rows, stride): gradients of sums, each `hidden` wide
+  int64_t t0, t1, rows;  // steps of the chunk, and their rows
+  const T* dsums;        // (rows, stride): gradients of sums, each `hidden` wide
   int64_t stride, hidden;
   int gates;
   bool first;  // nothing has been summed yet
   Team team;
   T* buffer;  // for one panel of the right operand
 
-  int64_t rows() const {
-    return (t1 == sequence.steps ? sequence.rows() : sequence.row(t1)) - sequence.row(t0);
-  }
-
   // grad (gates H, columns) += dsums^T right, over the chunk's rows; the team splits grad's rows.
+  // row_at(k, t, b): the right operand's row of the chunk's row k, batch row b of step t.
   template <class GateOf, class RowAt>
   void add_to(T* grad, const Panels<T>& panels, int first_sum, GateOf gate_of, RowAt row_at) const {
-    const int64_t H = hidden, depth = rows(), columns = panels.units;
+    const int64_t H = hidden, depth = rows, columns = panels.units;
     const int64_t begin = team.begin(gates * H), end = team.end(gates * H);
     for (int64_t panel = 0; panel < panels.count(); ++panel) {
       int64_t t = t0, b = -1;
       pack_rows(
           panels, panel, depth,
-          [&](int64_t) {
-            if (++b == sequence.active(t)) b = 0, ++t;
-            return row_at(t, b);
+          [&](int64_t k) {
+            for (++b; b >= sequence.active(t); ++t) b = 0;
+            return row_at(k, t, b);
           },
           buffer);
       const int width = int(panels.step(panel));
@@ -83,7 +80,7 @@ struct ChunkGradients {
         for (int64_t t = t0; t < t1; t = even ? t1 : t + 1) {
           Term<T> term = operand(t);
           term.a += c0 * term.row;
-          term.depth = even ? rows() : sequence.active(t);
+          term.depth = even ? rows : sequence.active(t);
           term.b = b, term.panel_step = stride;
           b += term.depth * stride;
           product(n, vectors, &term, 1, Tile<T>{tile, kWidth, tile, kWidth});

@@ -1,0 +1,65 @@
+// What all blocks of a direction share in the backward pass: its weights, packed, and its weight
+// gradients, block by block; those of the first are the result's place.
+#pragma once
+#include <atomic>
+
+#include "projection.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class Cell, class T>
+struct BackwardShared {
+  RightOperand<T> ih, hh, hr;
+  T* zeros;
+  WeightGrads<T> grads[Plan::kMaxBlocks];
+  std::atomic<int> next{0};  // block that nobody has taken yet
+
+  BackwardShared(const Backward<T>& p, const Plan& plan, Arena& arena, int direction)
+      : ih{{p.input_size, 1}, p.weights[direction].ih, nullptr,    p.hidden_size,
+           Cell::kGates,      Cell::input_gate,        plan.direct},
+        hh{panels_of_h(p, plan), p.weights[direction].hh, nullptr,    p.hidden_size,
+           Cell::kGates,         Cell::hidden_gate,       plan.direct},
+        hr{{p.hidden_size, 1}, p.weights[direction].hr, nullptr, p.proj_size, 1, the_only_gate,
+           plan.direct} {
+    if (direction >= p.directions) return;
+    for (RightOperand<T>* w : {&ih, &hh, &hr})
+      if (w->weight) w->packed = arena.take<T>(w->panels.size(w->depth()));
+    zeros = arena.take<T>(greatest(p.hidden_size, int64_t(Vec<T>::kLanes)));
+    grads[0] = p.grads[direction];
+    for (int block = 1; block < plan.blocks(p.sequence.batch); ++block)
+      each_gradient(p, [&](T* WeightGrads<T>::* grad, int64_t size) {
+        grads[block].*grad = grads[0].*grad ? arena.take<T>(size) : nullptr;
+      });
+  }
+
+  template <class F>
+  static void each_gradient(const Backward<T>& p, F&& f) {
+    const int64_t sums = Cell::kGates * p.hidden_size;
+    f(&WeightGrads<T>::ih, sums * p.input_size);
+    f(&WeightGrads<T>::hh, sums * p.width());
+    f(&WeightGrads<T>::bias_ih, sums);
+    f(&WeightGrads<T>::bias_hh, sums);
+    f(&WeightGrads<T>::hr, p.proj_size * p.hidden_size);
+  }
+
+  void pack(const Backward<T>& p, Team team) {
+    if (p.dx.data) ih.pack(team);
+    hh.pack(team);
+    if (p.proj_size) hr.pack(team);
+    if (team.rank == 0)
+      for (int64_t u = 0; u < greatest(p.hidden_size, int64_t(Vec<T>::kLanes)); ++u) zeros[u] = 0;
+  }
+
+  void add_up(const Backward<T>& p, const Plan& plan, Team team) const {
+    each_gradient(p, [&](T* WeightGrads<T>::* grad, int64_t size) {
+      T* const sum = grads[0].*grad;
+      if (!sum) return;
+      for (int block = 1; block < plan.blocks(p.sequence.batch); ++block) {
+        const T* const part = grads[block].*grad;
+        for (int64_t i = team.begin(size); i < team.end(size); ++i) sum[i] += part[i];
+      }
+    });
+  }
+};
+
+}  // namespace rnnkern::RNNKERN_ISA
