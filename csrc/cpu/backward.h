@@ -23,7 +23,7 @@ class BackwardBlock {
   using Shared = BackwardShared<Cell, T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
-  static_assert(Cell::kGates <= kMaxGates);
+  static_assert(Cell::kGates <= kMaxTerms);
 
  public:
   // Rows of a chunk, at most.
@@ -247,7 +247,7 @@ class BackwardBlock {
   void weight_gradients(const ChunkGradients<T>& chunk) {
     const WeightGrads<T>& g = grads_;
     const int64_t I = p_.input_size;
-    if (g.ih && I < kTileRows) {
+    if (g.ih && I < tile_rows(kTileVectors)) {
       const bool even = !seq_.others && (seq_.offsets || p_.x.step == seq_.batch * p_.x.row);
       chunk.add_thin(g.ih, I, I, Cell::kInputSum, Cell::input_gate, even, [&](int64_t t) {
         return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, nullptr, 0};
@@ -268,7 +268,7 @@ class BackwardBlock {
     }
     if (projects()) projection_.weight_gradient(chunk, g.hr);
     static constexpr T kOne = 1;  // a bias is the weight of an input that is always 1
-    const auto ones = [&](int64_t) { return Term<T>{&kOne, 0, 0, 0, nullptr, 0}; };
+    const auto ones = [&](int64_t) { return Term<T>{&kOne, 1, 0, 0, nullptr, 0}; };
     if (g.bias_ih) chunk.add_thin(g.bias_ih, 1, 1, Cell::kInputSum, Cell::input_gate, true, ones);
     if (g.bias_hh) chunk.add_thin(g.bias_hh, 1, 1, Cell::kHiddenSum, Cell::hidden_gate, true, ones);
   }

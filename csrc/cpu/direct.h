@@ -106,7 +106,7 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<T>* terms, int count
       V(sum[r][v]).store(tile.out + r * tile.out_row + (first + v) * V::kLanes);
 }
 
-// rows in 1..kTileRows, vectors in 1..kTileVectors
+// rows in 1..kGroupRows, vectors in 1..kTileVectors
 template <class T>
 RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<T>* terms, int count,
                                    Tile<T> tile) {

@@ -2,10 +2,12 @@
 //
 //   out[r][v] = init[r][v] + sum_s sum_k a_s[r, k] * b_s[k][v]
 //
-// for up to kTileRows rows r and up to kTileVectors vectors v of a packed panel b (pack.h), walked
-// over a group of rows. The order of the sum depends on nothing else, so that a row's result is the
-// same bit for bit whatever rows, tiles or threads surround it.
+// for a few rows r and up to kTileVectors vectors v of a packed panel b (pack.h), walked over a
+// group of rows. The order of the sum depends on nothing else, so that a row's result is the same
+// bit for bit whatever rows, tiles or threads surround it.
 #pragma once
+#include <utility>
+
 #include "simd.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -27,8 +29,8 @@ struct RowsOf {
   RNNKERN_INLINE T* operator[](int64_t r) const { return data + r * stride; }
 };
 
-// One term of a product. Row r of the left operand is a[r * row + k * col]; the panel has
-// consecutive vectors for a k, and `panel_step` elements from one k to the next.
+// One term of a product. Row r of the left operand is a[r * row + k * col], where row or col is 1;
+// the panel has consecutive vectors for a k, and `panel_step` elements from one k to the next.
 template <class T>
 struct Term {
   const T* a;
@@ -56,79 +58,86 @@ constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 // all rows of a group are multiplied by it.
 constexpr int64_t kSumBlock = 64;
 constexpr int kGroupRows = 36;
+constexpr int kMaxTerms = 4;
 
 // What a tile fetches into the second-level cache, a line per k, while it works from the first.
 template <class T>
 struct Ahead {
   const T* from;
-  int64_t step;
+  int64_t step, tile_step;  // from one k, and from one tile, to the next
 };
 
-// out = init + a b for a block of a term. With `add`, out += a b.
+// Rows of a tile: the fewer vectors, the more rows, since a tile loads a value per row and a vector
+// per vector for rows times vectors multiply-adds.
+constexpr int tile_rows(int vectors) { return kTileSums / (vectors > 1 ? vectors : 2); }
+
+// out = init + the sum of `count` terms, for the tile_rows from `first` on. With `add`, out += it.
 template <class T, int kRows, int kVectors>
-__attribute__((noinline)) void tile_product(const Term<T>& term, const Tile<T>& tile, bool add,
-                                            Ahead<T> ahead) {
+__attribute__((noinline)) void tile_product(const Term<T>* terms, int count, int64_t first,
+                                            Tile<T> tile, bool add, Ahead<T> ahead) {
   using V = Vec<T>;
   typename V::Raw sum[kRows][kVectors];
-  const T* const init = tile.init;
-  T* const out = tile.out;
-  if (add) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
+  const T* init = tile.init + first * tile.init_row;
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r, init += tile.init_row)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = typename V::Raw{};
-  } else {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        sum[r][v] = V::load(init + r * tile.init_row + v * V::kLanes).v;
-  }
+    for (int v = 0; v < kVectors; ++v)
+      sum[r][v] = add ? typename V::Raw{} : V::load(init + v * V::kLanes).v;
 
-  const T* rows[kRows];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) rows[r] = term.a + r * term.row;
-  const T* b = term.b;
   const T* fetch = ahead.from;
-  const int64_t panel_step = term.panel_step, depth = term.depth, col = term.col;
-  const auto multiply = [&](int64_t at) __attribute__((always_inline)) {
-    typename V::Raw bv[kVectors];
+  for (const Term<T>* term = terms; term < terms + count; ++term) {
+    const T* b = term->b;
+    const int64_t panel_step = term->panel_step, depth = term->depth;
+    const auto multiply = [&](auto a) __attribute__((always_inline)) {
+      typename V::Raw bv[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) bv[v] = V::load(b + v * V::kLanes).v;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const typename V::Raw av = V(rows[r][at]).v;
+      for (int v = 0; v < kVectors; ++v) bv[v] = V::load(b + v * V::kLanes).v;
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const typename V::Raw av = V(a(r)).v;
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += av * bv[v];
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += av * bv[v];
+      }
+      b += panel_step;
+      __builtin_prefetch(fetch, 0, 2);
+      fetch += ahead.step;
+    };
+    const T* a = term->a + first * term->row;
+    if (term->col == 1) {
+      // A pointer for four rows: there are not registers enough for one each.
+      const int64_t row = term->row, row3 = 3 * row;
+      const T* fours[(kRows + 3) / 4];
+#pragma GCC unroll 3
+      for (int i = 0; i < (kRows + 3) / 4; ++i) fours[i] = a + 4 * i * row;
+      for (int64_t k = 0; k < depth; ++k) {
+        multiply([&](int r) __attribute__((always_inline)) {
+          const T* four = fours[r / 4];
+          return r % 4 == 3 ? four[row3] : four[r % 4 * row];
+        });
+#pragma GCC unroll 3
+        for (int i = 0; i < (kRows + 3) / 4; ++i) ++fours[i];
+      }
+    } else {
+      for (int64_t k = 0; k < depth; ++k, a += term->col)
+        multiply([&](int r) __attribute__((always_inline)) { return a[r]; });
     }
-    b += panel_step;
-    __builtin_prefetch(fetch, 0, 2);
-    fetch += ahead.step;
-  };
-  if (col == 1) {
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < depth; ++k) multiply(k);
-  } else {
-    for (int64_t k = 0, at = 0; k < depth; ++k, at += col) multiply(at);
   }
 
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
+  T* out = tile.out + first * tile.out_row;
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r, out += tile.out_row)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      T* const to = out + r * tile.out_row + v * V::kLanes;
+      T* const to = out + v * V::kLanes;
       if (add) sum[r][v] += V::load(to).v;
       V(sum[r][v]).store(to);
     }
 }
 
-template <class T>
-using TileProduct = void (*)(const Term<T>&, const Tile<T>&, bool, Ahead<T>);
-
-template <class T, int kRows>
-constexpr TileProduct<T> kTileProductsOf[kTileVectors] = {
-    tile_product<T, kRows, 1>, tile_product<T, kRows, 2>, tile_product<T, kRows, 3>,
-    tile_product<T, kRows, 4>};
+template <class T, int kMost>
+struct TileTable {
+  void (*of_rows[kMost])(const Term<T>*, int, int64_t, Tile<T>, bool, Ahead<T>);
+};
 
 // Walks `rows` in parts of nearly equal size, at most kMost: f(first row, number of rows).
 template <int kMost, class F>
@@ -145,42 +154,56 @@ RNNKERN_INLINE void for_row_groups(int64_t rows, F&& f) {
   for_parts<kGroupRows>(rows, f);
 }
 
-// What follows the block that begins with k: the panel's next lines, or, where the left operand is
-// read by columns, its next rows, or the first ones of the next group.
+// A block of a term's depth.
 template <class T>
-RNNKERN_INLINE Ahead<T> next_block(const Term<T>& term, int rows, int64_t k) {
-  const int64_t next = k + kSumBlock;
-  if (term.col == 1) return {term.b + next * term.panel_step, kLine<T>};
-  return {next < term.depth ? term.a + next * term.col : term.a + rows * term.row, term.col};
+RNNKERN_INLINE Term<T> block_of(const Term<T>& term, int64_t k) {
+  return {term.a + k * term.col,        term.row,       term.col, least(kSumBlock, term.depth - k),
+          term.b + k * term.panel_step, term.panel_step};
 }
 
-// The sum of `count` terms for a group of rows, and 1 to kTileVectors vectors: block by block of
-// their depth, tile by tile.
+// What to fetch during the block that begins with k: the panel's next lines, or, where the left
+// operand is read by columns, its next rows, or the first ones of the next group.
+template <class T>
+RNNKERN_INLINE Ahead<T> after_block(const Term<T>& term, int rows, int64_t k) {
+  const int64_t next = k + kSumBlock;
+  if (term.col == 1) return {term.b + next * term.panel_step, kLine<T>, kSumBlock * kLine<T>};
+  return {next < term.depth ? term.a + next * term.col : term.a + rows * term.row, term.col,
+          kLine<T>};
+}
+
+// The tiles of one block of the depth for a group of rows.
+template <class T, int kVectors>
+void block_product(int rows, const Term<T>* terms, int count, const Tile<T>& tile, bool add,
+                   Ahead<T> ahead) {
+  constexpr int kMost = tile_rows(kVectors);
+  static constexpr auto table = []<int... n>(std::integer_sequence<int, n...>) {
+    return TileTable<T, kMost>{tile_product<T, n + 1, kVectors>...};
+  }(std::make_integer_sequence<int, kMost>());
+  for_parts<kMost>(rows, [&](int64_t r, int n) {
+    table.of_rows[n - 1](terms, count, r, tile, add, ahead);
+    ahead.from += ahead.tile_step;
+  });
+}
+
+// The sum of up to kMaxTerms terms for a group of rows, and 1 to kTileVectors vectors: block by
+// block of their depth, tile by tile. Terms of one block each go through the tiles together.
 template <class T>
 void product(int rows, int vectors, const Term<T>* terms, int count, Tile<T> tile) {
-  static_assert(kTileRows == 3 || kTileRows == 6);
-  constexpr const TileProduct<T>* table[] = {
-      kTileProductsOf<T, 1>, kTileProductsOf<T, 2>, kTileProductsOf<T, 3>,
-#if defined(__AVX512F__)
-      kTileProductsOf<T, 4>, kTileProductsOf<T, 5>, kTileProductsOf<T, 6>,
-#endif
-  };
-  for (int i = 0; i < count; ++i) {
-    const Term<T>& term = terms[i];
-    for (int64_t k = 0; k == 0 || k < term.depth; k += kSumBlock) {
-      Term<T> block = term;
-      block.depth = least(kSumBlock, term.depth - k);
-      block.b += k * term.panel_step;
-      Ahead<T> ahead = next_block(term, rows, k);
-      for_parts<kTileRows>(rows, [&](int64_t r, int n) {
-        block.a = term.a + k * term.col + r * term.row;
-        table[n - 1][vectors - 1](block,
-                                  Tile<T>{tile.init + r * tile.init_row, tile.init_row,
-                                          tile.out + r * tile.out_row, tile.out_row},
-                                  k > 0, ahead);
-        ahead.from += term.col == 1 ? kSumBlock * kLine<T> : kLine<T>;
-      });
-      tile.init = tile.out, tile.init_row = tile.out_row;
+  using BlockProduct = void (*)(int, const Term<T>*, int, const Tile<T>&, bool, Ahead<T>);
+  static constexpr BlockProduct of_vectors[kTileVectors] = {
+      block_product<T, 1>, block_product<T, 2>, block_product<T, 3>, block_product<T, 4>};
+  const BlockProduct multiply = of_vectors[vectors - 1];
+  for (int i = 0; i < count;) {
+    Term<T> blocks[kMaxTerms];
+    int n = 0;
+    do blocks[n++] = block_of(terms[i], 0);
+    while (terms[i++].depth <= kSumBlock && i < count);
+    const Term<T>& last = terms[i - 1];
+    multiply(rows, blocks, n, tile, false, after_block(last, rows, 0));
+    tile.init = tile.out, tile.init_row = tile.out_row;
+    for (int64_t k = kSumBlock; k < last.depth; k += kSumBlock) {
+      blocks[0] = block_of(last, k);
+      multiply(rows, blocks, 1, tile, true, after_block(last, rows, k));
     }
   }
 }

@@ -6,8 +6,6 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-constexpr int kMaxGates = 4;
-
 // `gates` blocks of `units` rows. Packed, or as it lies if the call is too short to repay packing;
 // its rows must then fill whole vectors.
 template <class T>
@@ -45,13 +43,13 @@ struct RightOperand {
     const int64_t depth = this->depth(), columns = panels.units, step = panels.step(panel);
     const auto add = [&](Term<T>* terms, int count) {
       for_row_groups(rows, [&](int64_t r, int n) {
-        Term<T> shifted[kMaxGates];
+        Term<T> shifted[kMaxTerms];
         for (int i = 0; i < count; ++i) (shifted[i] = terms[i]).a += r * left.stride;
         product(n, panels.vectors(panel), shifted, count,
                 Tile<T>{out[r], out.stride, out[r], out.stride});
       });
     };
-    Term<T> terms[kMaxGates];
+    Term<T> terms[kMaxTerms];
     if (lying()) {
       for (int s = 0; s < gates; ++s)
         terms[s] = {left.data + s * units,

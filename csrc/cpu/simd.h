@@ -17,13 +17,13 @@ namespace rnnkern::RNNKERN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
-constexpr int kTileRows = 6;  // 6 rows x 4 vectors = 24 of 32 registers
+constexpr int kTileSums = 24;  // of 32 registers
 #elif defined(__AVX2__)
 constexpr int kBytes = 32;
-constexpr int kTileRows = 3;  // 3 rows x 4 vectors = 12 of 16 registers
+constexpr int kTileSums = 12;  // of 16 registers
 #else
 constexpr int kBytes = 16;
-constexpr int kTileRows = 3;
+constexpr int kTileSums = 12;
 #endif
 constexpr int kTileVectors = 4;
 
