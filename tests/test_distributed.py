@@ -22,9 +22,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize("option", [[], ["--sharded"]], ids=["ddp", "fsdp"])
-def test_two_processes(option: list[str]) -> None:
+def test_two_processes(option: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(ROOT / "examples" / "distributed.py"), *option]
+    # A file each: what two processes write to one pipe can mix within a line.
+    command += ["--redirects", "1", "--log-dir", str(tmp_path), "--nproc-per-node", "2"]
+    command += [str(ROOT / "examples" / "distributed.py"), *option]
     home = str(Path(rnnkern.__file__).parents[1])
     run = subprocess.run(
         command,
@@ -34,9 +36,11 @@ def test_two_processes(option: list[str]) -> None:
         timeout=100,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    found = [float(v) for v in re.findall(r"largest difference from one process (\S+)", run.stdout)]
-    assert len(found) == 2
-    assert max(found) < 1e-5
+    printed = [path.read_text() for path in tmp_path.rglob("stdout.log")]
+    assert len(printed) == 2
+    for text in printed:
+        (difference,) = re.findall(r"largest difference from one process (\S+)", text)
+        assert float(difference) < 1e-5
 
 
 @pytest.fixture
