@@ -53,12 +53,14 @@ Plan make_plan(const PlanInput& in) {
   plan.input_chunk = std::clamp<int64_t>(chunk_rows / std::max<int64_t>(block, 1), 1, in.steps);
   // Enough rows for the weight gradients to be a deep product; twice as many where they come from
   // memory each time.
-  // Whole groups of rows (product.h); each block of them costs a gradient of all weights.
-  constexpr int64_t kGroup = 36, kBlockGroups = Plan::kMaxBlocks * kGroup;
-  plan.gradient_rows = in.batch;
-  if (weights <= kResident && in.batch >= 4 * kGroup)
-    plan.gradient_rows =
-        std::max((in.batch + kBlockGroups - 1) / kBlockGroups * kGroup, 2 * kGroup);
+  // A power of two splits evenly. Each block costs a gradient of all weights.
+  constexpr int64_t kLeastRows = 60, kGradients = 4 << 20;
+  int64_t blocks = 1;
+  if (weights <= kResident)
+    while (blocks < Plan::kMaxBlocks && in.batch >= 2 * blocks * kLeastRows &&
+           2 * blocks * weights <= kGradients)
+      blocks *= 2;
+  plan.gradient_rows = (in.batch + blocks - 1) / blocks;
   const int64_t wanted = weights > (4 << 20) || plan.gradient_rows < in.batch ? 512 : 256;
   plan.gradient_chunk =
       std::clamp<int64_t>(wanted / std::max<int64_t>(plan.gradient_rows, 1), 1, in.steps);

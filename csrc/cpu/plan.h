@@ -16,7 +16,7 @@ struct Plan {
   int64_t gradient_rows;   // batch rows whose weight gradients are summed by themselves
 
   // Parts of the batch that go backward by themselves. Depends on the shape alone.
-  static constexpr int kMaxBlocks = 8;
+  static constexpr int kMaxBlocks = 16;
   int blocks(int64_t batch) const {
     return batch > gradient_rows ? int((batch + gradient_rows - 1) / gradient_rows) : 1;
   }
