@@ -21,8 +21,9 @@ template <class Cell, class T>
 class BackwardBlock {
   using V = Vec<T>;
   using Shared = BackwardShared<Cell, T>;
-  static constexpr int kLanes = V::kLanes;
+  static constexpr int kLanes = V::kLanes, kPanel = kTileVectors * kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
+  static constexpr bool kSameSums = Cell::kInputSum == Cell::kHiddenSum;
   static_assert(Cell::kGates <= kMaxTerms);
 
  public:
@@ -31,14 +32,20 @@ class BackwardBlock {
     return least(plan.gradient_chunk, p.sequence.steps) * plan.gradient_rows;
   }
 
-  // Elements of a thread's buffer for a panel of x or h.
-  static int64_t panel_size(const Backward<T>& p, const Plan& plan) {
-    return chunk_rows(p, plan) * kTileVectors * kLanes;
+  // Elements of a thread's buffer for a panel of x or h and for thin columns.
+  static int64_t buffer_size(const Backward<T>& p, const Plan& plan) {
+    return chunk_rows(p, plan) * (kPanel + ThinGradient<T>::kMostColumns) + 16;
+  }
+
+  // Columns of x, of h and of the biases that are thin.
+  static int64_t thin_columns(const Backward<T>& p, bool input, bool hidden) {
+    return (input ? ThinGradient<T>::columns({p.input_size, 1}) + 1 : 0) +
+           (hidden ? ThinGradient<T>::columns({p.width(), 1}) + 1 : 0);
   }
 
   // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
   BackwardBlock(const Backward<T>& p, const Plan& plan, int direction, int block,
-                const Shared& shared, Arena& scratch, T* panel, Rows<T> dx, bool add)
+                const Shared& shared, Arena& scratch, T* buffer, Rows<T> dx, bool add)
       : p_(p),
         seq_(p.sequence.part(block * plan.gradient_rows,
                              least((block + 1) * plan.gradient_rows, p.sequence.batch))),
@@ -48,7 +55,7 @@ class BackwardBlock {
         ih_(shared.ih),
         hh_(shared.hh),
         grads_(shared.grads[block]),
-        buffer_(panel),
+        buffer_(buffer),
         dx_(dx),
         add_(add),
         units_(p.hidden_size, 1),
@@ -56,7 +63,9 @@ class BackwardBlock {
         dsums_(scratch.take<T>(chunk_rows(p, plan) * stride_)),
         dh_{nullptr, odd_lines<T>(p.width())},
         dc_{nullptr, units_.row()},
-        projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch) {
+        projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
+        thin_(thin_columns(p, true, kSameSums), Cell::kGates * p.hidden_size, scratch),
+        thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates * p.hidden_size, scratch) {
     dh_.data = scratch.take<T>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.take<T>(seq_.batch * dc_.stride);
   }
@@ -110,6 +119,9 @@ class BackwardBlock {
   }
 
   void finish(Team team) const {
+    thin_.finish(team, Cell::input_gate);
+    if (!kSameSums) thin_hidden_.finish(team, Cell::hidden_gate);
+    if (projects()) projection_.finish(team);
     const int64_t H = p_.hidden_size, R = p_.width();
     for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
       if (p_.dh_0) std::memcpy(p_.dh_0 + state_row(b) * R, dh_[b], R * sizeof(T));
@@ -222,7 +234,8 @@ class BackwardBlock {
             Cell::kGates,
             end == seq_.steps,
             team,
-            buffer_};
+            buffer_,
+            buffer_ + chunk_rows(p_, plan_) * kPanel};
   }
 
   // dx = dsums W_ih for the chunk, its rows split over the team.
@@ -246,31 +259,27 @@ class BackwardBlock {
 
   void weight_gradients(const ChunkGradients<T>& chunk) {
     const WeightGrads<T>& g = grads_;
-    const int64_t I = p_.input_size;
-    if (g.ih && I < tile_rows(kTileVectors)) {
-      const bool even = !seq_.others && (seq_.offsets || p_.x.step == seq_.batch * p_.x.row);
-      chunk.add_thin(g.ih, I, I, Cell::kInputSum, Cell::input_gate, even, [&](int64_t t) {
-        return Term<T>{p_.x.at(seq_, t), 1, p_.x.row, 0, nullptr, 0};
-      });
-    } else if (g.ih) {
-      chunk.add_to(g.ih, ih_.panels, Cell::kInputSum, Cell::input_gate,
-                   [&](int64_t, int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; });
-    }
-    if (g.hh) {
-      const int64_t R = p_.width(), back = d_ ? 1 : -1;
-      chunk.add_to(g.hh, Panels<T>(R, 1), Cell::kHiddenSum, Cell::hidden_gate,
-                   [&](int64_t, int64_t t, int64_t b) -> const T* {
-                     const int64_t previous = t + back;
-                     if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
-                       return p_.y.at(seq_, previous) + b * p_.y.row + d_ * R;
-                     return p_.h0 ? p_.h0 + state_row(b) * R : shared_.zeros;
-                   });
-    }
-    if (projects()) projection_.weight_gradient(chunk, g.hr);
     static constexpr T kOne = 1;  // a bias is the weight of an input that is always 1
-    const auto ones = [&](int64_t) { return Term<T>{&kOne, 1, 0, 0, nullptr, 0}; };
-    if (g.bias_ih) chunk.add_thin(g.bias_ih, 1, 1, Cell::kInputSum, Cell::input_gate, true, ones);
-    if (g.bias_hh) chunk.add_thin(g.bias_hh, 1, 1, Cell::kHiddenSum, Cell::hidden_gate, true, ones);
+    const auto one = [](int64_t, int64_t, int64_t) { return &kOne; };
+    const auto x = [&](int64_t, int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; };
+    const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
+      const int64_t R = p_.width(), previous = t + (d_ ? 1 : -1);
+      if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
+        return p_.y.at(seq_, previous) + b * p_.y.row + d_ * R;
+      return p_.h0 ? p_.h0 + state_row(b) * R : shared_.zeros;
+    };
+    thin_.clear();
+    if (g.ih)
+      add_weight_gradient(chunk, g.ih, ih_.panels, Cell::kInputSum, Cell::input_gate, x, thin_);
+    if (g.bias_ih) thin_.gather(chunk, g.bias_ih, 1, 0, 1, one);
+    if (!kSameSums) thin_.add(chunk, Cell::kInputSum), thin_hidden_.clear();
+    ThinGradient<T>& thin_hidden = kSameSums ? thin_ : thin_hidden_;
+    if (g.hh)
+      add_weight_gradient(chunk, g.hh, Panels<T>(p_.width(), 1), Cell::kHiddenSum,
+                          Cell::hidden_gate, h_prev, thin_hidden);
+    if (g.bias_hh) thin_hidden.gather(chunk, g.bias_hh, 1, 0, 1, one);
+    thin_hidden.add(chunk, Cell::kHiddenSum);
+    if (projects()) projection_.weight_gradient(chunk, g.hr);
   }
 
   const Backward<T>& p_;
@@ -287,7 +296,8 @@ class BackwardBlock {
   const int64_t stride_;
   T* const dsums_;     // (chunk rows, kSums H)
   RowsOf<T> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
-  const BackwardProjection<Cell, T> projection_;
+  BackwardProjection<Cell, T> projection_;
+  ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ
 };
 
 template <class Cell, class T>
@@ -300,8 +310,8 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
     BackwardShared<Cell, T> shared[kMaxDirections];
     char* scratches;  // for a block each
     int64_t scratch_size;
-    T* panels;  // for a thread each
-    int64_t panel_size;
+    T* buffers;  // for a thread each
+    int64_t buffer_size;
     T* dx;  // of the second direction, where both run at once
 
     Call(const Backward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
@@ -312,8 +322,8 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
       Block(p, plan, 0, 0, shared[0], count, nullptr, {}, false);
       scratch_size = count.used();
       scratches = arena.take<char>(scratch_size * greatest(plan.threads, p.directions));
-      panel_size = Block::panel_size(p, plan) + 16;
-      panels = arena.take<T>(panel_size * plan.threads);
+      buffer_size = Block::buffer_size(p, plan);
+      buffers = arena.take<T>(buffer_size * plan.threads);
       dx = arena.take<T>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);
       if (used) *used = arena.used();
     }
@@ -326,7 +336,7 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
       const bool alone = !plan.by_units && blocks >= team.size;
       for (int next = 0; (next = alone ? shared[d].next++ : next) < blocks; ++next) {
         Arena scratch(scratches + scratch_size * (alone ? worker : d));
-        Block(p, plan, d, next, shared[d], scratch, panels + panel_size * worker,
+        Block(p, plan, d, next, shared[d], scratch, buffers + buffer_size * worker,
               {dx, p.dx.step, p.dx.row}, add)
             .run(alone ? Team{0, 1, nullptr} : team);
       }

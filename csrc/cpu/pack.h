@@ -141,6 +141,15 @@ void pack_gates(const Panels<T>& panels, int64_t panel, const T* weight, int64_t
     }
 }
 
+template <class T>
+RNNKERN_INLINE void copy_row(const T* from, int64_t count, T* to) {
+  using V = Vec<T>;
+  for (int64_t c = 0; c < count; c += V::kLanes) {
+    const int lanes = int(least<int64_t>(count - c, V::kLanes));
+    V::load(from + c, lanes).store(to + c, lanes);
+  }
+}
+
 // Row k of the panel is a row of contiguous columns in memory: row_of(k).
 template <class T, class RowOf>
 RNNKERN_INLINE void pack_rows(const Panels<T>& panels, int64_t panel, int64_t depth, RowOf row_of,

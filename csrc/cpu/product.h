@@ -40,7 +40,8 @@ struct Term {
   int64_t panel_step;
 };
 
-// A row of vectors in memory per tile row. init may have stride 0 (a bias) or equal out.
+// A row of vectors in memory per tile row. init may have stride 0 or equal out; without one, out is
+// added to.
 template <class T>
 struct Tile {
   const T* init;
@@ -199,7 +200,7 @@ void product(int rows, int vectors, const Term<T>* terms, int count, Tile<T> til
     do blocks[n++] = block_of(terms[i], 0);
     while (terms[i++].depth <= kSumBlock && i < count);
     const Term<T>& last = terms[i - 1];
-    multiply(rows, blocks, n, tile, false, after_block(last, rows, 0));
+    multiply(rows, blocks, n, tile, !tile.init, after_block(last, rows, 0));
     tile.init = tile.out, tile.init_row = tile.out_row;
     for (int64_t k = kSumBlock; k < last.depth; k += kSumBlock) {
       blocks[0] = block_of(last, k);

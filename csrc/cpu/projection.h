@@ -99,7 +99,8 @@ class BackwardProjection {
         weight_(weight),
         dh_{nullptr, odd_lines<T>(p.proj_size)},
         m_{nullptr, p.hidden_size},
-        dm_{nullptr, weight_.panels.row()} {
+        dm_{nullptr, weight_.panels.row()},
+        thin_(p.proj_size ? ThinGradient<T>::columns(weight_.panels) : 0, p.proj_size, arena) {
     if (!weight_.weight) return;
     dh_.data = arena.take<T>(chunk_rows * dh_.stride);
     if (p.grads[direction].hr) m_.data = arena.take<T>(chunk_rows * m_.stride);
@@ -149,13 +150,18 @@ class BackwardProjection {
   }
 
   // dW_hr += dh^T m over the chunk's rows.
-  void weight_gradient(ChunkGradients<T> chunk, T* grad) const {
+  void weight_gradient(ChunkGradients<T> chunk, T* grad) {
     if (!m_.data) return;
     chunk.dsums = dh_.data, chunk.stride = dh_.stride;
     chunk.hidden = p_.proj_size, chunk.gates = 1;
-    chunk.add_to(grad, weight_.panels, 0, the_only_gate,
-                 [&](int64_t k, int64_t, int64_t) { return m_[k]; });
+    thin_.clear();
+    add_weight_gradient(
+        chunk, grad, weight_.panels, 0, the_only_gate,
+        [&](int64_t k, int64_t, int64_t) { return m_[k]; }, thin_);
+    thin_.add(chunk, 0);
   }
+
+  void finish(Team team) const { thin_.finish(team, the_only_gate); }
 
   RowsOf<T> dm() const { return dm_; }
 
@@ -166,6 +172,7 @@ class BackwardProjection {
   const RightOperand<T>& weight_;
   RowsOf<T> dh_, m_;  // of the chunk's rows, P and H wide
   RowsOf<T> dm_;      // of one step, rows of whole vectors
+  ThinGradient<T> thin_;
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -1,6 +1,7 @@
 // Weight gradients of a chunk of steps: products over its rows of the gate gradients with what the
 // weights were multiplied by. Each element is summed by one thread, whatever the team.
 #pragma once
+#include "arena.h"
 #include "pack.h"
 #include "params.h"
 #include "team.h"
@@ -9,12 +10,6 @@ namespace rnnkern::RNNKERN_ISA {
 
 template <class T>
 struct ChunkGradients {
-  using V = Vec<T>;
-  static constexpr int kLanes = V::kLanes;
-  // A tile loads one value per row and one vector per vector of its panel for each k: with fewer
-  // than three vectors the loads take longer than the multiply-adds.
-  static constexpr int kWideEnough = 3 * kLanes;
-
   const Sequence& sequence;
   int64_t t0, t1, rows;  // steps of the chunk, and their rows
   const T* dsums;        // (rows, stride): gradients of sums, each `hidden` wide
@@ -22,78 +17,131 @@ struct ChunkGradients {
   int gates;
   bool first;  // nothing has been summed yet
   Team team;
-  T* buffer;  // for one panel of the right operand
+  T *panel, *thin;  // for a panel of the right operand, and for its thin columns
 
-  // grad (gates H, columns) += dsums^T right, over the chunk's rows; the team splits grad's rows.
-  // row_at(k, t, b): the right operand's row of the chunk's row k, batch row b of step t.
-  template <class GateOf, class RowAt>
-  void add_to(T* grad, const Panels<T>& panels, int first_sum, GateOf gate_of, RowAt row_at) const {
-    const int64_t H = hidden, depth = rows, columns = panels.units;
-    const int64_t begin = team.begin(gates * H), end = team.end(gates * H);
-    for (int64_t panel = 0; panel < panels.count(); ++panel) {
-      int64_t t = t0, b = -1;
-      pack_rows(
-          panels, panel, depth,
-          [&](int64_t k) {
-            for (++b; b >= sequence.active(t); ++t) b = 0;
-            return row_at(k, t, b);
-          },
-          buffer);
-      const int width = int(panels.step(panel));
-      const int64_t left = columns - panels.first_unit(panel);
-      if (width < kWideEnough) {
-        add_thin(grad + panels.first_unit(panel), least<int64_t>(width, left), columns, first_sum,
-                 gate_of, true, [&](int64_t) { return Term<T>{buffer, 1, width, 0, nullptr, 0}; });
-        continue;
-      }
-      for (int64_t k = begin; k < end;) {  // gate by gate
-        const int64_t s = k / H, stop = least((s + 1) * H, end);
-        T* const out = grad + (gate_of(int(s)) - s) * H * columns + panels.first_unit(panel);
-        for_row_groups(stop - k, [&](int64_t r, int n) {
-          alignas(64) T tile[kGroupRows * kTileVectors * kLanes];
-          const Term<T> term{dsums + first_sum * H + k + r, 1, stride, depth, buffer, width};
-          product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeroSums<T>, 0, tile, width});
-          add_tile(tile, width, n, left, out + (k + r) * columns, columns, !first);
-        });
-        k = stop;
-      }
-    }
+  // The right operand's row of each of the chunk's rows in turn. row_at(k, t, b): of the chunk's
+  // row k, batch row b of step t.
+  template <class RowAt>
+  auto in_turn(RowAt row_at) const {
+    return [this, row_at, t = t0, b = int64_t(-1)](int64_t k) mutable {
+      for (++b; b >= sequence.active(t); ++t) b = 0;
+      return row_at(k, t, b);
+    };
+  }
+};
+
+// The gradients of columns too few for a wide tile, of all weights with the same sums: transposed,
+// so that dsums is the panel, as it lies, and tiles are as high as they can be.
+template <class T>
+class ThinGradient {
+  static constexpr int kLanes = Vec<T>::kLanes, kWidth = kTileVectors * kLanes;
+
+ public:
+  // A tile loads one value per row and one vector per vector of its panel for each k: with fewer
+  // than three vectors the loads take longer than the multiply-adds.
+  static bool is_thin(const Panels<T>& panels, int64_t panel) {
+    return panels.step(panel) < 3 * kLanes;
+  }
+  static constexpr int kMostColumns = 2 * (2 * kLanes + 1);  // of two matrices and their biases
+  // How many columns of a matrix are thin: those of its last panel, or none.
+  static int64_t columns(const Panels<T>& panels) {
+    const int64_t last = panels.count() - 1;
+    return last >= 0 && is_thin(panels, last) ? panels.units - panels.first_unit(last) : 0;
   }
 
-  // The same for few columns, of a gradient with `ld` of them: transposed, so that dsums is the
-  // panel, as it lies, and tiles are wide. operand(t) gives the term of step t but for its depth
-  // and panel; if its rows lie evenly over all steps, one term serves the chunk.
-  template <class GateOf, class Operand>
-  void add_thin(T* grad, int64_t columns, int64_t ld, int first_sum, GateOf gate_of, bool even,
-                Operand operand) const {
-    const int64_t H = hidden, blocks = (gates * H + kLanes - 1) / kLanes;
-    const int64_t begin = team.begin(blocks) * kLanes;
-    const int64_t end = least(team.end(blocks) * kLanes, gates * H);
-    constexpr int kWidth = kTileVectors * kLanes;
-    for (int64_t k = begin; k < end; k += kWidth) {
-      const int64_t sums = least<int64_t>(end - k, kWidth);
-      const int vectors = int((sums + kLanes - 1) / kLanes);
-      for_row_groups(columns, [&](int64_t c0, int n) {
-        alignas(64) T tile[kGroupRows * kWidth];
-        std::memset(tile, 0, n * kWidth * sizeof(T));
-        const T* b = dsums + first_sum * H + k;
-        for (int64_t t = t0; t < t1; t = even ? t1 : t + 1) {
-          Term<T> term = operand(t);
-          term.a += c0 * term.row;
-          term.depth = even ? rows : sequence.active(t);
-          term.b = b, term.panel_step = stride;
-          b += term.depth * stride;
-          product(n, vectors, &term, 1, Tile<T>{tile, kWidth, tile, kWidth});
-        }
-        for (int64_t l = 0; l < sums; ++l) {
-          const int64_t s = (k + l) / H;
-          T* const out = grad + ((gate_of(int(s)) - s) * H + k + l) * ld + c0;
-          for (int c = 0; c < n; ++c)
-            out[c] = first ? tile[c * kWidth + l] : out[c] + tile[c * kWidth + l];
-        }
+  ThinGradient(int64_t most_columns, int64_t sums, Arena& arena)
+      : stride_(most_columns),
+        row_((sums + kWidth - 1) / kWidth * kWidth),
+        sums_(arena.take<T>(most_columns * row_)) {}
+
+  void clear() { count_ = 0, columns_ = 0; }
+
+  // Columns [first, first + count) of the right operand row_at, and of its gradient, (gates H, ld).
+  template <class RowAt>
+  void gather(const ChunkGradients<T>& chunk, T* grad, int64_t ld, int64_t first, int64_t count,
+              RowAt row_at) {
+    auto row_of = chunk.in_turn(row_at);
+    T* out = chunk.thin + columns_;
+    for (int64_t k = 0; k < chunk.rows; ++k, out += stride_)
+      copy_row(row_of(k) + first, count, out);
+    runs_[count_++] = {grad + first, ld, columns_, count};
+    columns_ += count;
+  }
+  // The sums of the columns += those over the chunk's rows; the team splits dsums' columns.
+  void add(const ChunkGradients<T>& chunk, int first_sum) {
+    const T* const dsums = chunk.dsums + first_sum * chunk.hidden;
+    gates_ = chunk.gates, hidden_ = chunk.hidden;
+    for (int64_t k = begin(chunk.team); k < end(chunk.team); k += kWidth) {
+      const int vectors = int((least<int64_t>(end(chunk.team) - k, kWidth) + kLanes - 1) / kLanes);
+      for_row_groups(columns_, [&](int64_t c, int n) {
+        T* const out = sums_ + c * row_ + k;
+        if (chunk.first)
+          for (int i = 0; i < n; ++i) std::memset(out + i * row_, 0, vectors * kLanes * sizeof(T));
+        const Term<T> term{chunk.thin + c, 1, stride_, chunk.rows, dsums + k, chunk.stride};
+        product(n, vectors, &term, 1, Tile<T>{nullptr, 0, out, row_});
       });
     }
   }
+
+  // The gradients, once all chunks have been added.
+  template <class GateOf>
+  void finish(Team team, GateOf gate_of) const {
+    for (const Run* run = runs_; run < runs_ + count_; ++run)
+      for (int64_t k = begin(team); k < end(team); ++k) {
+        const int s = int(k / hidden_);
+        T* const out = run->grad + ((gate_of(s) - s) * hidden_ + k) * run->ld;
+        for (int64_t c = 0; c < run->count; ++c) out[c] = sums_[(run->column + c) * row_ + k];
+      }
+  }
+
+ private:
+  int64_t begin(Team team) const {
+    return team.begin((gates_ * hidden_ + kLanes - 1) / kLanes) * kLanes;
+  }
+  int64_t end(Team team) const {
+    return least(team.end((gates_ * hidden_ + kLanes - 1) / kLanes) * kLanes, gates_ * hidden_);
+  }
+
+  struct Run {
+    T* grad;
+    int64_t ld, column, count;  // its first column here
+  };
+  const int64_t stride_, row_;
+  T* const sums_;  // (columns, row_)
+  Run runs_[4];
+  int count_ = 0;
+  int64_t columns_ = 0;
+  int64_t gates_ = 0, hidden_ = 0;
 };
+
+// grad (gates H, columns) += dsums^T right, over the chunk's rows; the team splits grad's rows.
+// Thin columns are only gathered.
+template <class T, class GateOf, class RowAt>
+void add_weight_gradient(const ChunkGradients<T>& chunk, T* grad, const Panels<T>& panels,
+                         int first_sum, GateOf gate_of, RowAt row_at, ThinGradient<T>& thin) {
+  const int64_t H = chunk.hidden, columns = panels.units;
+  const int64_t begin = chunk.team.begin(chunk.gates * H), end = chunk.team.end(chunk.gates * H);
+  for (int64_t panel = 0; panel < panels.count(); ++panel) {
+    const int64_t first = panels.first_unit(panel), left = columns - first;
+    if (ThinGradient<T>::is_thin(panels, panel)) {
+      thin.gather(chunk, grad, columns, first, left, row_at);
+      continue;
+    }
+    pack_rows(panels, panel, chunk.rows, chunk.in_turn(row_at), chunk.panel);
+    const int width = int(panels.step(panel));
+    for (int64_t k = begin; k < end;) {  // gate by gate
+      const int64_t s = k / H, stop = least((s + 1) * H, end);
+      T* const out = grad + (gate_of(int(s)) - s) * H * columns + first;
+      for_row_groups(stop - k, [&](int64_t r, int n) {
+        alignas(64) T tile[kGroupRows * kTileVectors * Vec<T>::kLanes];
+        const Term<T> term{
+            chunk.dsums + first_sum * H + k + r, 1, chunk.stride, chunk.rows, chunk.panel, width};
+        product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeroSums<T>, 0, tile, width});
+        add_tile(tile, width, n, left, out + (k + r) * columns, columns, !chunk.first);
+      });
+      k = stop;
+    }
+  }
+}
 
 }  // namespace rnnkern::RNNKERN_ISA
