@@ -61,7 +61,7 @@ class BackwardBlock {
         units_(p.hidden_size, 1),
         stride_(odd_lines<T>(Cell::kSums * p.hidden_size)),
         dsums_(scratch.take<T>(chunk_rows(p, plan) * stride_)),
-        dh_{nullptr, odd_lines<T>(p.width())},
+        dh_{nullptr, odd_lines<T>(hh_.panels.row())},
         dc_{nullptr, units_.row()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
         thin_(thin_columns(p, true, kSameSums), Cell::kGates * p.hidden_size, scratch),
@@ -211,14 +211,23 @@ class BackwardBlock {
     }
   }
 
-  // dh += dsums W_hh, for the worker's rows below `active` and its units.
+  // dh += dsums W_hh, for the worker's rows below `active` and its units; dx = dsums W_ih, where
+  // W_ih stands beside W_hh.
   void carry_back(int64_t s, const Part& part, int64_t active, const T* dsums) {
     dsums += Cell::kHiddenSum * p_.hidden_size + part.b0 * stride_;
+    const int64_t rows = active - part.b0;
+    T* const dx = dh_[part.b0] + hh_.width();
+    if (hh_.beside)
+      for (int64_t b = 0; b < rows; ++b)
+        std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(T));
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part);
-      hh_.add_product({dsums, stride_}, active - part.b0, panel,
+      hh_.add_product({dsums, stride_}, rows, panel,
                       {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride});
     }
+    if (hh_.beside)
+      add_tile(dx, int(dh_.stride), rows, p_.input_size,
+               dx_.data + (seq_.row(time(s)) + part.b0) * dx_.row, dx_.row, add_);
   }
 
   ChunkGradients<T> chunk(int64_t begin, int64_t end, Team team) const {
@@ -240,7 +249,7 @@ class BackwardBlock {
 
   // dx = dsums W_ih for the chunk, its rows split over the team.
   void input_gradient(const ChunkGradients<T>& chunk, Team team) {
-    if (!dx_.data) return;
+    if (!dx_.data || hh_.beside) return;
     const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
     const T* dsums = dsums_ + first * stride_ + Cell::kInputSum * p_.hidden_size;
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {

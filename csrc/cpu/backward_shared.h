@@ -22,6 +22,7 @@ struct BackwardShared {
         hr{{p.hidden_size, 1}, p.weights[direction].hr, nullptr, p.proj_size, 1, the_only_gate,
            plan.direct} {
     if (direction >= p.directions) return;
+    if (input_beside(p, plan)) hh.put_beside(ih.weight, p.input_size), ih.weight = nullptr;
     for (RightOperand<T>* w : {&ih, &hh, &hr})
       if (w->weight) w->packed = arena.take<T>(w->panels.size(w->depth()));
     zeros = arena.take<T>(greatest(p.hidden_size, int64_t(Vec<T>::kLanes)));
@@ -30,6 +31,17 @@ struct BackwardShared {
       each_gradient(p, [&](T* WeightGrads<T>::* grad, int64_t size) {
         grads[block].*grad = grads[0].*grad ? arena.take<T>(size) : nullptr;
       });
+  }
+
+  // Whether dx is a part of the product that carries dh back: where this makes fewer panels, and
+  // the rows and terms of a step are enough for it.
+  static bool input_beside(const Backward<T>& p, const Plan& plan) {
+    if (Cell::kInputSum != Cell::kHiddenSum || !p.dx.data || p.proj_size || plan.by_units ||
+        plan.direct || p.sequence.batch < tile_rows(kTileVectors) ||
+        Cell::kGates * p.hidden_size < kSumBlock)
+      return false;
+    const Panels<T> x(p.input_size, 1), h(p.hidden_size, 1);
+    return Panels<T>(h.row() + p.input_size, 1).count() < x.count() + h.count();
   }
 
   template <class F>
@@ -43,7 +55,7 @@ struct BackwardShared {
   }
 
   void pack(const Backward<T>& p, Team team) {
-    if (p.dx.data) ih.pack(team);
+    if (p.dx.data && ih.weight) ih.pack(team);
     hh.pack(team);
     if (p.proj_size) hr.pack(team);
     if (team.rank == 0)

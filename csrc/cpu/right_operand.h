@@ -7,30 +7,48 @@
 namespace rnnkern::RNNKERN_ISA {
 
 // `gates` blocks of `units` rows. Packed, or as it lies if the call is too short to repay packing;
-// its rows must then fill whole vectors.
+// its rows must then fill whole vectors. Another matrix may stand beside it, from the next whole
+// vector on: two narrow ones make wider tiles together.
 template <class T>
 struct RightOperand {
-  Panels<T> panels;  // of its columns
+  Panels<T> panels;  // of all columns
   const T* weight;
   T* packed;
   int64_t units;
   int gates;
   int (*gate_of)(int s);  // the weight's block for the s-th block of the left operand
   bool direct;
+  int64_t columns = panels.units;  // of the weight matrix
+  const T* beside = nullptr;
 
   int64_t depth() const { return gates * units; }
-  bool lying() const { return direct && panels.units % Vec<T>::kLanes == 0; }
+  // The panels' column with which the matrix beside it begins.
+  int64_t width() const { return Panels<T>(columns, 1).row(); }
+  bool lying() const { return direct && !beside && panels.units % Vec<T>::kLanes == 0; }
+
+  void put_beside(const T* other, int64_t other_columns) {
+    beside = other;
+    panels = {width() + other_columns, 1};
+  }
 
   // Row k of a packed panel is one unit of one gate.
   void pack(Team team) const {
-    const int64_t columns = panels.units, count = lying() ? 0 : panels.count();
-    for (int64_t panel = team.begin(count); panel < team.end(count); ++panel)
-      pack_rows(
-          panels, panel, depth(),
-          [&](int64_t k) {
-            return weight + (gate_of(int(k / units)) * units + k % units) * columns;
-          },
-          packed + panels.before(panel) * depth());
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    const int64_t split = width(), other = panels.units - split;
+    const int64_t count = lying() ? 0 : panels.count();
+    for (int64_t panel = team.begin(count); panel < team.end(count); ++panel) {
+      T* out = packed + panels.before(panel) * depth();
+      for (int64_t k = 0; k < depth(); ++k) {
+        const int64_t row = gate_of(int(k / units)) * units + k % units;
+        for (int w = 0; w < panels.width(panel); ++w, out += kLanes) {
+          const int64_t c = panels.first_unit(panel) + w * kLanes;
+          const T* const from =
+              c < split ? weight + row * columns + c : beside + row * other + c - split;
+          const int64_t left = (c < split ? columns : panels.units) - c;
+          Vec<T>::load(from, int(least(left, kLanes))).store(out);
+        }
+      }
+    }
   }
 
   // Panels are walked in blocks of their depth, so that a block stays in the second-level cache
@@ -40,7 +58,7 @@ struct RightOperand {
   // out += left W for some rows and a panel; rows of out are padded to whole vectors and begin
   // with the panel's first column.
   void add_product(RowsOf<const T> left, int64_t rows, int64_t panel, RowsOf<T> out) const {
-    const int64_t depth = this->depth(), columns = panels.units, step = panels.step(panel);
+    const int64_t depth = this->depth(), step = panels.step(panel);
     const auto add = [&](Term<T>* terms, int count) {
       for_row_groups(rows, [&](int64_t r, int n) {
         Term<T> shifted[kMaxTerms];
