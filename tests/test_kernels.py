@@ -34,6 +34,11 @@ BLOCKS = [  # a large batch of a small layer goes backward in blocks of rows
     Case("RNN_TANH", T=9, B=145, I=70, H=40, packed=True, hx=True),
     Case("RNN_RELU", T=2, B=433, I=1, H=16, bidirectional=True),
     Case("LSTM", T=4, B=300, I=6, H=29, P=19, packed=True, hx=True),
+    # many units, whose gate gradients stand in blocks of columns
+    Case("LSTM", T=9, B=5, I=70, H=128, packed=True, bidirectional=True, hx=True),
+    Case("LSTM", T=9, B=5, I=7, H=128, P=70),
+    Case("GRU", T=9, B=3, I=5, H=192, hx=True),
+    Case("RNN_TANH", T=7, B=33, I=140, H=256),
 ]
 
 
@@ -151,7 +156,7 @@ def test_batch_invariance(cell: str, projected: bool, hidden: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", BLOCKS, ids=str)
-def test_blocks_of_rows(case: Case, dtype: torch.dtype) -> None:
+def test_blocks(case: Case, dtype: torch.dtype) -> None:
     check(replace(case, dtype=dtype))
 
 

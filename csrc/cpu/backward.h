@@ -37,6 +37,17 @@ class BackwardBlock {
     return chunk_rows(p, plan) * (kPanel + ThinGradient<T>::kMostColumns) + 16;
   }
 
+  // dsums of many units stand in blocks: in rows, each row of a column that the weight gradients
+  // read would be on a page of its own, more of them than the first-level TLB has entries.
+  static Blocked<T> take_dsums(const Backward<T>& p, const Plan& plan, Arena& scratch) {
+    const int64_t rows = chunk_rows(p, plan), sums = Cell::kSums * p.hidden_size;
+    if (p.hidden_size > kSumBlock && p.hidden_size % kSumBlock == 0 && !plan.direct)
+      return {scratch.take<T>(sums / kSumBlock * (rows * kSumBlock + kLine<T>)), kSumBlock,
+              rows * kSumBlock + kLine<T>};
+    const int64_t row = odd_lines<T>(sums);
+    return {scratch.take<T>(rows * row), row, kSumBlock};
+  }
+
   // Columns of x, of h and of the biases that are thin.
   static int64_t thin_columns(const Backward<T>& p, bool input, bool hidden) {
     return (input ? ThinGradient<T>::columns({p.input_size, 1}) + 1 : 0) +
@@ -59,8 +70,7 @@ class BackwardBlock {
         dx_(dx),
         add_(add),
         units_(p.hidden_size, 1),
-        stride_(odd_lines<T>(Cell::kSums * p.hidden_size)),
-        dsums_(scratch.take<T>(chunk_rows(p, plan) * stride_)),
+        dsums_(take_dsums(p, plan, scratch)),
         dh_{nullptr, odd_lines<T>(hh_.panels.row())},
         dc_{nullptr, units_.row()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
@@ -141,7 +151,7 @@ class BackwardBlock {
       const int64_t before = s ? seq_.active(time(s - 1)) : 0;
       const int64_t carried = greatest(least(before, active), mine.b0);
       const int64_t row = chunk_row(s, begin, end);
-      T* const dsums = dsums_ + row * stride_;
+      const Blocked<T> dsums = dsums_.from(row, 0);
       if constexpr (Cell::kProjects)
         if (projects()) unproject(s, row, mine, of_h, active, team);
       if (mine.b0 < carried) differentiate(s, mine, mine.b0, carried, true, dsums);
@@ -164,7 +174,8 @@ class BackwardBlock {
   }
 
   // The adjoint of the cell for batch rows [r0, r1) of step s.
-  void differentiate(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried, T* dsums) {
+  void differentiate(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried,
+                     Blocked<T> dsums) {
     const int64_t H = p_.hidden_size, t = time(s), before_d = d_ * p_.sequence.rows();
     const int64_t row = before_d + seq_.row(t), state = state_row(0) * H;
     const int64_t y_row = p_.y.row, t_prev = carried ? time(s - 1) : 0;
@@ -200,7 +211,7 @@ class BackwardBlock {
           dnext[1] = V::load(dc + u);
         }
         Cell::backward(saved, prev, next, dnext, dprev, dsum);
-        for (int k = 0; k < Cell::kSums; ++k) dsum[k].store(dsums + b * stride_ + k * H + u, lanes);
+        for (int k = 0; k < Cell::kSums; ++k) dsum[k].store(dsums.at(b, k * H + u), lanes);
         if (flow_h) dnext[0].store(flow_h + (row + b) * H + u, lanes);
         dprev[0].store(dh + u);
         if constexpr (kHasC) {
@@ -213,8 +224,7 @@ class BackwardBlock {
 
   // dh += dsums W_hh, for the worker's rows below `active` and its units; dx = dsums W_ih, where
   // W_ih stands beside W_hh.
-  void carry_back(int64_t s, const Part& part, int64_t active, const T* dsums) {
-    dsums += Cell::kHiddenSum * p_.hidden_size + part.b0 * stride_;
+  void carry_back(int64_t s, const Part& part, int64_t active, Blocked<T> dsums) {
     const int64_t rows = active - part.b0;
     T* const dx = dh_[part.b0] + hh_.width();
     if (hh_.beside)
@@ -222,7 +232,7 @@ class BackwardBlock {
         std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(T));
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part);
-      hh_.add_product({dsums, stride_}, rows, panel,
+      hh_.add_product(dsums.from(part.b0, Cell::kHiddenSum * p_.hidden_size), rows, panel,
                       {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride});
     }
     if (hh_.beside)
@@ -238,7 +248,6 @@ class BackwardBlock {
             t1,
             seq_.rows(t0, t1),
             dsums_,
-            stride_,
             p_.hidden_size,
             Cell::kGates,
             end == seq_.steps,
@@ -251,11 +260,11 @@ class BackwardBlock {
   void input_gradient(const ChunkGradients<T>& chunk, Team team) {
     if (!dx_.data || hh_.beside) return;
     const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
-    const T* dsums = dsums_ + first * stride_ + Cell::kInputSum * p_.hidden_size;
+    const Blocked<T> dsums = dsums_.from(first, Cell::kInputSum * p_.hidden_size);
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
       const int64_t width = ih_.panels.step(panel), column = ih_.panels.first_unit(panel);
       std::memset(buffer_, 0, count * width * sizeof(T));
-      ih_.add_product({dsums, stride_}, count, panel, {buffer_, width});
+      ih_.add_product(dsums, count, panel, {buffer_, width});
       int64_t begin = -first;  // of a step's rows in the buffer
       for (int64_t t = chunk.t0; t < chunk.t1; begin += seq_.active(t++)) {
         const int64_t r = greatest<int64_t>(begin, 0), end = least(begin + seq_.active(t), count);
@@ -302,8 +311,7 @@ class BackwardBlock {
   const Rows<T> dx_;
   const bool add_;
   const Panels<T> units_;
-  const int64_t stride_;
-  T* const dsums_;     // (chunk rows, kSums H)
+  const Blocked<T> dsums_;  // (chunk rows, kSums H)
   RowsOf<T> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
   BackwardProjection<Cell, T> projection_;
   ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ

@@ -29,6 +29,26 @@ struct RowsOf {
   RNNKERN_INLINE T* operator[](int64_t r) const { return data + r * stride; }
 };
 
+// Terms of a sum that are added up in registers before they join the rest: rounding errors then do
+// not grow with the depth, and a panel's part of this depth stays in the first-level cache while
+// all rows of a group are multiplied by it.
+constexpr int64_t kSumBlock = 64;
+
+// A matrix whose columns may stand in blocks: of row r, column c is data[r * row + c / kSumBlock *
+// block + c % kSumBlock]. In rows of one piece block is kSumBlock.
+template <class T>
+struct Blocked {
+  T* data;
+  int64_t row, block;
+  RNNKERN_INLINE T* at(int64_t r, uint64_t c) const {  // unsigned: quotients are shifts
+    return data + r * row + c / kSumBlock * block + c % kSumBlock;
+  }
+  // From row r, and from column c on, with which a block begins.
+  Blocked from(int64_t r, int64_t c) const { return {at(r, c), row, block}; }
+  operator Blocked<const T>() const { return {data, row, block}; }
+  bool in_blocks() const { return block != kSumBlock; }
+};
+
 // One term of a product. Row r of the left operand is a[r * row + k * col], where row or col is 1;
 // the panel has consecutive vectors for a k, and `panel_step` elements from one k to the next.
 template <class T>
@@ -38,6 +58,7 @@ struct Term {
   int64_t depth;  // number of k
   const T* b;
   int64_t panel_step;
+  int64_t block = kSumBlock;  // from a[r, k] to a[r, k + kSumBlock] where col is 1
 };
 
 // A row of vectors in memory per tile row. init may have stride 0 or equal out; without one, out is
@@ -54,11 +75,7 @@ struct Tile {
 template <class T>
 constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 
-// Terms of a sum that are added up in registers before they join the rest: rounding errors then do
-// not grow with the depth, and a panel's part of this depth stays in the first-level cache while
-// all rows of a group are multiplied by it.
-constexpr int64_t kSumBlock = 64;
-constexpr int kGroupRows = 36;
+constexpr int kGroupRows = 36;  // that go through a block of a panel in turn
 constexpr int kMaxTerms = 4;
 
 // What a tile fetches into the second-level cache, a line per k, while it works from the first.
@@ -158,8 +175,13 @@ RNNKERN_INLINE void for_row_groups(int64_t rows, F&& f) {
 // A block of a term's depth.
 template <class T>
 RNNKERN_INLINE Term<T> block_of(const Term<T>& term, int64_t k) {
-  return {term.a + k * term.col,        term.row,       term.col, least(kSumBlock, term.depth - k),
-          term.b + k * term.panel_step, term.panel_step};
+  const int64_t at = term.col == 1 ? k / kSumBlock * term.block : k * term.col;
+  return {term.a + at,
+          term.row,
+          term.col,
+          least(kSumBlock, term.depth - k),
+          term.b + k * term.panel_step,
+          term.panel_step};
 }
 
 // What to fetch during the block that begins with k: the panel's next lines, or, where the left

@@ -133,7 +133,8 @@ class BackwardProjection {
   // dm += dh W_hr, which the cell takes and leaves as zeros, and m, for a panel of hidden units.
   void back(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t panel) const {
     const int64_t H = p_.hidden_size, first = weight_.panels.first_unit(panel);
-    weight_.add_product({dh_[row + b0], dh_.stride}, b1 - b0, panel, {dm_[b0] + first, dm_.stride});
+    weight_.add_product({dh_[row + b0], dh_.stride, kSumBlock}, b1 - b0, panel,
+                        {dm_[b0] + first, dm_.stride});
     if (!m_.data) return;
     const int64_t last = least(first + weight_.panels.step(panel), H);
     for (int64_t b = b0; b < b1; ++b) {
@@ -152,7 +153,7 @@ class BackwardProjection {
   // dW_hr += dh^T m over the chunk's rows.
   void weight_gradient(ChunkGradients<T> chunk, T* grad) {
     if (!m_.data) return;
-    chunk.dsums = dh_.data, chunk.stride = dh_.stride;
+    chunk.dsums = {dh_.data, dh_.stride, kSumBlock};
     chunk.hidden = p_.proj_size, chunk.gates = 1;
     thin_.clear();
     add_weight_gradient(

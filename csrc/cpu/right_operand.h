@@ -57,12 +57,12 @@ struct RightOperand {
 
   // out += left W for some rows and a panel; rows of out are padded to whole vectors and begin
   // with the panel's first column.
-  void add_product(RowsOf<const T> left, int64_t rows, int64_t panel, RowsOf<T> out) const {
+  void add_product(const Blocked<const T>& left, int64_t rows, int64_t panel, RowsOf<T> out) const {
     const int64_t depth = this->depth(), step = panels.step(panel);
     const auto add = [&](Term<T>* terms, int count) {
       for_row_groups(rows, [&](int64_t r, int n) {
         Term<T> shifted[kMaxTerms];
-        for (int i = 0; i < count; ++i) (shifted[i] = terms[i]).a += r * left.stride;
+        for (int i = 0; i < count; ++i) (shifted[i] = terms[i]).a += r * left.row;
         product(n, panels.vectors(panel), shifted, count,
                 Tile<T>{out[r], out.stride, out[r], out.stride});
       });
@@ -70,21 +70,23 @@ struct RightOperand {
     Term<T> terms[kMaxTerms];
     if (lying()) {
       for (int s = 0; s < gates; ++s)
-        terms[s] = {left.data + s * units,
-                    left.stride,
+        terms[s] = {left.at(0, s * units),
+                    left.row,
                     1,
                     units,
                     weight + gate_of(s) * units * columns + panels.first_unit(panel),
-                    columns};
+                    columns,
+                    left.block};
       return add(terms, gates);
     }
     for (int64_t k = 0; k < depth; k += kDepthBlock) {
-      terms[0] = {left.data + k,
-                  left.stride,
+      terms[0] = {left.at(0, k),
+                  left.row,
                   1,
                   least(kDepthBlock, depth - k),
                   packed + panels.before(panel) * depth + k * step,
-                  step};
+                  step,
+                  left.block};
       add(terms, 1);
     }
   }

@@ -11,9 +11,9 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct ChunkGradients {
   const Sequence& sequence;
-  int64_t t0, t1, rows;  // steps of the chunk, and their rows
-  const T* dsums;        // (rows, stride): gradients of sums, each `hidden` wide
-  int64_t stride, hidden;
+  int64_t t0, t1, rows;    // steps of the chunk, and their rows
+  Blocked<const T> dsums;  // gradients of sums, each `hidden` wide
+  int64_t hidden;
   int gates;
   bool first;  // nothing has been summed yet
   Team team;
@@ -67,17 +67,20 @@ class ThinGradient {
     runs_[count_++] = {grad + first, ld, columns_, count};
     columns_ += count;
   }
+
   // The sums of the columns += those over the chunk's rows; the team splits dsums' columns.
   void add(const ChunkGradients<T>& chunk, int first_sum) {
-    const T* const dsums = chunk.dsums + first_sum * chunk.hidden;
     gates_ = chunk.gates, hidden_ = chunk.hidden;
-    for (int64_t k = begin(chunk.team); k < end(chunk.team); k += kWidth) {
-      const int vectors = int((least<int64_t>(end(chunk.team) - k, kWidth) + kLanes - 1) / kLanes);
+    int64_t width;
+    for (int64_t k = begin(chunk.team); k < end(chunk.team); k += width) {
+      width = least(end(chunk.team) - k, kWidth - k % kWidth);
+      const int vectors = int((width + kLanes - 1) / kLanes);
+      const T* const dsums = chunk.dsums.at(0, first_sum * hidden_ + k);
       for_row_groups(columns_, [&](int64_t c, int n) {
         T* const out = sums_ + c * row_ + k;
         if (chunk.first)
           for (int i = 0; i < n; ++i) std::memset(out + i * row_, 0, vectors * kLanes * sizeof(T));
-        const Term<T> term{chunk.thin + c, 1, stride_, chunk.rows, dsums + k, chunk.stride};
+        const Term<T> term{chunk.thin + c, 1, stride_, chunk.rows, dsums, chunk.dsums.row};
         product(n, vectors, &term, 1, Tile<T>{nullptr, 0, out, row_});
       });
     }
@@ -129,17 +132,18 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, T* grad, const Panels<T
     }
     pack_rows(panels, panel, chunk.rows, chunk.in_turn(row_at), chunk.panel);
     const int width = int(panels.step(panel));
-    for (int64_t k = begin; k < end;) {  // gate by gate
-      const int64_t s = k / H, stop = least((s + 1) * H, end);
+    for (int64_t k = begin, stop; k < end; k = stop) {  // gate by gate, and block by block of it
+      const int64_t s = k / H;
+      stop = least((s + 1) * H, end);
+      if (chunk.dsums.in_blocks()) stop = least(stop, (k / kSumBlock + 1) * kSumBlock);
+      const T* const dsums = chunk.dsums.at(0, first_sum * H + k);
       T* const out = grad + (gate_of(int(s)) - s) * H * columns + first;
       for_row_groups(stop - k, [&](int64_t r, int n) {
         alignas(64) T tile[kGroupRows * kTileVectors * Vec<T>::kLanes];
-        const Term<T> term{
-            chunk.dsums + first_sum * H + k + r, 1, chunk.stride, chunk.rows, chunk.panel, width};
+        const Term<T> term{dsums + r, 1, chunk.dsums.row, chunk.rows, chunk.panel, width};
         product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeroSums<T>, 0, tile, width});
         add_tile(tile, width, n, left, out + (k + r) * columns, columns, !chunk.first);
       });
-      k = stop;
     }
   }
 }
