@@ -31,15 +31,16 @@ struct RightOperand {
     panels = {width() + other_columns, 1};
   }
 
-  // Row k of a packed panel is one unit of one gate.
+  // Row k of a packed panel is one unit of one gate. Rows are read from end to end, as the
+  // processor fetches ahead.
   void pack(Team team) const {
     constexpr int64_t kLanes = Vec<T>::kLanes;
     const int64_t split = width(), other = panels.units - split;
-    const int64_t count = lying() ? 0 : panels.count();
-    for (int64_t panel = team.begin(count); panel < team.end(count); ++panel) {
-      T* out = packed + panels.before(panel) * depth();
-      for (int64_t k = 0; k < depth(); ++k) {
-        const int64_t row = gate_of(int(k / units)) * units + k % units;
+    const int64_t rows = lying() ? 0 : depth(), count = panels.count();
+    for (int64_t k = team.begin(rows); k < team.end(rows); ++k) {
+      const int64_t row = gate_of(int(k / units)) * units + k % units;
+      for (int64_t panel = 0; panel < count; ++panel) {
+        T* out = packed + panels.before(panel) * rows + k * panels.step(panel);
         for (int w = 0; w < panels.width(panel); ++w, out += kLanes) {
           const int64_t c = panels.first_unit(panel) + w * kLanes;
           const T* const from =
