@@ -37,23 +37,6 @@ class BackwardBlock {
     return chunk_rows(p, plan) * (kPanel + ThinGradient<T>::kMostColumns) + 16;
   }
 
-  // dsums of many units stand in blocks: in rows, each row of a column that the weight gradients
-  // read would be on a page of its own, more of them than the first-level TLB has entries.
-  static Blocked<T> take_dsums(const Backward<T>& p, const Plan& plan, Arena& scratch) {
-    const int64_t rows = chunk_rows(p, plan), sums = Cell::kSums * p.hidden_size;
-    if (p.hidden_size > kSumBlock && p.hidden_size % kSumBlock == 0 && !plan.direct)
-      return {scratch.take<T>(sums / kSumBlock * (rows * kSumBlock + kLine<T>)), kSumBlock,
-              rows * kSumBlock + kLine<T>};
-    const int64_t row = odd_lines<T>(sums);
-    return {scratch.take<T>(rows * row), row, kSumBlock};
-  }
-
-  // Columns of x, of h and of the biases that are thin.
-  static int64_t thin_columns(const Backward<T>& p, bool input, bool hidden) {
-    return (input ? ThinGradient<T>::columns({p.input_size, 1}) + 1 : 0) +
-           (hidden ? ThinGradient<T>::columns({p.width(), 1}) + 1 : 0);
-  }
-
   // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
   BackwardBlock(const Backward<T>& p, const Plan& plan, int direction, int block,
                 const Shared& shared, Arena& scratch, T* buffer, Rows<T> dx, bool add)
@@ -74,8 +57,8 @@ class BackwardBlock {
         dh_{nullptr, odd_lines<T>(hh_.panels.row())},
         dc_{nullptr, units_.row()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
-        thin_(thin_columns(p, true, kSameSums), Cell::kGates * p.hidden_size, scratch),
-        thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates * p.hidden_size, scratch) {
+        thin_(thin_columns(p, true, kSameSums), Cell::kGates, p.hidden_size, scratch),
+        thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch) {
     dh_.data = scratch.take<T>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.take<T>(seq_.batch * dc_.stride);
   }
@@ -98,6 +81,23 @@ class BackwardBlock {
   }
 
  private:
+  // dsums of many units stand in blocks: in rows, each row of a column that the weight gradients
+  // read would be on a page of its own, more of them than the first-level TLB has entries.
+  static Blocked<T> take_dsums(const Backward<T>& p, const Plan& plan, Arena& scratch) {
+    const int64_t rows = chunk_rows(p, plan), sums = Cell::kSums * p.hidden_size;
+    if (p.hidden_size > kSumBlock && p.hidden_size % kSumBlock == 0 && !plan.direct)
+      return {scratch.take<T>(sums / kSumBlock * (rows * kSumBlock + kLine<T>)), kSumBlock,
+              rows * kSumBlock + kLine<T>};
+    const int64_t row = odd_lines<T>(sums);
+    return {scratch.take<T>(rows * row), row, kSumBlock};
+  }
+
+  // Columns of x, of h and of the biases that are thin.
+  static int64_t thin_columns(const Backward<T>& p, bool input, bool hidden) {
+    return (input ? ThinGradient<T>::columns({p.input_size, 1}) + 1 : 0) +
+           (hidden ? ThinGradient<T>::columns({p.width(), 1}) + 1 : 0);
+  }
+
   int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
 
   bool projects() const { return Cell::kProjects && p_.proj_size; }

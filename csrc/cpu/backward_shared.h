@@ -22,7 +22,7 @@ struct BackwardShared {
         hr{{p.hidden_size, 1}, p.weights[direction].hr, nullptr, p.proj_size, 1, the_only_gate,
            plan.direct} {
     if (direction >= p.directions) return;
-    if (input_beside(p, plan)) hh.put_beside(ih.weight, p.input_size), ih.weight = nullptr;
+    if (input_beside(p, plan)) hh.put_beside(ih.weight, p.input_size);
     for (RightOperand<T>* w : {&ih, &hh, &hr})
       if (w->weight) w->packed = arena.take<T>(w->panels.size(w->depth()));
     zeros = arena.take<T>(greatest(p.hidden_size, int64_t(Vec<T>::kLanes)));
@@ -55,7 +55,7 @@ struct BackwardShared {
   }
 
   void pack(const Backward<T>& p, Team team) {
-    if (p.dx.data && ih.weight) ih.pack(team);
+    if (p.dx.data && !hh.beside) ih.pack(team);
     hh.pack(team);
     if (p.proj_size) hr.pack(team);
     if (team.rank == 0)

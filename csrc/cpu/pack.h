@@ -141,12 +141,13 @@ void pack_gates(const Panels<T>& panels, int64_t panel, const T* weight, int64_t
     }
 }
 
+// The first `count` elements of a row; a last vector that is `whole` ends in zeros.
 template <class T>
-RNNKERN_INLINE void copy_row(const T* from, int64_t count, T* to) {
+RNNKERN_INLINE void copy_row(const T* from, int64_t count, T* to, bool whole) {
   using V = Vec<T>;
   for (int64_t c = 0; c < count; c += V::kLanes) {
     const int lanes = int(least<int64_t>(count - c, V::kLanes));
-    V::load(from + c, lanes).store(to + c, lanes);
+    V::load(from + c, lanes).store(to + c, whole ? V::kLanes : lanes);
   }
 }
 
@@ -154,16 +155,9 @@ RNNKERN_INLINE void copy_row(const T* from, int64_t count, T* to) {
 template <class T, class RowOf>
 RNNKERN_INLINE void pack_rows(const Panels<T>& panels, int64_t panel, int64_t depth, RowOf row_of,
                               T* out) {
-  using V = Vec<T>;
-  const int width = panels.width(panel);
-  const int64_t first = panels.first_unit(panel);
-  const int64_t left = panels.units - first - (width - 1) * V::kLanes;
-  const int last = int(left < V::kLanes ? left : V::kLanes);
-  for (int64_t k = 0; k < depth; ++k, out += width * V::kLanes) {
-    const T* row = row_of(k) + first;
-    for (int w = 0; w < width - 1; ++w) V::load(row + w * V::kLanes).store(out + w * V::kLanes);
-    V::load(row + (width - 1) * V::kLanes, last).store(out + (width - 1) * V::kLanes);
-  }
+  const int64_t first = panels.first_unit(panel), step = panels.step(panel);
+  const int64_t columns = least(step, panels.units - first);
+  for (int64_t k = 0; k < depth; ++k, out += step) copy_row(row_of(k) + first, columns, out, true);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

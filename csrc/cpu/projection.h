@@ -100,7 +100,7 @@ class BackwardProjection {
         dh_{nullptr, odd_lines<T>(p.proj_size)},
         m_{nullptr, p.hidden_size},
         dm_{nullptr, weight_.panels.row()},
-        thin_(p.proj_size ? ThinGradient<T>::columns(weight_.panels) : 0, p.proj_size, arena) {
+        thin_(p.proj_size ? ThinGradient<T>::columns(weight_.panels) : 0, 1, p.proj_size, arena) {
     if (!weight_.weight) return;
     dh_.data = arena.take<T>(chunk_rows * dh_.stride);
     if (p.grads[direction].hr) m_.data = arena.take<T>(chunk_rows * m_.stride);

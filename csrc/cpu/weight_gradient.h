@@ -49,9 +49,11 @@ class ThinGradient {
     return last >= 0 && is_thin(panels, last) ? panels.units - panels.first_unit(last) : 0;
   }
 
-  ThinGradient(int64_t most_columns, int64_t sums, Arena& arena)
+  ThinGradient(int64_t most_columns, int64_t gates, int64_t hidden, Arena& arena)
       : stride_(most_columns),
-        row_((sums + kWidth - 1) / kWidth * kWidth),
+        hidden_(hidden),
+        row_((gates * hidden + kWidth - 1) / kWidth * kWidth),
+        rows_(gates * hidden),
         sums_(arena.take<T>(most_columns * row_)) {}
 
   void clear() { count_ = 0, columns_ = 0; }
@@ -63,17 +65,16 @@ class ThinGradient {
     auto row_of = chunk.in_turn(row_at);
     T* out = chunk.thin + columns_;
     for (int64_t k = 0; k < chunk.rows; ++k, out += stride_)
-      copy_row(row_of(k) + first, count, out);
+      copy_row(row_of(k) + first, count, out, false);
     runs_[count_++] = {grad + first, ld, columns_, count};
     columns_ += count;
   }
 
   // The sums of the columns += those over the chunk's rows; the team splits dsums' columns.
   void add(const ChunkGradients<T>& chunk, int first_sum) {
-    gates_ = chunk.gates, hidden_ = chunk.hidden;
-    int64_t width;
-    for (int64_t k = begin(chunk.team); k < end(chunk.team); k += width) {
-      width = least(end(chunk.team) - k, kWidth - k % kWidth);
+    const int64_t end = this->end(chunk.team);
+    for (int64_t k = begin(chunk.team), width; k < end; k += width) {
+      width = least(end - k, kWidth - k % kWidth);
       const int vectors = int((width + kLanes - 1) / kLanes);
       const T* const dsums = chunk.dsums.at(0, first_sum * hidden_ + k);
       for_row_groups(columns_, [&](int64_t c, int n) {
@@ -98,23 +99,20 @@ class ThinGradient {
   }
 
  private:
-  int64_t begin(Team team) const {
-    return team.begin((gates_ * hidden_ + kLanes - 1) / kLanes) * kLanes;
-  }
-  int64_t end(Team team) const {
-    return least(team.end((gates_ * hidden_ + kLanes - 1) / kLanes) * kLanes, gates_ * hidden_);
-  }
+  // Each rank's rows of the gradients, in whole vectors.
+  int64_t vectors() const { return (rows_ + kLanes - 1) / kLanes; }
+  int64_t begin(Team team) const { return team.begin(vectors()) * kLanes; }
+  int64_t end(Team team) const { return least(team.end(vectors()) * kLanes, rows_); }
 
   struct Run {
     T* grad;
     int64_t ld, column, count;  // its first column here
   };
-  const int64_t stride_, row_;
+  const int64_t stride_, hidden_, row_, rows_;
   T* const sums_;  // (columns, row_)
   Run runs_[4];
   int count_ = 0;
   int64_t columns_ = 0;
-  int64_t gates_ = 0, hidden_ = 0;
 };
 
 // grad (gates H, columns) += dsums^T right, over the chunk's rows; the team splits grad's rows.
