@@ -6,38 +6,6 @@
 namespace rnnkern::RNNKERN_ISA {
 
 constexpr int kDirectRows = 4;
-// Elements ahead of the sum that rows are fetched into the first-level cache.
-constexpr int kAhead = 64;
-
-// A sum over k in blocks of kSumBlock: all but the current block's part waits where the result will
-// stand.
-template <class T, int kRows, int kVectors>
-struct BlockedSum {
-  using V = Vec<T>;
-  T* out;
-  int64_t out_row;
-
-  // Before the block that begins with k.
-  RNNKERN_INLINE void next_block(int64_t k, typename V::Raw (&sum)[kRows][kVectors]) const {
-    if (k == 0) return;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        T* const waiting = out + r * out_row + v * V::kLanes;
-        if (k > kSumBlock) sum[r][v] += V::load(waiting).v;
-        V(sum[r][v]).store(waiting);
-        sum[r][v] = typename V::Raw{};
-      }
-  }
-  RNNKERN_INLINE void finish(int64_t depth, typename V::Raw (&sum)[kRows][kVectors]) const {
-    if (depth <= kSumBlock) return;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += V::load(out + r * out_row + v * V::kLanes).v;
-  }
-};
 
 // One term: row r of the left operand is a + r * row; lane l of vector v is multiplied by the
 // matrix row weight[v] + l * depth.
@@ -48,62 +16,55 @@ struct DirectTerm {
   const T* weight[kTileVectors];
 };
 
-template <class T, int kRows, int kVectors>
-__attribute__((noinline)) void direct_tile(const DirectTerm<T>* terms, int count, int first,
-                                           Tile<T> tile) {
+// total += the product of a and one vector's rows, over the n <= kSumBlock elements from k on.
+template <class T, int kRows>
+RNNKERN_INLINE void add_block(const T* a, int64_t row, const T* weight, int64_t depth, int64_t k,
+                              int64_t n, typename Vec<T>::Raw (&total)[kRows]) {
   using V = Vec<T>;
   using Columns = Transposed<T>;
-  typename V::Raw sum[kRows][kVectors];
+  typename V::Raw sum[kRows];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kRows; ++r) sum[r] = k ? typename V::Raw{} : total[r];
+  // What comes next, in the next rows if need be.
+  const int64_t next = k + kSumBlock;
+  const T* ahead = weight + (next < depth ? next : next - depth + V::kLanes * depth);
+  a += k, weight += k;
+  constexpr int kTurns = kLine<T> / Columns::kColumns;  // in which a line is read
+  int64_t q = 0;
+  for (; q + Columns::kColumns <= n; q += Columns::kColumns) {
+    for (int l = q / Columns::kColumns % kTurns; l < V::kLanes; l += kTurns)
+      __builtin_prefetch(ahead + l * depth + q, 0, 3);
+    typename V::Raw column[Columns::kColumns];
+    Columns::load(weight + q, depth, column);
+#pragma GCC unroll 8
+    for (int j = 0; j < Columns::kColumns; ++j)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      sum[r][v] = V::load(tile.init + r * tile.init_row + (first + v) * V::kLanes).v;
-
-  for (int i = 0; i < count; ++i) {
-    const DirectTerm<T>& term = terms[i];
-    const int64_t depth = term.depth;
-    const BlockedSum<T, kRows, kVectors> total{tile.out + first * V::kLanes, tile.out_row};
-    // A cache line of each row at a time: the lines of more rows, a power of two apart, could not
-    // stay in the first-level cache together.
-    int64_t k = 0;
-    for (; k + Columns::kQuad <= depth;) {
-      if (k % kSumBlock == 0) total.next_block(k, sum);
-      const int64_t whole = depth - Columns::kQuad + 1;
-      const int64_t end = least(k + kLine<T>, whole);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const T* weight = term.weight[first + v];
-        for (int l = 0; l < V::kLanes; ++l)
-          __builtin_prefetch(weight + l * depth + k + kAhead, 0, 3);
-        for (int64_t q = k; q < end; q += Columns::kQuad) {
-          typename V::Raw column[Columns::kQuad];
-          Columns::load(weight + q, depth, column);
-#pragma GCC unroll 4
-          for (int j = 0; j < Columns::kQuad; ++j)
-#pragma GCC unroll 4
-            for (int r = 0; r < kRows; ++r)
-              sum[r][v] += V(term.a[r * term.row + q + j]).v * column[j];
-        }
-      }
-      k += (end - k + Columns::kQuad - 1) / Columns::kQuad * Columns::kQuad;
-    }
-    for (; k < depth; ++k) {
-      if (k % kSumBlock == 0) total.next_block(k, sum);
-      for (int v = 0; v < kVectors; ++v) {
-        T column[V::kLanes];
-        for (int l = 0; l < V::kLanes; ++l) column[l] = term.weight[first + v][l * depth + k];
-        for (int r = 0; r < kRows; ++r)
-          sum[r][v] += V(term.a[r * term.row + k]).v * V::load(column).v;
-      }
-    }
-    total.finish(depth, sum);
+      for (int r = 0; r < kRows; ++r) sum[r] += V(a[r * row + q + j]).v * column[j];
+  }
+  for (; q < n; ++q) {
+    T column[V::kLanes];
+    for (int l = 0; l < V::kLanes; ++l) column[l] = weight[l * depth + q];
+    for (int r = 0; r < kRows; ++r) sum[r] += V(a[r * row + q]).v * V::load(column).v;
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kRows; ++r) total[r] = k ? total[r] + sum[r] : sum[r];
+}
+
+// Vector v of the sums.
+template <class T, int kRows>
+__attribute__((noinline)) void direct_tile(const DirectTerm<T>* terms, int count, int v,
+                                           Tile<T> tile) {
+  using V = Vec<T>;
+  typename V::Raw total[kRows];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      V(sum[r][v]).store(tile.out + r * tile.out_row + (first + v) * V::kLanes);
+  for (int r = 0; r < kRows; ++r)
+    total[r] = V::load(tile.init + r * tile.init_row + v * V::kLanes).v;
+  for (const DirectTerm<T>* t = terms; t < terms + count; ++t)
+    for (int64_t k = 0; k < t->depth; k += kSumBlock)
+      add_block<T, kRows>(t->a, t->row, t->weight[v], t->depth, k, least(kSumBlock, t->depth - k),
+                          total);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) V(total[r]).store(tile.out + r * tile.out_row + v * V::kLanes);
 }
 
 // rows in 1..kGroupRows, vectors in 1..kTileVectors
@@ -111,10 +72,8 @@ template <class T>
 RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<T>* terms, int count,
                                    Tile<T> tile) {
   using Function = void (*)(const DirectTerm<T>*, int, int, Tile<T>);
-  static constexpr Function one[] = {direct_tile<T, 1, 1>, direct_tile<T, 2, 1>,
-                                     direct_tile<T, 3, 1>, direct_tile<T, 4, 1>};
-  static constexpr Function two[] = {direct_tile<T, 1, 2>, direct_tile<T, 2, 2>,
-                                     direct_tile<T, 3, 2>, direct_tile<T, 4, 2>};
+  static constexpr Function of_rows[kDirectRows] = {direct_tile<T, 1>, direct_tile<T, 2>,
+                                                    direct_tile<T, 3>, direct_tile<T, 4>};
   for (int r = 0; r < rows; r += kDirectRows) {
     const int n = rows - r < kDirectRows ? rows - r : kDirectRows;
     DirectTerm<T> shifted[2];
@@ -124,8 +83,7 @@ RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<T>* t
     }
     const Tile<T> part{tile.init + r * tile.init_row, tile.init_row, tile.out + r * tile.out_row,
                        tile.out_row};
-    for (int v = 0; v < vectors; v += 2)
-      (vectors - v >= 2 ? two : one)[n - 1](shifted, count, v, part);
+    for (int v = 0; v < vectors; ++v) of_rows[n - 1](shifted, count, v, part);
   }
 }
 

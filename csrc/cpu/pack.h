@@ -44,62 +44,53 @@ struct Panels {
   RNNKERN_INLINE int64_t size(int64_t depth) const { return row() * depth; }
 };
 
-// Rows of a matrix, read as columns: out[i][l] = source[l * ld + i] for kQuad consecutive i. Four
-// floats, or two doubles, of each row come in one 16-byte piece.
+// Rows of a matrix, read as columns: out[i][l] = source[l * ld + i] for kColumns consecutive i.
+// Half a register of each row comes in one piece.
 template <class T>
 struct Transposed {
   using V = Vec<T>;
   using Raw = typename V::Raw;
-  static constexpr int kLanes = V::kLanes, kQuad = 16 / sizeof(T);
+  static constexpr int kLanes = V::kLanes, kPieces = kBytes > 16 ? 2 : 1,
+                       kColumns = kLanes / kPieces;
 
-  typedef T Piece __attribute__((vector_size(16)));
-  typedef T UnalignedPiece __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
-
-  // The pieces at p, p + step, ... side by side.
-  RNNKERN_INLINE static Raw gather(const T* p, int64_t step) {
-    const auto piece = [&](int i) __attribute__((always_inline)) {
-      return Piece(*reinterpret_cast<const UnalignedPiece*>(p + i * step));
-    };
+  RNNKERN_INLINE static Raw gather(const T* p, [[maybe_unused]] int64_t step) {
 #if defined(__AVX512F__)
     // Inserted from memory, which spares the one port that shuffles.
-    __m512 row = _mm512_castps128_ps512(__m128(piece(0)));
-    row = _mm512_insertf32x4(row, __m128(piece(1)), 1);
-    row = _mm512_insertf32x4(row, __m128(piece(2)), 2);
-    return Raw(_mm512_insertf32x4(row, __m128(piece(3)), 3));
+    const auto piece = [](const T* p) __attribute__((always_inline)) {
+      return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+    };
+    return Raw(_mm512_insertf32x8(_mm512_castps256_ps512(piece(p)), piece(p + step), 1));
 #elif defined(__AVX2__)
-    const __m256 row = _mm256_castps128_ps256(__m128(piece(0)));
-    return Raw(_mm256_insertf128_ps(row, __m128(piece(1)), 1));
+    const auto piece = [](const T* p) __attribute__((always_inline)) {
+      return _mm_loadu_ps(reinterpret_cast<const float*>(p));
+    };
+    return Raw(_mm256_insertf128_ps(_mm256_castps128_ps256(piece(p)), piece(p + step), 1));
 #else
-    return piece(0);
+    return V::load(p).v;
 #endif
   }
-  // Per 16-byte piece: the lower (or upper) halves of a and b, interleaved element by element.
+  // Per piece: the lower (or upper) halves of a and b, interleaved.
   template <int kHigh, int... I>
   RNNKERN_INLINE static Raw zip(Raw a, Raw b, std::integer_sequence<int, I...>) {
     return __builtin_shufflevector(
-        a, b, (I / kQuad * kQuad + kHigh * kQuad / 2 + I % kQuad / 2 + I % 2 * kLanes)...);
-  }
-  // The same by pairs of elements.
-  template <int kHigh, int... I>
-  RNNKERN_INLINE static Raw zip_pairs(Raw a, Raw b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (I / 4 * 4 + kHigh * 2 + I % 2 + I % 4 / 2 * kLanes)...);
+        a, b,
+        (I / kColumns * kColumns + kHigh * kColumns / 2 + I % kColumns / 2 + I % 2 * kLanes)...);
   }
 
   RNNKERN_INLINE static void load(const T* source, int64_t ld, Raw* out) {
     constexpr auto all = std::make_integer_sequence<int, kLanes>();
-    Raw row[kQuad];
+#pragma GCC unroll 8
+    for (int i = 0; i < kColumns; ++i) out[i] = gather(source + i * ld, kColumns * ld);
+#pragma GCC unroll 3
+    for (int rounds = kColumns; rounds > 1; rounds /= 2) {
+      Raw row[kColumns];
+#pragma GCC unroll 8
+      for (int i = 0; i < kColumns; ++i) row[i] = out[i];
 #pragma GCC unroll 4
-    for (int i = 0; i < kQuad; ++i) row[i] = gather(source + i * ld, kQuad * ld);
-    if constexpr (kQuad == 2) {
-      out[0] = zip<0>(row[0], row[1], all);
-      out[1] = zip<1>(row[0], row[1], all);
-    } else {
-      const Raw low0 = zip<0>(row[0], row[1], all), high0 = zip<1>(row[0], row[1], all);
-      const Raw low1 = zip<0>(row[2], row[3], all), high1 = zip<1>(row[2], row[3], all);
-      out[0] = zip_pairs<0>(low0, low1, all);
-      out[1] = zip_pairs<1>(low0, low1, all);
-      out[2] = zip_pairs<0>(high0, high1, all);
-      out[3] = zip_pairs<1>(high0, high1, all);
+      for (int i = 0; i < kColumns / 2; ++i) {
+        out[2 * i] = zip<0>(row[i], row[i + kColumns / 2], all);
+        out[2 * i + 1] = zip<1>(row[i], row[i + kColumns / 2], all);
+      }
     }
   }
 };
@@ -111,11 +102,11 @@ RNNKERN_INLINE void pack_transposed(const T* source, int64_t ld, int lanes, int6
   using Columns = Transposed<T>;
   int64_t k = 0;
   if (lanes == Vec<T>::kLanes)
-    for (; k + Columns::kQuad <= depth; k += Columns::kQuad) {
-      typename Vec<T>::Raw column[Columns::kQuad];
+    for (; k + Columns::kColumns <= depth; k += Columns::kColumns) {
+      typename Vec<T>::Raw column[Columns::kColumns];
       Columns::load(source + k, ld, column);
-#pragma GCC unroll 4
-      for (int i = 0; i < Columns::kQuad; ++i) Vec<T>(column[i]).store(out + (k + i) * step);
+#pragma GCC unroll 8
+      for (int i = 0; i < Columns::kColumns; ++i) Vec<T>(column[i]).store(out + (k + i) * step);
     }
   for (; k < depth; ++k) {
     int l = 0;
