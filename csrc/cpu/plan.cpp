@@ -37,9 +37,16 @@ Plan make_plan(const PlanInput& in) {
   // A few rows over a few steps are one tile of the input's product, ahead of them.
   plan.fused_input = (in.steps <= 3 && in.batch >= in.steps) || I <= 4 ||
                      (rows_here >= 6 && weights / split <= kResident);
-  // Forward, a direct product takes about as long as packing and reads the weights once per four
-  // rows; backward, it costs nothing but cache misses on every further row tile.
-  plan.direct = in.backward ? in.rows <= 16 : in.steps * ((rows_here + 3) / 4) <= 3;
+  // Forward, weights as they lie are read once per tile of rows, of the input once per tile of
+  // steps and rows where its product comes ahead. Packing costs some such readings: the more, the
+  // farther away the packed copy stands. Backward, they cost nothing but cache misses on every
+  // further tile.
+  const int64_t tiles = in.steps * ((rows_here + 3) / 4);
+  const int64_t input_tiles = plan.fused_input ? tiles : (in.steps * rows_here + 3) / 4;
+  const int64_t readings = weights <= kResident * split ? 2 : weights < (4 << 20) * split ? 4 : 6;
+  plan.direct = in.backward
+                    ? in.rows <= 16
+                    : tiles * recurrent + input_tiles * (weights - recurrent) <= readings * weights;
   // Rows are taken in blocks by whoever is free: on a machine with other work, threads differ.
   constexpr int64_t kRowBlock = 24;
   const int64_t turns = recurrent > kResident / 4 ? 1 : in.batch / (kRowBlock * team) + 1;
