@@ -243,6 +243,7 @@ def _table() -> list[Case]:
             Case(cell, T=8, B=4, I=16, H=32, dtype=f16),
         ]
     table += [
+        Case("LSTM", T=5, B=20, I=730, H=180),  # W_ih is packed past the caches
         Case("LSTM", P=2),
         Case("LSTM", P=2, dtype=f64, hx=True),
         Case("LSTM", T=1, B=1, I=1, H=2, P=1),

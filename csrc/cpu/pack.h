@@ -7,6 +7,9 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+// Bytes of panels that are written past the caches, which would read first what is overwritten.
+constexpr size_t kFar = size_t(2) << 20;
+
 // How columns fall into panels. For the gate products a column is a unit of one gate, and the
 // kGates vectors of a unit block stand together in a panel; otherwise kGates is 1.
 template <class T>
@@ -42,6 +45,7 @@ struct Panels {
   }
   RNNKERN_INLINE int64_t row() const { return gates * blocks() * Vec<T>::kLanes; }
   RNNKERN_INLINE int64_t size(int64_t depth) const { return row() * depth; }
+  RNNKERN_INLINE bool far(int64_t depth) const { return size(depth) * sizeof(T) >= kFar; }
 };
 
 // Rows of a matrix, read as columns: out[i][l] = source[l * ld + i] for kColumns consecutive i.
@@ -98,7 +102,7 @@ struct Transposed {
 // out[k * step + l] = source[l * ld + k] for l < lanes, the rest zero
 template <class T>
 RNNKERN_INLINE void pack_transposed(const T* source, int64_t ld, int lanes, int64_t depth, T* out,
-                                    int64_t step) {
+                                    int64_t step, bool far) {
   using Columns = Transposed<T>;
   int64_t k = 0;
   if (lanes == Vec<T>::kLanes)
@@ -106,7 +110,10 @@ RNNKERN_INLINE void pack_transposed(const T* source, int64_t ld, int lanes, int6
       typename Vec<T>::Raw column[Columns::kColumns];
       Columns::load(source + k, ld, column);
 #pragma GCC unroll 8
-      for (int i = 0; i < Columns::kColumns; ++i) Vec<T>(column[i]).store(out + (k + i) * step);
+      for (int i = 0; i < Columns::kColumns; ++i) {
+        T* const to = out + (k + i) * step;
+        far ? Vec<T>(column[i]).stream(to) : Vec<T>(column[i]).store(to);
+      }
     }
   for (; k < depth; ++k) {
     int l = 0;
@@ -128,7 +135,8 @@ void pack_gates(const Panels<T>& panels, int64_t panel, const T* weight, int64_t
       const int64_t left = panels.units - unit;
       const int lanes = int(left < Vec<T>::kLanes ? left : Vec<T>::kLanes);
       pack_transposed(weight + (gate_of(s) * panels.units + unit) * depth, depth, lanes, depth,
-                      out + (s * width + w) * Vec<T>::kLanes, panels.step(panel));
+                      out + (s * width + w) * Vec<T>::kLanes, panels.step(panel),
+                      panels.far(depth));
     }
 }
 

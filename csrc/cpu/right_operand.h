@@ -37,6 +37,7 @@ struct RightOperand {
     constexpr int64_t kLanes = Vec<T>::kLanes;
     const int64_t split = width(), other = panels.units - split;
     const int64_t rows = lying() ? 0 : depth(), count = panels.count();
+    const bool far = panels.far(rows);
     for (int64_t k = team.begin(rows); k < team.end(rows); ++k) {
       const int64_t row = gate_of(int(k / units)) * units + k % units;
       for (int64_t panel = 0; panel < count; ++panel) {
@@ -46,7 +47,8 @@ struct RightOperand {
           const T* const from =
               c < split ? weight + row * columns + c : beside + row * other + c - split;
           const int64_t left = (c < split ? columns : panels.units) - c;
-          Vec<T>::load(from, int(least(left, kLanes))).store(out);
+          const Vec<T> vector = Vec<T>::load(from, int(least(left, kLanes)));
+          far ? vector.stream(out) : vector.store(out);
         }
       }
     }

@@ -65,6 +65,19 @@ struct Vec {
   RNNKERN_INLINE static Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   RNNKERN_INLINE void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
 
+  // Past the caches, where a register is a line of them; p is the beginning of one. Other threads
+  // see it after a locked instruction, which every barrier has.
+  RNNKERN_INLINE void stream(T* p) const {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      _mm512_stream_ps(p, v);
+    else
+      _mm512_stream_pd(p, v);
+#else
+    store(p);
+#endif
+  }
+
   // The first n lanes (1 <= n <= kLanes); a load fills the rest with zeros.
   RNNKERN_INLINE static Vec load(const T* p, int n) {
     if (n == kLanes) return load(p);
