@@ -233,7 +233,8 @@ class BackwardBlock {
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part);
       hh_.add_product(dsums.from(part.b0, Cell::kHiddenSum * p_.hidden_size), rows, panel,
-                      {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride});
+                      {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
+                      next_in_turn(i, s, part));
     }
     if (hh_.beside)
       add_tile(dx, int(dh_.stride), rows, p_.input_size,
@@ -264,7 +265,8 @@ class BackwardBlock {
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
       const int64_t width = ih_.panels.step(panel), column = ih_.panels.first_unit(panel);
       std::memset(buffer_, 0, count * width * sizeof(T));
-      ih_.add_product(dsums, count, panel, {buffer_, width});
+      ih_.add_product(dsums, count, panel, {buffer_, width},
+                      panel + 1 < ih_.panels.count() ? panel + 1 : -1);
       int64_t begin = -first;  // of a step's rows in the buffer
       for (int64_t t = chunk.t0; t < chunk.t1; begin += seq_.active(t++)) {
         const int64_t r = greatest<int64_t>(begin, 0), end = least(begin + seq_.active(t), count);

@@ -6,7 +6,7 @@
 #pragma once
 #include <atomic>
 
-#include "direct.h"
+#include "gate_weights.h"
 #include "math.h"
 #include "projection.h"
 #include "walk.h"
@@ -29,20 +29,15 @@ class ForwardDirection {
  public:
   // What the workers of a direction share.
   struct Shared {
-    T *ih, *hh;  // packed weights
-    T* bias;     // packed: one row of all sums
-    T* zeros;    // an initial state
+    GateWeights<Cell, T> weights;
     ForwardProjection<T> projection;
+    T* zeros;                      // an initial state
     std::atomic<int64_t> next{0};  // batch row that nobody has taken yet
 
     Shared(const Forward<T>& p, const Plan& plan, Arena& arena, int direction)
-        : projection(p, plan, direction, arena) {
-      if (direction >= p.directions) return;
-      const Panels<T> panels(p.hidden_size, Cell::kGates);
-      ih = arena.take<T>(panels.size(p.input_size));
-      hh = arena.take<T>(panels.size(p.width()));
-      bias = arena.take<T>(Cell::kSums * panels.blocks() * kLanes);
-      zeros = arena.take<T>(p.hidden_size);
+        : weights(p, plan, direction, arena),
+          projection(p, plan, direction, arena) {
+      if (direction < p.directions) zeros = arena.take<T>(p.hidden_size);
     }
   };
 
@@ -65,7 +60,7 @@ class ForwardDirection {
 
   void run(Team team) {
     const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
-    pack(begin, end);
+    shared_.weights.pack(begin, end);
     if (projects()) shared_.projection.pack(team);
     if (team.rank == 0)
       for (int64_t u = 0; u < p_.hidden_size; ++u) shared_.zeros[u] = 0;
@@ -80,41 +75,6 @@ class ForwardDirection {
   bool projects() const { return Cell::kProjects && p_.proj_size; }
   RowsOf<T> h_rows(int64_t t, int64_t b) const {
     return {p_.y.at(seq_, t) + b * p_.y.row + d_ * p_.width(), p_.y.row};
-  }
-
-  void pack(int64_t begin, int64_t end) {
-    const Weights<T>& w = p_.weights[d_];
-    const int64_t H = p_.hidden_size;
-    for (int64_t panel = begin; panel < end; ++panel) {
-      if (!direct(panel)) {
-        pack_gates(panels_, panel, w.ih, p_.input_size, Cell::input_gate, shared_.ih);
-        pack_gates(panels_, panel, w.hh, p_.width(), Cell::hidden_gate, shared_.hh);
-      }
-      T* bias = bias_panel(panel);
-      const int64_t first = panels_.first_unit(panel);
-      const int width = panels_.width(panel) * kLanes;
-      for (int s = 0; s < Cell::kSums; ++s)
-        for (int l = 0; l < width; ++l) {
-          const int64_t unit = first + l;
-          const int in = s - Cell::kInputSum, hidden = s - Cell::kHiddenSum;
-          T sum = 0;
-          if (w.bias_ih && unit < H && in >= 0 && in < Cell::kGates)
-            sum += w.bias_ih[Cell::input_gate(in) * H + unit];
-          if (w.bias_hh && unit < H && hidden >= 0 && hidden < Cell::kGates)
-            sum += w.bias_hh[Cell::hidden_gate(hidden) * H + unit];
-          bias[s * width + l] = sum;
-        }
-    }
-  }
-
-  // Whether the weights of this panel are read as they lie. They must fill its vectors.
-  bool direct(int64_t panel) const {
-    return plan_.direct &&
-           panels_.first_unit(panel) + panels_.width(panel) * kLanes <= p_.hidden_size;
-  }
-
-  T* bias_panel(int64_t panel) const {
-    return shared_.bias + panels_.first_unit(panel) * Cell::kSums;
   }
 
   void walk(const Part& part, Team team) {
@@ -141,17 +101,13 @@ class ForwardDirection {
     const int64_t batch = part.b1 - part.b0;
     const int64_t width = chunk_width(part);
     for (int64_t panel = part.p0; panel < part.p1; ++panel) {
+      bool first = true;
       const auto tile = [&](RowsOf<const T> x, RowsOf<T> out, int rows) {
         alignas(64) T sums[kGroupRows * kTileVectors * kLanes];
-        const int vectors = panels_.vectors(panel), width = vectors * kLanes;
-        const Tile<T> to{kZeroSums<T>, 0, sums, width};
-        if (direct(panel)) {
-          const DirectTerm<T> term = lying_input(panel, x);
-          direct_product(rows, vectors, &term, 1, to);
-        } else {
-          const Term<T> term = packed_input(panel, x);
-          product(rows, vectors, &term, 1, to);
-        }
+        const int width = int(panels_.step(panel));
+        shared_.weights.multiply_input(panel, rows, x, first, panel + 1 < part.p1 ? panel + 1 : -1,
+                                       sums);
+        first = false;
         add_tile(sums, width, rows, width, out.data, out.stride, false);
       };
       if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
@@ -210,78 +166,15 @@ class ForwardDirection {
     const StateRows<T> rows = state_rows(s, r0, carried);
     const RowsOf<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.row, p_.x.row};
     for (int64_t i = part.p0; i < part.p1; ++i) {
-      const int64_t panel = in_turn(i, s, part);
+      const int64_t panel = in_turn(i, s, part), next = next_in_turn(i, s, part);
       RowsOf<const T> projected{};
       if (!plan_.fused_input) projected = {chunk_at(s, r0, panel, part), chunk_width(part)};
       for_row_groups(r1 - r0, [&](int64_t r, int n) {
         alignas(64) T sums[kGroupRows * kTileVectors * kLanes];
-        add_up(panel, n, {x[r], x.stride}, {rows.h_prev[r], rows.h_prev.stride},
-               {projected[r], projected.stride}, sums);
+        shared_.weights.add_up(panel, n, {x[r], x.stride}, {rows.h_prev[r], rows.h_prev.stride},
+                               {projected[r], projected.stride}, r == 0, next, sums);
         apply(panel, r, n, rows, sums);
       });
-    }
-  }
-
-  // What a panel's products are made of: x or h, and its weights, packed or as they lie.
-  Term<T> packed_input(int64_t panel, RowsOf<const T> x) const {
-    const int64_t I = p_.input_size;
-    return {x.data, x.stride, 1, I, shared_.ih + panels_.before(panel) * I, panels_.step(panel)};
-  }
-  Term<T> packed_hidden(int64_t panel, RowsOf<const T> h) const {
-    const int64_t R = p_.width();
-    return {h.data, h.stride, 1, R, shared_.hh + panels_.before(panel) * R, panels_.step(panel)};
-  }
-  DirectTerm<T> lying_input(int64_t panel, RowsOf<const T> x) const {
-    return lying(panel, x, p_.weights[d_].ih, p_.input_size, Cell::input_gate);
-  }
-  DirectTerm<T> lying_hidden(int64_t panel, RowsOf<const T> h) const {
-    return lying(panel, h, p_.weights[d_].hh, p_.width(), Cell::hidden_gate);
-  }
-  template <class GateOf>
-  DirectTerm<T> lying(int64_t panel, RowsOf<const T> left, const T* weight, int64_t depth,
-                      GateOf gate_of) const {
-    DirectTerm<T> term{left.data, left.stride, depth, {}};
-    const int width = panels_.width(panel);
-    for (int v = 0; v < panels_.vectors(panel); ++v) {
-      const int64_t unit = panels_.first_unit(panel) + v % width * kLanes;
-      term.weight[v] = weight + (gate_of(v / width) * p_.hidden_size + unit) * depth;
-    }
-    return term;
-  }
-
-  // sums = x W_ih + h W_hh for n rows of a panel. The bias comes last, in apply: a sum that begins
-  // with a large term rounds more.
-  void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h, RowsOf<const T> projected,
-              T* sums) const {
-    const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
-    const int64_t row = Cell::kSums * width;
-    const bool direct = this->direct(panel);
-    const Term<T> packed[] = {packed_input(panel, x), packed_hidden(panel, h)};
-    DirectTerm<T> lying[2];
-    if (direct) lying[0] = lying_input(panel, x), lying[1] = lying_hidden(panel, h);
-    const auto add = [&](int first, int count, Tile<T> tile) {
-      if (direct)
-        direct_product(n, vectors, lying + first, count, tile);
-      else
-        product(n, vectors, packed + first, count, tile);
-    };
-    if constexpr (Cell::kInputSum == Cell::kHiddenSum) {
-      if (plan_.fused_input)
-        add(0, 2, {kZeroSums<T>, 0, sums, row});
-      else
-        add(1, 1, {projected.data, projected.stride, sums, row});
-    } else {
-      T* const input_sums = sums + Cell::kInputSum * width;
-      T* const hidden_sums = sums + Cell::kHiddenSum * width;
-      for (int r = 0; r < n; ++r)
-        for (int v = 0; v < row; v += kLanes) V(T(0)).store(sums + r * row + v);
-      if (plan_.fused_input)
-        add(0, 1, {input_sums, row, input_sums, row});
-      else
-        for (int r = 0; r < n; ++r)
-          for (int v = 0; v < vectors * kLanes; v += kLanes)
-            V::load(projected[r] + v).store(input_sums + r * row + v);
-      add(1, 1, {hidden_sums, row, hidden_sums, row});
     }
   }
 
@@ -292,7 +185,7 @@ class ForwardDirection {
       const int64_t unit = panels_.first_unit(panel) + w * kLanes;
       V bias[Cell::kSums];
       for (int k = 0; k < Cell::kSums; ++k)
-        bias[k] = V::load(bias_panel(panel) + (k * width + w) * kLanes);
+        bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
       const T* sum = sums + w * kLanes;
       int i = 0;
       for (; i + kAbreast <= n; i += kAbreast, sum += kAbreast * Cell::kSums * width * kLanes)

@@ -5,8 +5,6 @@
 namespace rnnkern {
 namespace {
 
-// Bytes of packed weights that one core's second-level cache can keep while rows stream through.
-constexpr int64_t kResident = 640 << 10;
 // Multiply-adds below which a second thread costs more than it brings (some 20 microseconds); with
 // few rows they wait for the weights, 20 GB/s a core from the last-level cache.
 constexpr double kWorthAThread = 5e5, kWorthAThreadFewRows = 1.5e5;

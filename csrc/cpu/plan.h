@@ -5,6 +5,9 @@
 
 namespace rnnkern {
 
+// Bytes of packed weights that one core's second-level cache can keep while rows stream through.
+constexpr int64_t kResident = 640 << 10;
+
 struct Plan {
   int threads;
   bool by_units;           // threads split the hidden units and meet after each step; else the rows

@@ -59,6 +59,8 @@ struct Term {
   const T* b;
   int64_t panel_step;
   int64_t block = kSumBlock;  // from a[r, k] to a[r, k + kSumBlock] where col is 1
+  bool fetch = false;         // whether blocks must be fetched into the second-level cache
+  const T* after = nullptr;   // what to fetch there at the end: the first block of what comes next
 };
 
 // A row of vectors in memory per tile row. init may have stride 0 or equal out; without one, out is
@@ -78,21 +80,24 @@ constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 constexpr int kGroupRows = 36;  // that go through a block of a panel in turn
 constexpr int kMaxTerms = 4;
 
-// What a tile fetches into the second-level cache, a line per k, while it works from the first.
+// What the first `tiles` tiles of a block fetch into the second-level cache while they work from
+// the first: so many lines per k. No more than needed, as each takes a load's place.
 template <class T>
 struct Ahead {
   const T* from;
   int64_t step, tile_step;  // from one k, and from one tile, to the next
+  int lines, tiles;
 };
+constexpr int kMostLines = 2;
 
 // Rows of a tile: the fewer vectors, the more rows, since a tile loads a value per row and a vector
 // per vector for rows times vectors multiply-adds.
 constexpr int tile_rows(int vectors) { return kTileSums / (vectors > 1 ? vectors : 2); }
 
 // out = init + the sum of `count` terms, for the tile_rows from `first` on. With `add`, out += it.
-template <class T, int kRows, int kVectors>
+template <class T, int kRows, int kVectors, int kFetch>
 __attribute__((noinline)) void tile_product(const Term<T>* terms, int count, int64_t first,
-                                            Tile<T> tile, bool add, Ahead<T> ahead) {
+                                            Tile<T> tile, bool add, const Ahead<T>& ahead) {
   using V = Vec<T>;
   typename V::Raw sum[kRows][kVectors];
   const T* init = tile.init + first * tile.init_row;
@@ -117,8 +122,9 @@ __attribute__((noinline)) void tile_product(const Term<T>* terms, int count, int
         for (int v = 0; v < kVectors; ++v) sum[r][v] += av * bv[v];
       }
       b += panel_step;
-      __builtin_prefetch(fetch, 0, 2);
-      fetch += ahead.step;
+#pragma GCC unroll 2
+      for (int i = 0; i < kFetch; ++i) __builtin_prefetch(fetch + i * kLine<T>, 0, 2);
+      if (kFetch) fetch += ahead.step;
     };
     const T* a = term->a + first * term->row;
     if (term->col == 1) {
@@ -154,7 +160,8 @@ __attribute__((noinline)) void tile_product(const Term<T>* terms, int count, int
 
 template <class T, int kMost>
 struct TileTable {
-  void (*of_rows[kMost])(const Term<T>*, int, int64_t, Tile<T>, bool, Ahead<T>);
+  void (*of_rows[1 + kMostLines][kMost])(const Term<T>*, int, int64_t, Tile<T>, bool,
+                                         const Ahead<T>&);
 };
 
 // Walks `rows` in parts of nearly equal size, at most kMost: f(first row, number of rows).
@@ -184,14 +191,26 @@ RNNKERN_INLINE Term<T> block_of(const Term<T>& term, int64_t k) {
           term.panel_step};
 }
 
-// What to fetch during the block that begins with k: the panel's next lines, or, where the left
-// operand is read by columns, its next rows, or the first ones of the next group.
+// What to fetch during the block that begins with k: the panel's next lines or, where the left
+// operand is read by columns, its next rows.
 template <class T>
-RNNKERN_INLINE Ahead<T> after_block(const Term<T>& term, int rows, int64_t k) {
+RNNKERN_INLINE Ahead<T> after_block(const Term<T>& term, int rows, int vectors, int64_t k) {
   const int64_t next = k + kSumBlock;
-  if (term.col == 1) return {term.b + next * term.panel_step, kLine<T>, kSumBlock * kLine<T>};
-  return {next < term.depth ? term.a + next * term.col : term.a + rows * term.row, term.col,
-          kLine<T>};
+  const T* from = term.after;
+  if (next < term.depth)
+    from = !term.fetch     ? nullptr
+           : term.col == 1 ? term.b + next * term.panel_step
+                           : term.a + next * term.col;
+  if (!from) return {};
+  if (term.col == 1) {
+    // Lines for each k, and how many of them a tile fetches where there are few tiles.
+    const int wanted = int((vectors * Vec<T>::kLanes + kLine<T> - 1) / kLine<T>);
+    const int lines = rows > (wanted - 1) * tile_rows(vectors) ? 1 : kMostLines;
+    return {from, lines * kLine<T>, kSumBlock * lines * kLine<T>, lines,
+            (wanted + lines - 1) / lines};
+  }
+  const int begin = int(reinterpret_cast<uintptr_t>(from) / sizeof(T) % kLine<T>);
+  return {from, term.col, kLine<T>, 1, int((begin + rows + kLine<T> - 1) / kLine<T>)};
 }
 
 // The tiles of one block of the depth for a group of rows.
@@ -200,10 +219,12 @@ void block_product(int rows, const Term<T>* terms, int count, const Tile<T>& til
                    Ahead<T> ahead) {
   constexpr int kMost = tile_rows(kVectors);
   static constexpr auto table = []<int... n>(std::integer_sequence<int, n...>) {
-    return TileTable<T, kMost>{tile_product<T, n + 1, kVectors>...};
+    return TileTable<T, kMost>{{{tile_product<T, n + 1, kVectors, 0>...},
+                                {tile_product<T, n + 1, kVectors, 1>...},
+                                {tile_product<T, n + 1, kVectors, 2>...}}};
   }(std::make_integer_sequence<int, kMost>());
   for_parts<kMost>(rows, [&](int64_t r, int n) {
-    table.of_rows[n - 1](terms, count, r, tile, add, ahead);
+    table.of_rows[ahead.tiles-- > 0 ? ahead.lines : 0][n - 1](terms, count, r, tile, add, ahead);
     ahead.from += ahead.tile_step;
   });
 }
@@ -222,11 +243,11 @@ void product(int rows, int vectors, const Term<T>* terms, int count, Tile<T> til
     do blocks[n++] = block_of(terms[i], 0);
     while (terms[i++].depth <= kSumBlock && i < count);
     const Term<T>& last = terms[i - 1];
-    multiply(rows, blocks, n, tile, !tile.init, after_block(last, rows, 0));
+    multiply(rows, blocks, n, tile, !tile.init, after_block(last, rows, vectors, 0));
     tile.init = tile.out, tile.init_row = tile.out_row;
     for (int64_t k = kSumBlock; k < last.depth; k += kSumBlock) {
       blocks[0] = block_of(last, k);
-      multiply(rows, blocks, 1, tile, true, after_block(last, rows, k));
+      multiply(rows, blocks, 1, tile, true, after_block(last, rows, vectors, k));
     }
   }
 }

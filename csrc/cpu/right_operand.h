@@ -2,6 +2,7 @@
 // the gradients of the sums they made.
 #pragma once
 #include "pack.h"
+#include "plan.h"
 #include "team.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -59,13 +60,18 @@ struct RightOperand {
   static constexpr int64_t kDepthBlock = 512;
 
   // out += left W for some rows and a panel; rows of out are padded to whole vectors and begin
-  // with the panel's first column.
-  void add_product(const Blocked<const T>& left, int64_t rows, int64_t panel, RowsOf<T> out) const {
+  // with the panel's first column. The panel `next` comes next, or none if -1.
+  void add_product(const Blocked<const T>& left, int64_t rows, int64_t panel, RowsOf<T> out,
+                   int64_t next = -1) const {
     const int64_t depth = this->depth(), step = panels.step(panel);
+    const bool far = panels.size(depth) * int64_t(sizeof(T)) > kResident;
     const auto add = [&](Term<T>* terms, int count) {
       for_row_groups(rows, [&](int64_t r, int n) {
         Term<T> shifted[kMaxTerms];
-        for (int i = 0; i < count; ++i) (shifted[i] = terms[i]).a += r * left.row;
+        for (int i = 0; i < count; ++i) {
+          (shifted[i] = terms[i]).a += r * left.row;
+          shifted[i].fetch = terms[i].fetch && r == 0;
+        }
         product(n, panels.vectors(panel), shifted, count,
                 Tile<T>{out[r], out.stride, out[r], out.stride});
       });
@@ -82,14 +88,17 @@ struct RightOperand {
                     left.block};
       return add(terms, gates);
     }
-    for (int64_t k = 0; k < depth; k += kDepthBlock) {
-      terms[0] = {left.at(0, k),
-                  left.row,
-                  1,
-                  least(kDepthBlock, depth - k),
-                  packed + panels.before(panel) * depth + k * step,
-                  step,
-                  left.block};
+    const T* const begin = packed + panels.before(panel) * depth;
+    for (int64_t k = 0, stop; k < depth; k = stop) {
+      stop = least(k + kDepthBlock, depth);
+      terms[0] = {left.at(0, k), left.row, 1, stop - k, begin + k * step, step, left.block};
+      if (far) {
+        terms[0].fetch = true;
+        if (stop < depth)
+          terms[0].after = begin + stop * step;
+        else if (next >= 0)
+          terms[0].after = packed + panels.before(next) * depth;
+      }
       add(terms, 1);
     }
   }

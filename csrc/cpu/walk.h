@@ -18,6 +18,10 @@ struct Part {
 RNNKERN_INLINE int64_t in_turn(int64_t panel, int64_t step, const Part& part) {
   return step % 2 ? part.p0 + part.p1 - 1 - panel : panel;
 }
+// The one after it; -1 after the last, with which the next step begins.
+RNNKERN_INLINE int64_t next_in_turn(int64_t panel, int64_t step, const Part& part) {
+  return panel + 1 < part.p1 ? in_turn(panel + 1, step, part) : -1;
+}
 
 // Lays a call's buffers out in the workspace, its size counted first, and runs it on a team.
 template <class Call, class Params>

@@ -122,6 +122,7 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, T* grad, const Panels<T
                          int first_sum, GateOf gate_of, RowAt row_at, ThinGradient<T>& thin) {
   const int64_t H = chunk.hidden, columns = panels.units;
   const int64_t begin = chunk.team.begin(chunk.gates * H), end = chunk.team.end(chunk.gates * H);
+  const bool far = chunk.rows * chunk.gates * H * int64_t(sizeof(T)) > kResident;
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     const int64_t first = panels.first_unit(panel), left = columns - first;
     if (ThinGradient<T>::is_thin(panels, panel)) {
@@ -138,7 +139,10 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, T* grad, const Panels<T
       T* const out = grad + (gate_of(int(s)) - s) * H * columns + first;
       for_row_groups(stop - k, [&](int64_t r, int n) {
         alignas(64) T tile[kGroupRows * kTileVectors * Vec<T>::kLanes];
-        const Term<T> term{dsums + r, 1, chunk.dsums.row, chunk.rows, chunk.panel, width};
+        Term<T> term{dsums + r, 1, chunk.dsums.row, chunk.rows, chunk.panel, width};
+        const int64_t next = k + r + n;
+        term.fetch = far;
+        if (far && next < end) term.after = chunk.dsums.at(0, first_sum * H + next);
         product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeroSums<T>, 0, tile, width});
         add_tile(tile, width, n, left, out + (k + r) * columns, columns, !chunk.first);
       });
