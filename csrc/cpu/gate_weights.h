@@ -25,22 +25,20 @@ class GateWeights {
     hh_ = arena.take<T>(panels_.size(width_));
     bias_ = arena.take<T>(Cell::kSums * panels_.blocks() * kLanes);
     const int64_t split = plan.by_units ? plan.team(p.directions) : 1;
-    const int64_t in_turn = panels_.size(width_ + (fused_input_ ? input_size_ : 0));
-    far_ = in_turn * int64_t(sizeof(T)) > kResident * split;
+    far_ = panels_.bytes(width_ + (fused_input_ ? input_size_ : 0)) > kResident * split;
   }
 
   // The sum of both biases for each sum of the panel's units.
-  const T* bias(int64_t panel) const { return bias_ + panels_.first_unit(panel) * Cell::kSums; }
+  T* bias(int64_t panel) const { return bias_ + panels_.first_unit(panel) * Cell::kSums; }
 
   void pack(int64_t begin, int64_t end) {
-    const Weights<T>& w = weights_;
     const int64_t H = panels_.units;
     for (int64_t panel = begin; panel < end; ++panel) {
       if (!direct(panel)) {
-        pack_gates(panels_, panel, w.ih, input_size_, Cell::input_gate, ih_);
-        pack_gates(panels_, panel, w.hh, width_, Cell::hidden_gate, hh_);
+        pack_gates(panels_, panel, weights_.ih, input_size_, Cell::input_gate, ih_);
+        pack_gates(panels_, panel, weights_.hh, width_, Cell::hidden_gate, hh_);
       }
-      T* bias = bias_ + panels_.first_unit(panel) * Cell::kSums;
+      T* const bias = this->bias(panel);
       const int64_t first = panels_.first_unit(panel);
       const int width = panels_.width(panel) * kLanes;
       for (int s = 0; s < Cell::kSums; ++s)
@@ -48,10 +46,10 @@ class GateWeights {
           const int64_t unit = first + l;
           const int in = s - Cell::kInputSum, hidden = s - Cell::kHiddenSum;
           T sum = 0;
-          if (w.bias_ih && unit < H && in >= 0 && in < Cell::kGates)
-            sum += w.bias_ih[Cell::input_gate(in) * H + unit];
-          if (w.bias_hh && unit < H && hidden >= 0 && hidden < Cell::kGates)
-            sum += w.bias_hh[Cell::hidden_gate(hidden) * H + unit];
+          if (weights_.bias_ih && unit < H && in >= 0 && in < Cell::kGates)
+            sum += weights_.bias_ih[Cell::input_gate(in) * H + unit];
+          if (weights_.bias_hh && unit < H && hidden >= 0 && hidden < Cell::kGates)
+            sum += weights_.bias_hh[Cell::hidden_gate(hidden) * H + unit];
           bias[s * width + l] = sum;
         }
     }
@@ -116,10 +114,8 @@ class GateWeights {
   }
 
  private:
-  // Whether the weights of this panel are read as they lie. They must fill its vectors.
-  bool direct(int64_t panel) const {
-    return direct_ && panels_.first_unit(panel) + panels_.width(panel) * kLanes <= panels_.units;
-  }
+  // Whether the weights of this panel are read as they lie.
+  bool direct(int64_t panel) const { return direct_ && panels_.full(panel); }
 
   const T* input_panel(int64_t panel) const { return ih_ + panels_.before(panel) * input_size_; }
   const T* hidden_panel(int64_t panel) const { return hh_ + panels_.before(panel) * width_; }

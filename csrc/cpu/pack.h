@@ -8,7 +8,7 @@
 namespace rnnkern::RNNKERN_ISA {
 
 // Bytes of panels that are written past the caches, which would read first what is overwritten.
-constexpr size_t kFar = size_t(2) << 20;
+constexpr int64_t kPastCaches = 2 << 20;
 
 // How columns fall into panels. For the gate products a column is a unit of one gate, and the
 // kGates vectors of a unit block stand together in a panel; otherwise kGates is 1.
@@ -45,7 +45,11 @@ struct Panels {
   }
   RNNKERN_INLINE int64_t row() const { return gates * blocks() * Vec<T>::kLanes; }
   RNNKERN_INLINE int64_t size(int64_t depth) const { return row() * depth; }
-  RNNKERN_INLINE bool far(int64_t depth) const { return size(depth) * sizeof(T) >= kFar; }
+  RNNKERN_INLINE int64_t bytes(int64_t depth) const { return size(depth) * int64_t(sizeof(T)); }
+  // Whether units fill the panel's vectors, so that weights can be read as they lie.
+  RNNKERN_INLINE bool full(int64_t panel) const {
+    return first_unit(panel) + width(panel) * Vec<T>::kLanes <= units;
+  }
 };
 
 // Rows of a matrix, read as columns: out[i][l] = source[l * ld + i] for kColumns consecutive i.
@@ -102,7 +106,7 @@ struct Transposed {
 // out[k * step + l] = source[l * ld + k] for l < lanes, the rest zero
 template <class T>
 RNNKERN_INLINE void pack_transposed(const T* source, int64_t ld, int lanes, int64_t depth, T* out,
-                                    int64_t step, bool far) {
+                                    int64_t step, bool past_caches) {
   using Columns = Transposed<T>;
   int64_t k = 0;
   if (lanes == Vec<T>::kLanes)
@@ -112,7 +116,7 @@ RNNKERN_INLINE void pack_transposed(const T* source, int64_t ld, int lanes, int6
 #pragma GCC unroll 8
       for (int i = 0; i < Columns::kColumns; ++i) {
         T* const to = out + (k + i) * step;
-        far ? Vec<T>(column[i]).stream(to) : Vec<T>(column[i]).store(to);
+        past_caches ? Vec<T>(column[i]).stream(to) : Vec<T>(column[i]).store(to);
       }
     }
   for (; k < depth; ++k) {
@@ -136,7 +140,7 @@ void pack_gates(const Panels<T>& panels, int64_t panel, const T* weight, int64_t
       const int lanes = int(left < Vec<T>::kLanes ? left : Vec<T>::kLanes);
       pack_transposed(weight + (gate_of(s) * panels.units + unit) * depth, depth, lanes, depth,
                       out + (s * width + w) * Vec<T>::kLanes, panels.step(panel),
-                      panels.far(depth));
+                      panels.bytes(depth) >= kPastCaches);
     }
 }
 

@@ -71,10 +71,8 @@ class ForwardProjection {
   }
 
  private:
-  // Whether W_hr is read as it lies: it must fill the panel's vectors.
-  bool direct(int64_t panel) const {
-    return direct_ && panels_.first_unit(panel) + panels_.step(panel) <= panels_.units;
-  }
+  // Whether W_hr is read as it lies.
+  bool direct(int64_t panel) const { return direct_ && panels_.full(panel); }
 
   const T* weight_;  // (P, H); all else is for this one
   int64_t depth_;

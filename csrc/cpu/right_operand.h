@@ -38,7 +38,7 @@ struct RightOperand {
     constexpr int64_t kLanes = Vec<T>::kLanes;
     const int64_t split = width(), other = panels.units - split;
     const int64_t rows = lying() ? 0 : depth(), count = panels.count();
-    const bool far = panels.far(rows);
+    const bool past_caches = panels.bytes(rows) >= kPastCaches;
     for (int64_t k = team.begin(rows); k < team.end(rows); ++k) {
       const int64_t row = gate_of(int(k / units)) * units + k % units;
       for (int64_t panel = 0; panel < count; ++panel) {
@@ -49,7 +49,7 @@ struct RightOperand {
               c < split ? weight + row * columns + c : beside + row * other + c - split;
           const int64_t left = (c < split ? columns : panels.units) - c;
           const Vec<T> vector = Vec<T>::load(from, int(least(left, kLanes)));
-          far ? vector.stream(out) : vector.store(out);
+          past_caches ? vector.stream(out) : vector.store(out);
         }
       }
     }
@@ -64,7 +64,7 @@ struct RightOperand {
   void add_product(const Blocked<const T>& left, int64_t rows, int64_t panel, RowsOf<T> out,
                    int64_t next = -1) const {
     const int64_t depth = this->depth(), step = panels.step(panel);
-    const bool far = panels.size(depth) * int64_t(sizeof(T)) > kResident;
+    const bool far = panels.bytes(depth) > kResident;
     const auto add = [&](Term<T>* terms, int count) {
       for_row_groups(rows, [&](int64_t r, int n) {
         Term<T> shifted[kMaxTerms];
