@@ -32,7 +32,7 @@ def slowdowns(
 ) -> Table:
     """Busy time over quiet time, ours and torch.nn's."""
     out = Table(title="slowdown with every core kept busy")
-    for name in ("call", "mode", "threads", "rnnkern", "torch.nn"):
+    for name in ("call", "mode", "threads", "rnnkern", "torch.nn", "ratio quiet", "ratio busy"):
         out.add_column(name)
     for machine in machines:
         for row in rows:
@@ -45,5 +45,7 @@ def slowdowns(
                 str(machine.threads),
                 f"{busy.ours / quiet.ours:.2f}",
                 f"{busy.theirs / quiet.theirs:.2f}",
+                f"{quiet.ratio:.2f}",
+                f"{busy.ratio:.2f}",
             )
     return out

@@ -172,6 +172,22 @@ def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
         assert_same_bits(single, results(case, rnnkern))
 
 
+def test_busy_machine() -> None:
+    """The bits stay the same while other processes keep every core busy and teams shrink."""
+    torch.set_num_threads(2)
+    quiet = [results(case, rnnkern) for case in SPLITS]
+    spin = [sys.executable, "-c", "while True: pass"]
+    burners = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    try:
+        for _ in range(5):
+            for case, expected in zip(SPLITS, quiet, strict=True):
+                assert_same_bits(expected, results(case, rnnkern))
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+
+
 @pytest.mark.parametrize("case", SPLITS, ids=str)
 def test_inference_is_training(case: Case) -> None:
     """What a call returns does not depend on whether a gradient will be asked for."""

@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <new>
 #include <thread>
@@ -29,9 +30,49 @@ constexpr int kSpins = 2000;
 
 constexpr size_t kHugePage = size_t(2) << 20;
 
+using Clock = std::chrono::steady_clock;
+
+// A thread that yields for longer than this has not only looked for others: one ran instead of it.
+constexpr auto kTimeSlice = std::chrono::microseconds(500);
+
+// Whether others compete for this machine's cores. A team whose threads wait for each other is then
+// slower than one thread alone: each of them is away for time slices of its own, and the rest
+// waits. So after a team that lost much of its time, calls run alone for some times as long as that
+// one took: trying again costs little, and a machine that is free again is soon used.
+class Contention {
+ public:
+  bool alone() const {
+    const auto until = until_.load(std::memory_order_relaxed);
+    return until.count() && Clock::now().time_since_epoch() < until;
+  }
+  // A team took `elapsed` until `end`, and each of its threads was away for `lost` in the mean.
+  void record(Clock::time_point end, Clock::duration elapsed, Clock::duration lost) {
+    if (lost > elapsed / 2)
+      until_.store(end.time_since_epoch() + kCalls * elapsed, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int kCalls = 8;
+  std::atomic<Clock::duration> until_{Clock::duration::zero()};
+};
+
+Contention contention;
+
+// Returns the time for which others ran meanwhile.
 template <class Done>
-void wait_until(Done done) {
-  for (int i = 0; !done(); ++i) i < kSpins ? pause() : std::this_thread::yield();
+Clock::duration wait_until(Done done) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (done()) return {};
+    pause();
+  }
+  Clock::duration lost{};
+  while (!done()) {
+    const auto start = Clock::now();
+    std::this_thread::yield();
+    const auto away = Clock::now() - start;
+    if (away > kTimeSlice) lost += away;
+  }
+  return lost;
 }
 
 }  // namespace
@@ -42,7 +83,8 @@ void Barrier::wait(int size) {
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
   } else {
-    wait_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+    const auto away = wait_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+    if (away.count()) lost.fetch_add(away.count(), std::memory_order_relaxed);
   }
 }
 
@@ -55,6 +97,7 @@ struct Gang {
   // Members, the indices that they cover, and the door, in one word.
   std::atomic<uint64_t> state;
   Barrier barriers[3];
+  Clock::time_point finished;
 
   static constexpr uint64_t kMember = 1, kIndex = uint64_t(1) << 16, kClosed = uint64_t(1) << 32;
   static int members(uint64_t s) { return int(s & 0xffff); }
@@ -77,17 +120,27 @@ struct Gang {
     } else {
       wait_until([&] { return (s = state.load(std::memory_order_acquire)) & kClosed; });
     }
-    body(context, Team{rank, members(s), barriers});
+    const Team team{rank, members(s), barriers};
+    body(context, team);
+    team.sync();
+    if (rank == 0) finished = Clock::now();
   }
 };
 
 }  // namespace
 
 void run_team(const ParallelFor& parallel, int threads, void (*body)(void*, Team), void* context) {
-  Gang gang{body, context, threads, {}, {}};
-  if (threads == 1) return body(context, Team{0, 1, gang.barriers});
+  Gang gang{body, context, threads, {}, {}, {}};
+  if (threads == 1 || contention.alone()) return body(context, Team{0, 1, gang.barriers});
+  const auto start = Clock::now();
   parallel.run(
       threads, [](void* g, int begin, int end) { static_cast<Gang*>(g)->join(begin, end); }, &gang);
+  const auto end = Clock::now();
+  Clock::duration lost{};
+  for (const Barrier& barrier : gang.barriers) lost += Clock::duration(barrier.lost) / threads;
+  // A thread that found the door closed may have kept the others waiting at the pool's own end.
+  if (end - gang.finished > kTimeSlice) lost += end - gang.finished;
+  contention.record(end, end - start, lost);
 }
 
 void advise_huge_pages(void* block, size_t bytes) {

@@ -19,6 +19,8 @@ struct ParallelFor {
 class Barrier {
  public:
   void wait(int size);
+  // For how long others ran on the cores of the threads that waited here, in ticks of steady_clock.
+  std::atomic<int64_t> lost{0};
 
  private:
   alignas(64) std::atomic<int> arrived_{0};
