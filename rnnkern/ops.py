@@ -33,7 +33,7 @@ if not _load("_C"):
 DEVICES = frozenset(
     {"cpu", "meta", "cuda"} if torch.cuda.is_available() and _load("_C_cuda") else {"cpu", "meta"}
 )
-#: Types the operators take; in half precision they compute and save in float32.
+#: Types the operators take; in half precision sums and states are float32.
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 #: Device types whose kernels know LSTM's projection (proj_size); elsewhere torch runs such layers.
 PROJECTION = frozenset({"cpu", "cuda", "meta"})
@@ -126,15 +126,17 @@ def _forward_shapes(
         batch = _packed_batch(batch_sizes, state)
     saved = len(CELLS[cell].saved)
     wide = _wide(input.dtype)
-    empty = input.new_empty(0, dtype=wide)
+    kept = wide if input.is_cuda else input.dtype
     return (
         output,
         input.new_empty(directions, batch, width),
         input.new_empty(directions, batch, hidden) if cell == LSTM.id else input.new_empty(0),
-        input.new_empty(directions, rows, saved, hidden, dtype=wide) if train and saved else empty,
+        input.new_empty(directions, rows, saved, hidden, dtype=kept)
+        if train and saved
+        else input.new_empty(0, dtype=kept),
         input.new_empty(directions, rows, hidden, dtype=wide)
         if train and cell == LSTM.id
-        else empty.clone(),
+        else input.new_empty(0, dtype=wide),
     )
 
 

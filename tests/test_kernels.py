@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CELLS, Case, call, check, results
+from cases import CELLS, Case, call, results
+from relu import check
 from torch import Tensor
 
 import rnnkern
@@ -40,6 +41,15 @@ BLOCKS = [  # a large batch of a small layer goes backward in blocks of rows
     Case("GRU", T=9, B=3, I=5, H=192, hx=True),
     Case("RNN_TANH", T=7, B=33, I=140, H=256),
 ]
+PAIRS = [  # even sizes, so that bfloat16 is multiplied as it is where the processor can
+    Case("LSTM", T=9, B=151, I=6, H=18, packed=True, bidirectional=True, hx=True),
+    Case("GRU", T=5, B=301, I=34, H=18, batch_first=True),
+    Case("RNN_RELU", T=2, B=433, I=2, H=16, bidirectional=True),
+    Case("LSTM", T=9, B=5, I=70, H=256, packed=True, bidirectional=True),
+    Case("GRU", T=9, B=3, I=6, H=384, hx=True),
+    Case("RNN_TANH", T=7, B=33, I=140, H=256),
+]
+HALF = torch.bfloat16
 
 
 def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -52,6 +62,14 @@ def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes(cell: str, letter: str, size: int) -> None:
     check(Case(cell, **({"T": 3, "B": 3, "I": 3, "H": 3} | {letter: size})))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("letter", "TBIH")
+@pytest.mark.parametrize("cell", CELLS)
+def test_sizes_of_pairs(cell: str, letter: str, size: int) -> None:
+    size *= 2 if letter in "IH" else 1
+    check(Case(cell, dtype=HALF, **({"T": 3, "B": 3, "I": 4, "H": 4} | {letter: size})))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -83,15 +101,19 @@ def test_gradcheck(cell: str, R: int, directions: int, packed: bool) -> None:
     assert torch.autograd.gradcheck(layer, leaves, fast_mode=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize(("cell", "P"), [*((cell, 0) for cell in CELLS), ("LSTM", 5)])
-def test_strides(cell: str, P: int, batch_first: bool) -> None:
+def test_strides(cell: str, P: int, batch_first: bool, dtype: torch.dtype) -> None:
     """Inputs, states and gradients that are slices, transposes or expansions of other tensors."""
-    case = Case(cell, T=5, B=6, I=7, H=9, P=P, batch_first=batch_first, hx=True)
+    even = dtype is HALF
+    case = Case(
+        cell, T=5, B=6, I=7 + even, H=9 + even, P=P, batch_first=batch_first, hx=True, dtype=dtype
+    )
     layer = case.layer(rnnkern)
     x, states = case.inputs()
-    wide = torch.full((*x.shape[:2], 2 * case.I), torch.nan)
-    every_second, rows = wide[..., ::2].copy_(x), wide[..., : case.I]
+    wide = torch.full((*x.shape[:2], 2 * case.I + 1), torch.nan, dtype=dtype)
+    every_second, rows = wide[..., : 2 * case.I : 2].copy_(x), wide[..., : case.I]
     across = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     strided = [s.transpose(1, 2).contiguous().transpose(1, 2) for s in states]
 
@@ -128,13 +150,16 @@ def test_not_finite(cell: str, P: int, value: float) -> None:
         assert ours[2, 3].isnan().any()
 
 
-@pytest.mark.parametrize("hidden", [5, 64, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize("hidden", [6, 65, 200])
 @pytest.mark.parametrize(
     ("cell", "projected"), [*((cell, False) for cell in CELLS), ("LSTM", True)]
 )
-def test_batch_invariance(cell: str, projected: bool, hidden: int) -> None:
+def test_batch_invariance(cell: str, projected: bool, hidden: int, dtype: torch.dtype) -> None:
     """A row's results are the same bits alone, in any batch, and among rows of other lengths."""
-    case = Case(cell, T=7, B=37, I=11, H=hidden, P=projected * hidden // 2, bidirectional=True)
+    case = Case(
+        cell, T=7, B=37, I=12, H=hidden, P=projected * hidden // 2, bidirectional=True, dtype=dtype
+    )
     layer = case.layer(rnnkern).requires_grad_(False)
     x, _ = case.inputs()
     whole, state = layer(x)
@@ -154,14 +179,14 @@ def test_batch_invariance(cell: str, projected: bool, hidden: int) -> None:
     assert final.shape == (2, case.B, case.R)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", BLOCKS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF], ids=str)
+@pytest.mark.parametrize("case", [*BLOCKS, *PAIRS], ids=str)
 def test_blocks(case: Case, dtype: torch.dtype) -> None:
     check(replace(case, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [*SPLITS, *BLOCKS], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF], ids=str)
+@pytest.mark.parametrize("case", [*SPLITS, *BLOCKS, *PAIRS], ids=str)
 def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
     """Results and gradients are the same bits on any number of threads, and on every run."""
     case = replace(case, dtype=dtype)
@@ -188,9 +213,11 @@ def test_busy_machine() -> None:
             burner.wait()
 
 
-@pytest.mark.parametrize("case", SPLITS, ids=str)
-def test_inference_is_training(case: Case) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize("case", [*SPLITS, *PAIRS], ids=str)
+def test_inference_is_training(case: Case, dtype: torch.dtype) -> None:
     """What a call returns does not depend on whether a gradient will be asked for."""
+    case = replace(case, dtype=dtype)
     layer = case.layer(rnnkern)
     x, states = case.inputs()
     trained, _ = call(case, layer, x, states)

@@ -107,7 +107,7 @@ struct Call {
   // The tensors of a backward pass besides those of the forward pass.
   void check_backward(const Tensor& input, const MaybeTensor& grad_output,
                       const MaybeTensor& grad_h, const MaybeTensor& grad_c, const Tensor& output,
-                      const Tensor& saved, const Tensor& cells) const {
+                      const Tensor& saved, const Tensor& cells, ScalarType saved_type) const {
     const int64_t features = directions * width;
     const auto check_rows = [&](const Tensor& t, const char* name) {
       if (packed) return check(t, input, name, {rows, features});
@@ -120,7 +120,7 @@ struct Call {
     const ScalarType wide = is_half(input.scalar_type()) ? ScalarType::Float : input.scalar_type();
     const int64_t units = directions * rows * hidden_size;
     STD_TORCH_CHECK(saved.numel() == units * saved_values && cells.numel() == (has_c ? units : 0) &&
-                        saved.scalar_type() == wide && cells.scalar_type() == wide,
+                        saved.scalar_type() == saved_type && cells.scalar_type() == wide,
                     "rnnkern: the forward pass was not run with train=True");
   }
 

@@ -180,7 +180,8 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
                         Tensor output, Tensor saved, Tensor cells, int64_t cell, bool batch_first,
                         int64_t needs, bool flow) {
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
-  call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells);
+  call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells,
+                      wide_of(input.scalar_type()));
   const OnDevice device(input);
   const Walk walk{call};
   const Gates gates(call.cell);

@@ -27,6 +27,14 @@ constexpr rnnkern::ParallelFor kTorchPool{
 // With RNNKERN_POISON set, new tensors are filled with NaN: what a kernel leaves unwritten shows.
 const bool kPoison = std::getenv("RNNKERN_POISON") != nullptr;
 
+int32_t aoti_type(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double: return aoti_torch_dtype_float64();
+    case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
+    default: return aoti_torch_dtype_float32();
+  }
+}
+
 // Strides are those of the contiguous tensor, but for `swapped`: the first two dimensions then lie
 // in memory in the other order.
 Tensor allocate(ScalarType dtype, std::initializer_list<int64_t> sizes, bool swapped = false) {
@@ -39,10 +47,8 @@ Tensor allocate(ScalarType dtype, std::initializer_list<int64_t> sizes, bool swa
     stride[0] = size[2];
   }
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dim, size, stride,
-      dtype == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-      aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, size, stride, aoti_type(dtype),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   advise_huge_pages(tensor.data_ptr(), numel * tensor.element_size());
   if (kPoison) torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN());
@@ -88,7 +94,7 @@ void fill(Layer<T>& p, const Call& call, const Tensor& input, const Tensors& sta
                     call.proj_size ? data<const T>(w[call.per_direction - 1]) : nullptr};
   }
   p.h0 = state.empty() ? nullptr : data<const T>(state[0]);
-  p.c0 = state.size() < 2 ? nullptr : data<const T>(state[1]);
+  p.c0 = state.size() < 2 ? nullptr : data<const Sum<T>>(state[1]);
 }
 
 // A tensor of rows with `features` columns, laid out in time-major order.
@@ -108,45 +114,78 @@ Tensors converted(Tensors&& tensors, ScalarType dtype) {
 }
 
 template <class T>
+constexpr ScalarType kType = ScalarType::Float;
+template <>
+constexpr ScalarType kType<double> = ScalarType::Double;
+template <>
+constexpr ScalarType kType<bfloat16> = ScalarType::BFloat16;
+
+// f(T{}), where the engine takes the call's tensors as T: those of half precision that it does not
+// take are converted to float32 at the edges.
+template <class F>
+auto visit_type(const Call& call, ScalarType dtype, F&& f) {
+  STD_TORCH_CHECK(is_half(dtype) || dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "rnnkern: unsupported dtype");
+  if (dtype == ScalarType::Double) return f(double{});
+  if (dtype == ScalarType::BFloat16 &&
+      takes<bfloat16>(call.input_size, call.hidden_size, call.proj_size))
+    return f(bfloat16{});
+  return f(float{});
+}
+
+// Rows of x that begin with whole factors of a product.
+template <class T>
+Tensor rows_as(const Tensor& t) {
+  const Tensor rows = with_dense_rows(converted(t, kType<T>));
+  bool whole = true;
+  for (int64_t i = 0; i + 1 < rows.dim(); ++i) whole = whole && rows.stride(i) % kTerms<T> == 0;
+  return whole ? rows : torch::stable::contiguous(rows);
+}
+template <class T>
+Tensors states_as(Tensors&& states) {
+  for (size_t i = 0; i < states.size(); ++i)
+    states[i] = dense(converted(states[i], i ? kType<Sum<T>> : kType<T>));
+  return std::move(states);
+}
+template <class T>
+Tensors weights_as(Tensors&& weights) {
+  return dense(converted(std::move(weights), kType<T>));
+}
+
+template <class T>
 ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors& state,
                             const Tensors& weights, bool train) {
-  const ScalarType dtype = input.scalar_type();
+  constexpr ScalarType dtype = kType<T>, wide = kType<Sum<T>>;
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
   Tensor output = allocate_rows(call, dtype, D * call.width);
   Tensor h_n = allocate(dtype, {D, B, call.width});
-  Tensor c_n = call.has_c ? allocate(dtype, {D, B, H}) : nothing(dtype);
+  Tensor c_n = call.has_c ? allocate(wide, {D, B, H}) : nothing(wide);
   Tensor saved = train && call.saved_values ? allocate(dtype, {D, call.rows, call.saved_values, H})
                                             : nothing(dtype);
-  Tensor cells = train && call.has_c ? allocate(dtype, {D, call.rows, H}) : nothing(dtype);
+  Tensor cells = train && call.has_c ? allocate(wide, {D, call.rows, H}) : nothing(wide);
   if (B > 0) {
     rnnkern::Forward<T> p{};
     fill(p, call, input, state, weights);
     p.y = rows_of<T>(call, output);
     p.h_n = data<T>(h_n);
-    p.c_n = data_or_null<T>(c_n);
+    p.c_n = data_or_null<Sum<T>>(c_n);
     p.saved = data_or_null<T>(saved);
-    p.cells = data_or_null<T>(cells);
+    p.cells = data_or_null<Sum<T>>(cells);
     forward(p, kTorchPool, int(torch::stable::get_num_threads()));
   }
   return {output, h_n, c_n, saved, cells};
 }
 
-// Halves are computed in float32: converted here at the edges.
-ScalarType compute_type(ScalarType dtype) {
-  STD_TORCH_CHECK(is_half(dtype) || dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "rnnkern: unsupported dtype");
-  return is_half(dtype) ? ScalarType::Float : dtype;
-}
-
 ForwardResult forward_op(Tensor input, MaybeTensor batch_sizes, Tensors state, Tensors weights,
                          int64_t cell, bool batch_first, bool train) {
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
-  const ScalarType dtype = input.scalar_type(), compute = compute_type(dtype);
-  const auto typed = compute == ScalarType::Double ? forward_typed<double> : forward_typed<float>;
-  auto [output, h_n, c_n, saved, cells] = typed(
-      call, with_dense_rows(converted(input, compute)), dense(converted(std::move(state), compute)),
-      dense(converted(std::move(weights), compute)), train);
-  return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype), saved, cells};
+  const ScalarType dtype = input.scalar_type();
+  auto [output, h_n, c_n, saved, cells] = visit_type(call, dtype, [&]<class T>(T) {
+    return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)),
+                            weights_as<T>(std::move(weights)), train);
+  });
+  return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype),
+          converted(saved, dtype), cells};
 }
 
 struct Grads {
@@ -157,7 +196,8 @@ template <class T>
 BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor& input,
                               const Tensors& state, const Tensors& weights, const Tensor& output,
                               const Tensor& saved, const Tensor& cells, int64_t needs, bool flow) {
-  const ScalarType dtype = input.scalar_type();
+  using S = Sum<T>;
+  constexpr ScalarType dtype = kType<S>;
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
   const auto when = [&](bool wanted, std::initializer_list<int64_t> sizes) {
     return wanted ? allocate(dtype, sizes) : nothing(dtype);
@@ -180,21 +220,21 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   fill(p, call, input, state, weights);
   p.y = rows_of<const T>(call, output);
   p.saved = data_or_null<T>(saved);
-  p.cells = data_or_null<T>(cells);
+  p.cells = data_or_null<S>(cells);
   if (given.output) p.dy = rows_of<const T>(call, *given.output);
-  p.dh_n = data_or_null<T>(given.h_n);
-  p.dc_n = call.has_c ? data_or_null<T>(given.c_n) : nullptr;
-  if (needs & kNeedInput) p.dx = rows_of<T>(call, dx);
-  p.dh_0 = data_or_null<T>(dh_0);
-  p.dc_0 = data_or_null<T>(dc_0);
+  p.dh_n = data_or_null<S>(given.h_n);
+  p.dc_n = call.has_c ? data_or_null<S>(given.c_n) : nullptr;
+  if (needs & kNeedInput) p.dx = rows_of<S>(call, dx);
+  p.dh_0 = data_or_null<S>(dh_0);
+  p.dc_0 = data_or_null<S>(dc_0);
   for (int d = 0; d < D && !grads.empty(); ++d) {
     const Tensor* g = &grads[d * call.per_direction];
-    p.grads[d] = {data<T>(g[0]), data<T>(g[1]), call.bias ? data<T>(g[2]) : nullptr,
-                  call.bias ? data<T>(g[3]) : nullptr,
-                  call.proj_size ? data<T>(g[call.per_direction - 1]) : nullptr};
+    p.grads[d] = {data<S>(g[0]), data<S>(g[1]), call.bias ? data<S>(g[2]) : nullptr,
+                  call.bias ? data<S>(g[3]) : nullptr,
+                  call.proj_size ? data<S>(g[call.per_direction - 1]) : nullptr};
   }
-  p.flow_h = data_or_null<T>(flow_h);
-  p.flow_c = data_or_null<T>(flow_c);
+  p.flow_h = data_or_null<S>(flow_h);
+  p.flow_c = data_or_null<S>(flow_c);
   backward(p, kTorchPool, int(torch::stable::get_num_threads()));
   return {dx, dh_0, dc_0, grads, flow_h, flow_c};
 }
@@ -205,19 +245,17 @@ BackwardResult backward_op(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTen
                            bool batch_first, int64_t needs, bool flow) {
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   const ScalarType dtype = input.scalar_type();
-  call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells);
-  const ScalarType compute = compute_type(dtype);
-  const auto rows = [&](const Tensor& t) { return with_dense_rows(converted(t, compute)); };
-  const auto optional = [&](const MaybeTensor& t) {
-    return t ? MaybeTensor(dense(converted(*t, compute))) : t;
-  };
-  const Grads given{grad_output ? MaybeTensor(rows(*grad_output)) : grad_output, optional(grad_h),
-                    optional(grad_c)};
-  const auto typed = compute == ScalarType::Double ? backward_typed<double> : backward_typed<float>;
-  auto [dx, dh_0, dc_0, grads, flow_h, flow_c] =
-      typed(call, given, rows(input), dense(converted(std::move(state), compute)),
-            dense(converted(std::move(weights), compute)), rows(output), dense(saved), dense(cells),
-            needs, flow);
+  call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells, dtype);
+  auto [dx, dh_0, dc_0, grads, flow_h, flow_c] = visit_type(call, dtype, [&]<class T>(T) {
+    const auto optional = [](const MaybeTensor& t) {
+      return t ? MaybeTensor(dense(converted(*t, kType<Sum<T>>))) : t;
+    };
+    const Grads given{grad_output ? MaybeTensor(rows_as<T>(*grad_output)) : grad_output,
+                      optional(grad_h), optional(grad_c)};
+    return backward_typed<T>(call, given, rows_as<T>(input), states_as<T>(std::move(state)),
+                             weights_as<T>(std::move(weights)), rows_as<T>(output),
+                             dense(converted(saved, kType<T>)), dense(cells), needs, flow);
+  });
   return {converted(dx, dtype),
           converted(dh_0, dtype),
           converted(dc_0, dtype),

@@ -19,10 +19,15 @@ namespace rnnkern::RNNKERN_ISA {
 // A block of batch rows in one direction.
 template <class Cell, class T>
 class BackwardBlock {
-  using V = Vec<T>;
+  using S = Sum<T>;
+  using F = Factor<T>;
+  using V = Vec<S>;
+  using Projection =
+      std::conditional_t<std::is_same_v<T, S>, BackwardProjection<Cell, S>, NoProjection>;
   using Shared = BackwardShared<Cell, T>;
   static constexpr int kLanes = V::kLanes, kPanel = kTileVectors * kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
+  static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   static constexpr bool kSameSums = Cell::kInputSum == Cell::kHiddenSum;
   static_assert(Cell::kGates <= kMaxTerms);
 
@@ -39,7 +44,7 @@ class BackwardBlock {
 
   // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
   BackwardBlock(const Backward<T>& p, const Plan& plan, int direction, int block,
-                const Shared& shared, Arena& scratch, T* buffer, Rows<T> dx, bool add)
+                const Shared& shared, Arena& scratch, S* buffer, Rows<S> dx, bool add)
       : p_(p),
         seq_(p.sequence.part(block * plan.gradient_rows,
                              least((block + 1) * plan.gradient_rows, p.sequence.batch))),
@@ -53,14 +58,18 @@ class BackwardBlock {
         dx_(dx),
         add_(add),
         units_(p.hidden_size, 1),
-        dsums_(take_dsums(p, plan, scratch)),
-        dh_{nullptr, odd_lines<T>(hh_.panels.row())},
+        dsums_(take_sums(p, plan, chunk_rows(p, plan), Cell::kSums * p.hidden_size / kTerms<T>,
+                         scratch)),
+        by_rows_(kTerms<T> == 1 ? dsums_
+                                : take_sums(p, plan, chunk_rows(p, plan) / kTerms<T> + 1,
+                                            Cell::kSums * p.hidden_size, scratch)),
+        dh_{nullptr, odd_lines<S>(hh_.panels.row())},
         dc_{nullptr, units_.row()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
         thin_(thin_columns(p, true, kSameSums), Cell::kGates, p.hidden_size, scratch),
         thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch) {
-    dh_.data = scratch.take<T>(seq_.batch * dh_.stride);
-    if (kHasC) dc_.data = scratch.take<T>(seq_.batch * dc_.stride);
+    dh_.data = scratch.take<S>(seq_.batch * dh_.stride);
+    if (kHasC) dc_.data = scratch.take<S>(seq_.batch * dc_.stride);
   }
 
   void run(Team team) {
@@ -72,6 +81,7 @@ class BackwardBlock {
       team.sync();
       const ChunkGradients<T> gradients = chunk(begin, end, team);
       input_gradient(gradients, team);
+      if constexpr (kTerms<T> > 1) pair_rows(gradients.rows, team);
       weight_gradients(gradients);
       team.sync();
       end = begin;
@@ -83,13 +93,14 @@ class BackwardBlock {
  private:
   // dsums of many units stand in blocks: in rows, each row of a column that the weight gradients
   // read would be on a page of its own, more of them than the first-level TLB has entries.
-  static Blocked<T> take_dsums(const Backward<T>& p, const Plan& plan, Arena& scratch) {
-    const int64_t rows = chunk_rows(p, plan), sums = Cell::kSums * p.hidden_size;
-    if (p.hidden_size > kSumBlock && p.hidden_size % kSumBlock == 0 && !plan.direct)
-      return {scratch.take<T>(sums / kSumBlock * (rows * kSumBlock + kLine<T>)), kSumBlock,
-              rows * kSumBlock + kLine<T>};
-    const int64_t row = odd_lines<T>(sums);
-    return {scratch.take<T>(rows * row), row, kSumBlock};
+  static Blocked<F> take_sums(const Backward<T>& p, const Plan& plan, int64_t rows, int64_t sums,
+                              Arena& scratch) {
+    const int64_t block = kSumBlock * kTerms<T>;
+    if (p.hidden_size > block && p.hidden_size % block == 0 && !plan.direct)
+      return {scratch.take<F>(sums / kSumBlock * (rows * kSumBlock + kLine<F>)), kSumBlock,
+              rows * kSumBlock + kLine<F>};
+    const int64_t row = odd_lines<F>(sums);
+    return {scratch.take<F>(rows * row), row, kSumBlock};
   }
 
   // Columns of x, of h and of the biases that are thin.
@@ -100,13 +111,13 @@ class BackwardBlock {
 
   int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
 
-  bool projects() const { return Cell::kProjects && p_.proj_size; }
+  bool projects() const { return kProjects && p_.proj_size; }
 
   // Where the states of batch row b stand in h_n, c_n and their like.
   int64_t state_row(int64_t b) const { return d_ * p_.sequence.batch + seq_.first + b; }
 
   // Each rank's batch rows in row mode, or all; and its panels of a matrix's columns, or all.
-  Part part(Team team, const Panels<T>& columns) const {
+  Part part(Team team, const Panels<F>& columns) const {
     const int64_t count = columns.count();
     if (plan_.by_units) return {0, seq_.batch, team.begin(count), team.end(count)};
     return {team.begin(seq_.batch), team.end(seq_.batch), 0, count};
@@ -116,26 +127,28 @@ class BackwardBlock {
   // step is not touched.
   void start(Team team) {
     const int64_t H = p_.hidden_size;
-    const auto load = [&](const T* given, int64_t width, RowsOf<T> carried) {
+    const auto load = [&](const S* given, int64_t width, RowsOf<S> carried) {
       for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
-        const T* from = given ? given + state_row(b) * width : nullptr;
+        const S* from = given ? given + state_row(b) * width : nullptr;
         for (int64_t u = 0; u < carried.stride; ++u)
           carried[b][u] = from && u < width ? from[u] : 0;
       }
     };
     load(p_.dh_n, p_.width(), dh_);
     if (kHasC) load(p_.dc_n, H, dc_);
-    if (projects()) projection_.start(team);
+    if constexpr (kProjects)
+      if (projects()) projection_.start(team);
   }
 
   void finish(Team team) const {
     thin_.finish(team, Cell::input_gate);
     if (!kSameSums) thin_hidden_.finish(team, Cell::hidden_gate);
-    if (projects()) projection_.finish(team);
+    if constexpr (kProjects)
+      if (projects()) projection_.finish(team);
     const int64_t H = p_.hidden_size, R = p_.width();
     for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
-      if (p_.dh_0) std::memcpy(p_.dh_0 + state_row(b) * R, dh_[b], R * sizeof(T));
-      if (kHasC && p_.dc_0) std::memcpy(p_.dc_0 + state_row(b) * H, dc_[b], H * sizeof(T));
+      if (p_.dh_0) std::memcpy(p_.dh_0 + state_row(b) * R, dh_[b], R * sizeof(S));
+      if (kHasC && p_.dc_0) std::memcpy(p_.dc_0 + state_row(b) * H, dc_[b], H * sizeof(S));
     }
   }
 
@@ -151,8 +164,8 @@ class BackwardBlock {
       const int64_t before = s ? seq_.active(time(s - 1)) : 0;
       const int64_t carried = greatest(least(before, active), mine.b0);
       const int64_t row = chunk_row(s, begin, end);
-      const Blocked<T> dsums = dsums_.from(row, 0);
-      if constexpr (Cell::kProjects)
+      const Blocked<F> dsums = dsums_.from(row, 0);
+      if constexpr (kProjects)
         if (projects()) unproject(s, row, mine, of_h, active, team);
       if (mine.b0 < carried) differentiate(s, mine, mine.b0, carried, true, dsums);
       if (carried < active) differentiate(s, mine, carried, active, false, dsums);
@@ -175,25 +188,28 @@ class BackwardBlock {
 
   // The adjoint of the cell for batch rows [r0, r1) of step s.
   void differentiate(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried,
-                     Blocked<T> dsums) {
+                     Blocked<F> dsums) {
     const int64_t H = p_.hidden_size, t = time(s), before_d = d_ * p_.sequence.rows();
     const int64_t row = before_d + seq_.row(t), state = state_row(0) * H;
     const int64_t y_row = p_.y.row, t_prev = carried ? time(s - 1) : 0;
     const int64_t first = units_.first_unit(part.p0);
     const int64_t last = least(units_.first_unit(part.p1), H);
-    const RowsOf<T> dh_rows = projects() ? projection_.dm() : dh_;
+    RowsOf<S> dh_rows = dh_;
+    if constexpr (kProjects)
+      if (projects()) dh_rows = projection_.dm();
     const T* const dy_rows = projects() || !p_.dy.data ? nullptr : p_.dy.at(seq_, t) + d_ * H;
-    T* const flow_h = projects() ? nullptr : p_.flow_h;
-    const auto previous = [&](const T* initial, const T* all, int64_t stride) {
-      if (carried) return RowsOf<const T>{all, stride};
-      return initial ? RowsOf<const T>{initial + state, H} : RowsOf<const T>{shared_.zeros, 0};
+    S* const flow_h = projects() ? nullptr : p_.flow_h;
+    const auto previous = [&]<class U>(const U* initial, const U* all, int64_t stride) {
+      if (carried) return RowsOf<const U>{all, stride};
+      if (initial) return RowsOf<const U>{initial + state, H};
+      return RowsOf<const U>{reinterpret_cast<const U*>(shared_.zeros), 0};
     };
     const RowsOf<const T> h{p_.y.at(seq_, t) + d_ * H, y_row};
     const auto h_prev = previous(p_.h0, p_.y.at(seq_, t_prev) + d_ * H, y_row);
     const auto c_prev = previous(p_.c0, p_.cells + (before_d + seq_.row(t_prev)) * H, H);
     for (int64_t b = r0; b < r1; ++b) {
       const T* dy = dy_rows ? dy_rows + b * p_.dy.row : nullptr;
-      T *const dh = dh_rows[b], *const dc = dc_[b];
+      S *const dh = dh_rows[b], *const dc = dc_[b];
       for (int64_t u = first; u < last; u += kLanes) {
         const int lanes = int(least<int64_t>(last - u, kLanes));
         V saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kSums];
@@ -211,7 +227,7 @@ class BackwardBlock {
           dnext[1] = V::load(dc + u);
         }
         Cell::backward(saved, prev, next, dnext, dprev, dsum);
-        for (int k = 0; k < Cell::kSums; ++k) dsum[k].store(dsums.at(b, k * H + u), lanes);
+        for (int k = 0; k < Cell::kSums; ++k) dsum[k].store(sums_at(dsums, b, k * H + u), lanes);
         if (flow_h) dnext[0].store(flow_h + (row + b) * H + u, lanes);
         dprev[0].store(dh + u);
         if constexpr (kHasC) {
@@ -222,18 +238,34 @@ class BackwardBlock {
     }
   }
 
+  static T* sums_at(Blocked<F> dsums, int64_t row, int64_t column) {
+    return reinterpret_cast<T*>(dsums.at(row, column / kTerms<T>));
+  }
+
+  // The chunk's dsums once more, as pairs of two rows, which the weight gradients add up over.
+  void pair_rows(int64_t rows, Team team) {
+    const int64_t sums = Cell::kSums * p_.hidden_size, pairs = (rows + 1) / 2;
+    for (int64_t k = team.begin(pairs); k < team.end(pairs); ++k)
+      for (int64_t c = 0; c < sums; c += kLanes)
+        zip_rows(sums_at(dsums_, 2 * k, c),
+                 2 * k + 1 < rows ? sums_at(dsums_, 2 * k + 1, c) : nullptr,
+                 int(least<int64_t>(sums - c, kLanes)))
+            .store(by_rows_.at(k, c), int(least<int64_t>(sums - c, kLanes)));
+    team.sync();
+  }
+
   // dh += dsums W_hh, for the worker's rows below `active` and its units; dx = dsums W_ih, where
   // W_ih stands beside W_hh.
-  void carry_back(int64_t s, const Part& part, int64_t active, Blocked<T> dsums) {
+  void carry_back(int64_t s, const Part& part, int64_t active, Blocked<F> dsums) {
     const int64_t rows = active - part.b0;
-    T* const dx = dh_[part.b0] + hh_.width();
+    S* const dx = dh_[part.b0] + hh_.width();
     if (hh_.beside)
       for (int64_t b = 0; b < rows; ++b)
-        std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(T));
+        std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(S));
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part);
-      hh_.add_product(dsums.from(part.b0, Cell::kHiddenSum * p_.hidden_size), rows, panel,
-                      {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
+      hh_.add_product(dsums.from(part.b0, Cell::kHiddenSum * p_.hidden_size / kTerms<T>), rows,
+                      panel, {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
                       next_in_turn(i, s, part));
     }
     if (hh_.beside)
@@ -248,23 +280,23 @@ class BackwardBlock {
             t0,
             t1,
             seq_.rows(t0, t1),
-            dsums_,
+            by_rows_,
             p_.hidden_size,
             Cell::kGates,
             end == seq_.steps,
             team,
-            buffer_,
-            buffer_ + chunk_rows(p_, plan_) * kPanel};
+            reinterpret_cast<F*>(buffer_),
+            reinterpret_cast<F*>(buffer_ + chunk_rows(p_, plan_) * kPanel)};
   }
 
   // dx = dsums W_ih for the chunk, its rows split over the team.
   void input_gradient(const ChunkGradients<T>& chunk, Team team) {
     if (!dx_.data || hh_.beside) return;
     const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
-    const Blocked<T> dsums = dsums_.from(first, Cell::kInputSum * p_.hidden_size);
+    const Blocked<F> dsums = dsums_.from(first, Cell::kInputSum * p_.hidden_size / kTerms<T>);
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
       const int64_t width = ih_.panels.step(panel), column = ih_.panels.first_unit(panel);
-      std::memset(buffer_, 0, count * width * sizeof(T));
+      std::memset(buffer_, 0, count * width * sizeof(S));
       ih_.add_product(dsums, count, panel, {buffer_, width},
                       panel + 1 < ih_.panels.count() ? panel + 1 : -1);
       int64_t begin = -first;  // of a step's rows in the buffer
@@ -278,28 +310,29 @@ class BackwardBlock {
   }
 
   void weight_gradients(const ChunkGradients<T>& chunk) {
-    const WeightGrads<T>& g = grads_;
-    static constexpr T kOne = 1;  // a bias is the weight of an input that is always 1
-    const auto one = [](int64_t, int64_t, int64_t) { return &kOne; };
+    const WeightGrads<S>& g = grads_;
+    static constexpr T kOne = one<T>();  // a bias is the weight of an input that is always 1
+    const auto ones = [](int64_t, int64_t, int64_t) { return &kOne; };
     const auto x = [&](int64_t, int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; };
     const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
       const int64_t R = p_.width(), previous = t + (d_ ? 1 : -1);
       if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
         return p_.y.at(seq_, previous) + b * p_.y.row + d_ * R;
-      return p_.h0 ? p_.h0 + state_row(b) * R : shared_.zeros;
+      return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
     };
     thin_.clear();
     if (g.ih)
       add_weight_gradient(chunk, g.ih, ih_.panels, Cell::kInputSum, Cell::input_gate, x, thin_);
-    if (g.bias_ih) thin_.gather(chunk, g.bias_ih, 1, 0, 1, one);
+    if (g.bias_ih) thin_.gather(chunk, g.bias_ih, 1, 0, 1, ones);
     if (!kSameSums) thin_.add(chunk, Cell::kInputSum), thin_hidden_.clear();
     ThinGradient<T>& thin_hidden = kSameSums ? thin_ : thin_hidden_;
     if (g.hh)
-      add_weight_gradient(chunk, g.hh, Panels<T>(p_.width(), 1), Cell::kHiddenSum,
+      add_weight_gradient(chunk, g.hh, Panels<F>(p_.width(), 1), Cell::kHiddenSum,
                           Cell::hidden_gate, h_prev, thin_hidden);
-    if (g.bias_hh) thin_hidden.gather(chunk, g.bias_hh, 1, 0, 1, one);
+    if (g.bias_hh) thin_hidden.gather(chunk, g.bias_hh, 1, 0, 1, ones);
     thin_hidden.add(chunk, Cell::kHiddenSum);
-    if (projects()) projection_.weight_gradient(chunk, g.hr);
+    if constexpr (kProjects)
+      if (projects()) projection_.weight_gradient(chunk, g.hr);
   }
 
   const Backward<T>& p_;
@@ -308,14 +341,15 @@ class BackwardBlock {
   const int d_;
   const Shared& shared_;
   const RightOperand<T>&ih_, &hh_;
-  const WeightGrads<T>& grads_;
-  T* const buffer_;
-  const Rows<T> dx_;
+  const WeightGrads<S>& grads_;
+  S* const buffer_;
+  const Rows<S> dx_;
   const bool add_;
-  const Panels<T> units_;
-  const Blocked<T> dsums_;  // (chunk rows, kSums H)
-  RowsOf<T> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
-  BackwardProjection<Cell, T> projection_;
+  const Panels<F> units_;
+  const Blocked<F> dsums_;    // (chunk rows, kSums H)
+  const Blocked<F> by_rows_;  // the same, or pairs of two rows: (chunk rows / 2, kSums H)
+  RowsOf<S> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
+  Projection projection_;
   ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ
 };
 
@@ -329,9 +363,9 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
     BackwardShared<Cell, T> shared[kMaxDirections];
     char* scratches;  // for a block each
     int64_t scratch_size;
-    T* buffers;  // for a thread each
+    Sum<T>* buffers;  // for a thread each
     int64_t buffer_size;
-    T* dx;  // of the second direction, where both run at once
+    Sum<T>* dx;  // of the second direction, where both run at once
 
     Call(const Backward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
         : p(p),
@@ -342,13 +376,14 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
       scratch_size = count.used();
       scratches = arena.take<char>(scratch_size * greatest(plan.threads, p.directions));
       buffer_size = Block::buffer_size(p, plan);
-      buffers = arena.take<T>(buffer_size * plan.threads);
-      dx = arena.take<T>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);
+      buffers = arena.take<Sum<T>>(buffer_size * plan.threads);
+      dx =
+          arena.take<Sum<T>>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);
       if (used) *used = arena.used();
     }
 
     // The blocks of a direction: taken by one thread each while there are enough of them.
-    void direction(int d, Team team, int worker, T* dx, bool add) {
+    void direction(int d, Team team, int worker, Sum<T>* dx, bool add) {
       shared[d].pack(p, team);
       team.sync();
       const int blocks = plan.blocks(p.sequence.batch);

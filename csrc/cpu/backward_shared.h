@@ -9,9 +9,12 @@ namespace rnnkern::RNNKERN_ISA {
 
 template <class Cell, class T>
 struct BackwardShared {
+  using S = Sum<T>;
+  using F = Factor<T>;
+
   RightOperand<T> ih, hh, hr;
-  T* zeros;
-  WeightGrads<T> grads[Plan::kMaxBlocks];
+  S* zeros;
+  WeightGrads<S> grads[Plan::kMaxBlocks];
   std::atomic<int> next{0};  // block that nobody has taken yet
 
   BackwardShared(const Backward<T>& p, const Plan& plan, Arena& arena, int direction)
@@ -24,12 +27,12 @@ struct BackwardShared {
     if (direction >= p.directions) return;
     if (input_beside(p, plan)) hh.put_beside(ih.weight, p.input_size);
     for (RightOperand<T>* w : {&ih, &hh, &hr})
-      if (w->weight) w->packed = arena.take<T>(w->panels.size(w->depth()));
-    zeros = arena.take<T>(greatest(p.hidden_size, int64_t(Vec<T>::kLanes)));
+      if (w->weight) w->packed = arena.take<F>(w->panels.size(w->depth()));
+    zeros = arena.take<S>(greatest(p.hidden_size, int64_t(Vec<S>::kLanes)));
     grads[0] = p.grads[direction];
     for (int block = 1; block < plan.blocks(p.sequence.batch); ++block)
-      each_gradient(p, [&](T* WeightGrads<T>::* grad, int64_t size) {
-        grads[block].*grad = grads[0].*grad ? arena.take<T>(size) : nullptr;
+      each_gradient(p, [&](S* WeightGrads<S>::* grad, int64_t size) {
+        grads[block].*grad = grads[0].*grad ? arena.take<S>(size) : nullptr;
       });
   }
 
@@ -40,18 +43,18 @@ struct BackwardShared {
         plan.direct || p.sequence.batch < tile_rows(kTileVectors) ||
         Cell::kGates * p.hidden_size < kSumBlock)
       return false;
-    const Panels<T> x(p.input_size, 1), h(p.hidden_size, 1);
-    return Panels<T>(h.row() + p.input_size, 1).count() < x.count() + h.count();
+    const Panels<F> x(p.input_size, 1), h(p.hidden_size, 1);
+    return Panels<F>(h.row() + p.input_size, 1).count() < x.count() + h.count();
   }
 
   template <class F>
   static void each_gradient(const Backward<T>& p, F&& f) {
     const int64_t sums = Cell::kGates * p.hidden_size;
-    f(&WeightGrads<T>::ih, sums * p.input_size);
-    f(&WeightGrads<T>::hh, sums * p.width());
-    f(&WeightGrads<T>::bias_ih, sums);
-    f(&WeightGrads<T>::bias_hh, sums);
-    f(&WeightGrads<T>::hr, p.proj_size * p.hidden_size);
+    f(&WeightGrads<S>::ih, sums * p.input_size);
+    f(&WeightGrads<S>::hh, sums * p.width());
+    f(&WeightGrads<S>::bias_ih, sums);
+    f(&WeightGrads<S>::bias_hh, sums);
+    f(&WeightGrads<S>::hr, p.proj_size * p.hidden_size);
   }
 
   void pack(const Backward<T>& p, Team team) {
@@ -59,15 +62,15 @@ struct BackwardShared {
     hh.pack(team);
     if (p.proj_size) hr.pack(team);
     if (team.rank == 0)
-      for (int64_t u = 0; u < greatest(p.hidden_size, int64_t(Vec<T>::kLanes)); ++u) zeros[u] = 0;
+      for (int64_t u = 0; u < greatest(p.hidden_size, int64_t(Vec<S>::kLanes)); ++u) zeros[u] = 0;
   }
 
   void add_up(const Backward<T>& p, const Plan& plan, Team team) const {
-    each_gradient(p, [&](T* WeightGrads<T>::* grad, int64_t size) {
-      T* const sum = grads[0].*grad;
+    each_gradient(p, [&](S* WeightGrads<S>::* grad, int64_t size) {
+      S* const sum = grads[0].*grad;
       if (!sum) return;
       for (int block = 1; block < plan.blocks(p.sequence.batch); ++block) {
-        const T* const part = grads[block].*grad;
+        const S* const part = grads[block].*grad;
         for (int64_t i = team.begin(size); i < team.end(size); ++i) sum[i] += part[i];
       }
     });

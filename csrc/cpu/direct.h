@@ -9,80 +9,82 @@ constexpr int kDirectRows = 4;
 
 // One term: row r of the left operand is a + r * row; lane l of vector v is multiplied by the
 // matrix row weight[v] + l * depth.
-template <class T>
+template <class F>
 struct DirectTerm {
-  const T* a;
+  const F* a;
   int64_t row, depth;
-  const T* weight[kTileVectors];
+  const F* weight[kTileVectors];
 };
 
 // total += the product of a and one vector's rows, over the n <= kSumBlock elements from k on.
-template <class T, int kRows>
-RNNKERN_INLINE void add_block(const T* a, int64_t row, const T* weight, int64_t depth, int64_t k,
-                              int64_t n, typename Vec<T>::Raw (&total)[kRows]) {
-  using V = Vec<T>;
-  using Columns = Transposed<T>;
+template <class F, int kRows>
+RNNKERN_INLINE void add_block(const F* a, int64_t row, const F* weight, int64_t depth, int64_t k,
+                              int64_t n, typename Vec<Sum<F>>::Raw (&total)[kRows]) {
+  using V = Vec<Sum<F>>;
+  using Columns = Transposed<F>;
   typename V::Raw sum[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) sum[r] = k ? typename V::Raw{} : total[r];
   // What comes next, in the next rows if need be.
   const int64_t next = k + kSumBlock;
-  const T* ahead = weight + (next < depth ? next : next - depth + V::kLanes * depth);
+  const F* ahead = weight + (next < depth ? next : next - depth + V::kLanes * depth);
   a += k, weight += k;
-  constexpr int kTurns = kLine<T> / Columns::kColumns;  // in which a line is read
+  constexpr int kTurns = kLine<F> / Columns::kColumns;  // in which a line is read
   int64_t q = 0;
   for (; q + Columns::kColumns <= n; q += Columns::kColumns) {
     for (int l = q / Columns::kColumns % kTurns; l < V::kLanes; l += kTurns)
       __builtin_prefetch(ahead + l * depth + q, 0, 3);
-    typename V::Raw column[Columns::kColumns];
+    typename Vec<F>::Raw column[Columns::kColumns];
     Columns::load(weight + q, depth, column);
 #pragma GCC unroll 8
     for (int j = 0; j < Columns::kColumns; ++j)
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) sum[r] += V(a[r * row + q + j]).v * column[j];
+      for (int r = 0; r < kRows; ++r)
+        add_product<F>(sum[r], Vec<F>(a[r * row + q + j]).v, column[j]);
   }
   for (; q < n; ++q) {
-    T column[V::kLanes];
+    F column[V::kLanes];
     for (int l = 0; l < V::kLanes; ++l) column[l] = weight[l * depth + q];
-    for (int r = 0; r < kRows; ++r) sum[r] += V(a[r * row + q]).v * V::load(column).v;
+    for (int r = 0; r < kRows; ++r)
+      add_product<F>(sum[r], Vec<F>(a[r * row + q]).v, Vec<F>::load(column).v);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) total[r] = k ? total[r] + sum[r] : sum[r];
 }
 
 // Vector v of the sums.
-template <class T, int kRows>
-__attribute__((noinline)) void direct_tile(const DirectTerm<T>* terms, int count, int v,
-                                           Tile<T> tile) {
-  using V = Vec<T>;
+template <class F, int kRows>
+__attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count, int v,
+                                           Tile<Sum<F>> tile) {
+  using V = Vec<Sum<F>>;
   typename V::Raw total[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
     total[r] = V::load(tile.init + r * tile.init_row + v * V::kLanes).v;
-  for (const DirectTerm<T>* t = terms; t < terms + count; ++t)
+  for (const DirectTerm<F>* t = terms; t < terms + count; ++t)
     for (int64_t k = 0; k < t->depth; k += kSumBlock)
-      add_block<T, kRows>(t->a, t->row, t->weight[v], t->depth, k, least(kSumBlock, t->depth - k),
+      add_block<F, kRows>(t->a, t->row, t->weight[v], t->depth, k, least(kSumBlock, t->depth - k),
                           total);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) V(total[r]).store(tile.out + r * tile.out_row + v * V::kLanes);
 }
 
 // rows in 1..kGroupRows, vectors in 1..kTileVectors
-template <class T>
-RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<T>* terms, int count,
-                                   Tile<T> tile) {
-  using Function = void (*)(const DirectTerm<T>*, int, int, Tile<T>);
-  static constexpr Function of_rows[kDirectRows] = {direct_tile<T, 1>, direct_tile<T, 2>,
-                                                    direct_tile<T, 3>, direct_tile<T, 4>};
+template <class F>
+RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<F>* terms, int count,
+                                   Tile<Sum<F>> tile) {
+  using Function = void (*)(const DirectTerm<F>*, int, int, Tile<Sum<F>>);
+  static constexpr Function of_rows[kDirectRows] = {direct_tile<F, 1>, direct_tile<F, 2>,
+                                                    direct_tile<F, 3>, direct_tile<F, 4>};
   for (int r = 0; r < rows; r += kDirectRows) {
     const int n = rows - r < kDirectRows ? rows - r : kDirectRows;
-    DirectTerm<T> shifted[2];
+    DirectTerm<F> shifted[2];
     for (int i = 0; i < count; ++i) {
       shifted[i] = terms[i];
       shifted[i].a += r * terms[i].row;
     }
-    const Tile<T> part{tile.init + r * tile.init_row, tile.init_row, tile.out + r * tile.out_row,
-                       tile.out_row};
+    const Tile<Sum<F>> part{tile.init + r * tile.init_row, tile.init_row,
+                            tile.out + r * tile.out_row, tile.out_row};
     for (int v = 0; v < vectors; ++v) of_rows[n - 1](shifted, count, v, part);
   }
 }

@@ -16,13 +16,17 @@ extern const Engine engine;
 namespace avx512 {
 extern const Engine engine;
 }
+namespace avx512_bf16 {
+extern const EngineOf<bfloat16> engine;
+}
 #endif
 
 namespace {
 
 struct Levels {
-  const Engine* engines[3];
+  const Engine* engines[4];
   int count = 0;
+  Engine with_bf16;
   const Engine* chosen;
 
   Levels() {
@@ -34,6 +38,12 @@ struct Levels {
     if (count == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       engines[count++] = &avx512::engine;
+    if (count == 3 && __builtin_cpu_supports("avx512bf16")) {
+      with_bf16 = avx512::engine;
+      with_bf16.name = "avx512_bf16";
+      with_bf16.bf16 = avx512_bf16::engine;
+      engines[count++] = &with_bf16;
+    }
 #endif
     chosen = engines[count - 1];
     if (const char* name = std::getenv("RNNKERN_CPU")) select(name);
@@ -90,7 +100,9 @@ void backward(const Backward<T>& p, const ParallelFor& parallel, int threads) {
 
 template void forward(const Forward<float>&, const ParallelFor&, int);
 template void forward(const Forward<double>&, const ParallelFor&, int);
+template void forward(const Forward<bfloat16>&, const ParallelFor&, int);
 template void backward(const Backward<float>&, const ParallelFor&, int);
 template void backward(const Backward<double>&, const ParallelFor&, int);
+template void backward(const Backward<bfloat16>&, const ParallelFor&, int);
 
 }  // namespace rnnkern

@@ -1,4 +1,5 @@
-// The engine for one instruction set, RNNKERN_ISA. Compiled once for each.
+// The engine for one instruction set, RNNKERN_ISA. Compiled once for each; where it is that for
+// bfloat16, which adds nothing to other types, for those alone.
 #include "engine.h"
 
 #include "backward.h"
@@ -17,6 +18,7 @@ void backward(const Backward<T>& p, const Plan& plan, const ParallelFor& paralle
   visit_cell(p.cell, [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
+#if !defined(__AVX512BF16__)
 template <class T>
 void math(MathFunction function, const T* in, T* out, int64_t count) {
   using V = Vec<T>;
@@ -45,9 +47,14 @@ double burn(int64_t iterations) {
   for (auto& s : sums) asm volatile("" ::"m"(s));
   return 2. * kSums * V::kLanes * double(iterations);
 }
+#endif
 
 }  // namespace
 
+#if defined(__AVX512BF16__)
+extern const EngineOf<bfloat16> engine;
+const EngineOf<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
+#else
 #define RNNKERN_STRING_OF(x) #x
 #define RNNKERN_STRING(x) RNNKERN_STRING_OF(x)
 extern const Engine engine;
@@ -55,6 +62,8 @@ const Engine engine = {RNNKERN_STRING(RNNKERN_ISA),
                        kBytes,
                        {forward<float>, backward<float>, math<float>},
                        {forward<double>, backward<double>, math<double>},
+                       {},
                        burn};
+#endif
 
 }  // namespace rnnkern::RNNKERN_ISA

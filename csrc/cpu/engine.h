@@ -20,12 +20,15 @@ struct Engine {
   int vector_bytes;
   EngineOf<float> f32;
   EngineOf<double> f64;
+  EngineOf<bfloat16> bf16;  // null where the processor does not multiply them
   // Runs fused multiply-adds on registers alone; returns the floating-point operations done.
   double (*burn)(int64_t iterations);
 
   template <class T>
   const EngineOf<T>& of() const {
-    if constexpr (sizeof(T) == 4)
+    if constexpr (sizeof(T) == 2)
+      return bf16;
+    else if constexpr (sizeof(T) == 4)
       return f32;
     else
       return f64;
@@ -37,6 +40,13 @@ const Engine* const* available_engines(int* count);
 
 // The highest available level, or the one that RNNKERN_CPU names if that is lower.
 const Engine& engine();
+
+// Whether the engine takes layers of T as they are. Pairs of bfloat16 need even sizes.
+template <class T>
+bool takes(int64_t input_size, int64_t hidden_size, int64_t proj_size) {
+  return engine().of<T>().forward &&
+         (kTerms<T> == 1 || (input_size % 2 == 0 && hidden_size % 2 == 0 && !proj_size));
+}
 
 // Forces a level by name (for tests); false where there is none of that name.
 bool select_engine(const char* name);

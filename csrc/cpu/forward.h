@@ -16,40 +16,50 @@ namespace rnnkern::RNNKERN_ISA {
 // Where the states of a direction live, for a step and the rows from r0 on.
 template <class T>
 struct StateRows {
-  RowsOf<const T> h_prev, c_prev;
-  RowsOf<T> h_next, c_next, saved;
+  RowsOf<const T> h_prev;
+  RowsOf<const Sum<T>> own_prev, c_prev;  // of h, what the cell itself takes up
+  RowsOf<T> h_next, saved;
+  RowsOf<Sum<T>> own_next, c_next;
 };
 
 template <class Cell, class T>
 class ForwardDirection {
-  using V = Vec<T>;
+  using S = Sum<T>;
+  using V = Vec<S>;
+  using Projection = std::conditional_t<std::is_same_v<T, S>, ForwardProjection<S>, NoProjection>;
   static constexpr int kLanes = V::kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
+  static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
+  // Whether h is carried on beside y, unrounded.
+  static constexpr bool kOwnH = !Cell::kProjects && !std::is_same_v<T, S>;
 
  public:
   // What the workers of a direction share.
   struct Shared {
     GateWeights<Cell, T> weights;
-    ForwardProjection<T> projection;
-    T* zeros;                      // an initial state
+    Projection projection;
+    S* zeros;                      // an initial state
+    S* own_h;                      // (B, H)
     std::atomic<int64_t> next{0};  // batch row that nobody has taken yet
 
     Shared(const Forward<T>& p, const Plan& plan, Arena& arena, int direction)
         : weights(p, plan, direction, arena),
           projection(p, plan, direction, arena) {
-      if (direction < p.directions) zeros = arena.take<T>(p.hidden_size);
+      if (direction >= p.directions) return;
+      zeros = arena.take<S>(p.hidden_size);
+      own_h = kOwnH ? arena.take<S>(p.sequence.batch * p.hidden_size) : nullptr;
     }
   };
 
   // Elements of a worker's buffer for x W_ih.
   static int64_t chunk_size(const Forward<T>& p, const Plan& plan) {
     if (plan.fused_input) return 0;
-    const Panels<T> panels(p.hidden_size, Cell::kGates);
+    const Panels<Factor<T>> panels(p.hidden_size, Cell::kGates);
     return plan.input_chunk * least(plan.row_block, p.sequence.batch) *
            panels.before(panels.count());
   }
 
-  ForwardDirection(const Forward<T>& p, const Plan& plan, int direction, Shared& shared, T* chunk)
+  ForwardDirection(const Forward<T>& p, const Plan& plan, int direction, Shared& shared, S* chunk)
       : p_(p),
         seq_(p.sequence),
         plan_(plan),
@@ -61,7 +71,9 @@ class ForwardDirection {
   void run(Team team) {
     const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
     shared_.weights.pack(begin, end);
-    if (projects()) shared_.projection.pack(team);
+    if constexpr (kProjects)
+      if (projects()) shared_.projection.pack(team);
+    if constexpr (kOwnH) load_own(team);
     if (team.rank == 0)
       for (int64_t u = 0; u < p_.hidden_size; ++u) shared_.zeros[u] = 0;
     team.sync();
@@ -72,7 +84,7 @@ class ForwardDirection {
 
  private:
   int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
-  bool projects() const { return Cell::kProjects && p_.proj_size; }
+  bool projects() const { return kProjects && p_.proj_size; }
   RowsOf<T> h_rows(int64_t t, int64_t b) const {
     return {p_.y.at(seq_, t) + b * p_.y.row + d_ * p_.width(), p_.y.row};
   }
@@ -85,10 +97,11 @@ class ForwardDirection {
       const int64_t carried = least(before, active);
       if (part.b0 < carried) step(s, part, part.b0, carried, true);
       if (carried < active) step(s, part, carried, active, false);
-      if (projects()) {
-        team.sync();
-        shared_.projection.run(part.b0, active, h_rows(time(s), part.b0), team);
-      }
+      if constexpr (kProjects)
+        if (projects()) {
+          team.sync();
+          shared_.projection.run(part.b0, active, h_rows(time(s), part.b0), team);
+        }
       before = greatest(active, part.b0);
       team.sync();
     }
@@ -102,8 +115,8 @@ class ForwardDirection {
     const int64_t width = chunk_width(part);
     for (int64_t panel = part.p0; panel < part.p1; ++panel) {
       bool first = true;
-      const auto tile = [&](RowsOf<const T> x, RowsOf<T> out, int rows) {
-        alignas(64) T sums[kGroupRows * kTileVectors * kLanes];
+      const auto tile = [&](RowsOf<const T> x, RowsOf<S> out, int rows) {
+        alignas(64) S sums[kGroupRows * kTileVectors * kLanes];
         const int width = int(panels_.step(panel));
         shared_.weights.multiply_input(panel, rows, x, first, panel + 1 < part.p1 ? panel + 1 : -1,
                                        sums);
@@ -132,7 +145,7 @@ class ForwardDirection {
   int64_t chunk_width(const Part& part) const {
     return panels_.before(part.p1) - panels_.before(part.p0);
   }
-  T* chunk_at(int64_t s, int64_t b, int64_t panel, const Part& part) const {
+  S* chunk_at(int64_t s, int64_t b, int64_t panel, const Part& part) const {
     const int64_t row = s % plan_.input_chunk * (part.b1 - part.b0) + b - part.b0;
     return chunk_ + row * chunk_width(part) + panels_.before(panel) - panels_.before(part.p0);
   }
@@ -142,14 +155,20 @@ class ForwardDirection {
     const int64_t before_d = d_ * seq_.rows(), row = before_d + seq_.row(t) + r0;
     const int64_t state_row = d_ * seq_.batch + r0, state = state_row * H;
     StateRows<T> rows{};
-    rows.h_next = projects() ? shared_.projection.m(r0) : h_rows(t, r0);
+    rows.h_next = h_rows(t, r0);
+    if constexpr (kProjects)
+      if (projects()) rows.h_next = shared_.projection.m(r0);
+    if constexpr (kOwnH) {
+      rows.own_next = {shared_.own_h + r0 * H, H};
+      rows.own_prev = {rows.own_next.data, H};
+    }
     if (Cell::kSaved && p_.saved)
       rows.saved = {p_.saved + row * Cell::kSaved * H, Cell::kSaved * H};
     if (kHasC) rows.c_next = {p_.cells ? p_.cells + row * H : p_.c_n + state, H};
     if (!carried) {
-      rows.h_prev =
-          p_.h0 ? RowsOf<const T>{p_.h0 + state_row * R, R} : RowsOf<const T>{shared_.zeros, 0};
-      rows.c_prev = p_.c0 ? RowsOf<const T>{p_.c0 + state, H} : RowsOf<const T>{shared_.zeros, 0};
+      const T* const zeros = reinterpret_cast<const T*>(shared_.zeros);
+      rows.h_prev = p_.h0 ? RowsOf<const T>{p_.h0 + state_row * R, R} : RowsOf<const T>{zeros, 0};
+      rows.c_prev = p_.c0 ? RowsOf<const S>{p_.c0 + state, H} : RowsOf<const S>{shared_.zeros, 0};
       return rows;
     }
     const int64_t previous = time(s - 1);
@@ -167,10 +186,10 @@ class ForwardDirection {
     const RowsOf<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.row, p_.x.row};
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part), next = next_in_turn(i, s, part);
-      RowsOf<const T> projected{};
+      RowsOf<const S> projected{};
       if (!plan_.fused_input) projected = {chunk_at(s, r0, panel, part), chunk_width(part)};
       for_row_groups(r1 - r0, [&](int64_t r, int n) {
-        alignas(64) T sums[kGroupRows * kTileVectors * kLanes];
+        alignas(64) S sums[kGroupRows * kTileVectors * kLanes];
         shared_.weights.add_up(panel, n, {x[r], x.stride}, {rows.h_prev[r], rows.h_prev.stride},
                                {projected[r], projected.stride}, r == 0, next, sums);
         apply(panel, r, n, rows, sums);
@@ -179,14 +198,14 @@ class ForwardDirection {
   }
 
   // The cell, for n rows of a panel from row r on.
-  void apply(int64_t panel, int64_t r, int n, const StateRows<T>& rows, const T* sums) const {
+  void apply(int64_t panel, int64_t r, int n, const StateRows<T>& rows, const S* sums) const {
     const int width = panels_.width(panel);
     for (int w = 0; w < width; ++w) {
       const int64_t unit = panels_.first_unit(panel) + w * kLanes;
       V bias[Cell::kSums];
       for (int k = 0; k < Cell::kSums; ++k)
         bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
-      const T* sum = sums + w * kLanes;
+      const S* sum = sums + w * kLanes;
       int i = 0;
       for (; i + kAbreast <= n; i += kAbreast, sum += kAbreast * Cell::kSums * width * kLanes)
         apply_to<kAbreast>(rows, r + i, unit, sum, width * kLanes, bias);
@@ -198,27 +217,39 @@ class ForwardDirection {
   // The cell for a block of units of a few rows.
   static constexpr int kAbreast = 2;
   template <int kRows>
-  RNNKERN_INLINE void apply_to(const StateRows<T>& rows, int64_t r, int64_t unit, const T* sums,
+  RNNKERN_INLINE void apply_to(const StateRows<T>& rows, int64_t r, int64_t unit, const S* sums,
                                int sums_step, const V* bias) const {
     const int64_t H = p_.hidden_size;
     const int lanes = int(least<int64_t>(H - unit, kLanes));
-    Abreast<T, kRows> sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
+    Abreast<S, kRows> sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       for (int k = 0; k < Cell::kSums; ++k)
         sum[k].v[i] = V::load(sums + (i * Cell::kSums + k) * sums_step) + bias[k];
-      if constexpr (!Cell::kProjects) prev[0].v[i] = V::load(rows.h_prev[r + i] + unit, lanes);
+      if constexpr (kOwnH)
+        prev[0].v[i] = V::load(rows.own_prev[r + i] + unit, lanes);
+      else if constexpr (!Cell::kProjects)
+        prev[0].v[i] = V::load(rows.h_prev[r + i] + unit, lanes);
       if constexpr (kHasC) prev[1].v[i] = V::load(rows.c_prev[r + i] + unit, lanes);
     }
     Cell::forward(sum, prev, next, keep);
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       next[0].v[i].store(rows.h_next[r + i] + unit, lanes);
+      if constexpr (kOwnH) next[0].v[i].store(rows.own_next[r + i] + unit, lanes);
       if constexpr (kHasC) next[1].v[i].store(rows.c_next[r + i] + unit, lanes);
       if (Cell::kSaved > 0 && rows.saved.data)
         for (int k = 0; k < Cell::kSaved; ++k)
           keep[k].v[i].store(rows.saved[r + i] + k * H + unit, lanes);
     }
+  }
+
+  // The worker's share of what the cell takes up of the initial h.
+  void load_own(Team team) const {
+    const int64_t H = p_.hidden_size, first = d_ * seq_.batch;
+    for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b)
+      for (int64_t u = 0; u < H; ++u)
+        shared_.own_h[b * H + u] = p_.h0 ? value(p_.h0[(first + b) * H + u]) : S(0);
   }
 
   // The final states: of each row, those after its last step.
@@ -236,7 +267,7 @@ class ForwardDirection {
         if (kHasC && p_.cells)
           std::memcpy(p_.c_n + state * H + u0,
                       p_.cells + (d_ * seq_.rows() + seq_.row(last) + b) * H + u0,
-                      (u1 - u0) * sizeof(T));
+                      (u1 - u0) * sizeof(S));
       }
       ended = active;
       if (ended >= seq_.batch) break;
@@ -248,8 +279,8 @@ class ForwardDirection {
   const Plan& plan_;
   const int d_;
   Shared& shared_;
-  T* const chunk_;
-  const Panels<T> panels_;
+  S* const chunk_;
+  const Panels<Factor<T>> panels_;
 };
 
 template <class Cell, class T>
@@ -260,7 +291,7 @@ void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& paral
     const Forward<T>& p;
     const Plan& plan;
     typename Direction::Shared shared[kMaxDirections];
-    T* chunks;
+    Sum<T>* chunks;
     int64_t chunk_size;
 
     Call(const Forward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
@@ -268,16 +299,16 @@ void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& paral
           plan(plan),
           shared{{p, plan, arena, 0}, {p, plan, arena, 1}} {
       chunk_size = Direction::chunk_size(p, plan) + 16;
-      chunks = arena.take<T>(chunk_size * plan.threads);
+      chunks = arena.take<Sum<T>>(chunk_size * plan.threads);
       if (used) *used = arena.used();
     }
 
-    void direction(int d, T* chunk, Team team) {
+    void direction(int d, Sum<T>* chunk, Team team) {
       Direction(p, plan, d, shared[d], chunk).run(team);
     }
 
     void run(Team team) {
-      T* const chunk = chunks + chunk_size * team.rank;
+      Sum<T>* const chunk = chunks + chunk_size * team.rank;
       if (p.directions == 2 && team.size % 2 == 0) {
         direction(team.rank % 2, chunk, team.half());
       } else {

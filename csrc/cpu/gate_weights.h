@@ -9,47 +9,49 @@ namespace rnnkern::RNNKERN_ISA {
 
 template <class Cell, class T>
 class GateWeights {
-  using V = Vec<T>;
+  using S = Sum<T>;
+  using F = Factor<T>;
+  using V = Vec<S>;
   static constexpr int kLanes = V::kLanes;
 
  public:
   GateWeights(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
       : weights_(p.weights[direction]),
         panels_(p.hidden_size, Cell::kGates),
-        input_size_(p.input_size),
-        width_(p.width()),
+        input_depth_(p.input_size / kTerms<T>),
+        hidden_depth_(p.width() / kTerms<T>),
         direct_(plan.direct),
         fused_input_(plan.fused_input) {
     if (direction >= p.directions) return;
-    ih_ = arena.take<T>(panels_.size(input_size_));
-    hh_ = arena.take<T>(panels_.size(width_));
-    bias_ = arena.take<T>(Cell::kSums * panels_.blocks() * kLanes);
+    ih_ = arena.take<F>(panels_.size(input_depth_));
+    hh_ = arena.take<F>(panels_.size(hidden_depth_));
+    bias_ = arena.take<S>(Cell::kSums * panels_.blocks() * kLanes);
     const int64_t split = plan.by_units ? plan.team(p.directions) : 1;
-    far_ = panels_.bytes(width_ + (fused_input_ ? input_size_ : 0)) > kResident * split;
+    far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) > kResident * split;
   }
 
   // The sum of both biases for each sum of the panel's units.
-  T* bias(int64_t panel) const { return bias_ + panels_.first_unit(panel) * Cell::kSums; }
+  S* bias(int64_t panel) const { return bias_ + panels_.first_unit(panel) * Cell::kSums; }
 
   void pack(int64_t begin, int64_t end) {
     const int64_t H = panels_.units;
     for (int64_t panel = begin; panel < end; ++panel) {
       if (!direct(panel)) {
-        pack_gates(panels_, panel, weights_.ih, input_size_, Cell::input_gate, ih_);
-        pack_gates(panels_, panel, weights_.hh, width_, Cell::hidden_gate, hh_);
+        pack_gates(panels_, panel, factors(weights_.ih), input_depth_, Cell::input_gate, ih_);
+        pack_gates(panels_, panel, factors(weights_.hh), hidden_depth_, Cell::hidden_gate, hh_);
       }
-      T* const bias = this->bias(panel);
+      S* const bias = this->bias(panel);
       const int64_t first = panels_.first_unit(panel);
       const int width = panels_.width(panel) * kLanes;
       for (int s = 0; s < Cell::kSums; ++s)
         for (int l = 0; l < width; ++l) {
           const int64_t unit = first + l;
           const int in = s - Cell::kInputSum, hidden = s - Cell::kHiddenSum;
-          T sum = 0;
+          S sum = 0;
           if (weights_.bias_ih && unit < H && in >= 0 && in < Cell::kGates)
-            sum += weights_.bias_ih[Cell::input_gate(in) * H + unit];
+            sum += value(weights_.bias_ih[Cell::input_gate(in) * H + unit]);
           if (weights_.bias_hh && unit < H && hidden >= 0 && hidden < Cell::kGates)
-            sum += weights_.bias_hh[Cell::hidden_gate(hidden) * H + unit];
+            sum += value(weights_.bias_hh[Cell::hidden_gate(hidden) * H + unit]);
           bias[s * width + l] = sum;
         }
     }
@@ -58,14 +60,14 @@ class GateWeights {
   // sums = x W_ih for n rows of a panel, of several groups of rows the first or another; the panel
   // `next` comes next, or none if -1.
   void multiply_input(int64_t panel, int n, RowsOf<const T> x, bool first, int64_t next,
-                      T* sums) const {
+                      S* sums) const {
     const int vectors = panels_.vectors(panel);
-    const Tile<T> tile{kZeroSums<T>, 0, sums, panels_.step(panel)};
+    const Tile<S> tile{kZeroSums<S>, 0, sums, panels_.step(panel)};
     if (direct(panel)) {
-      const DirectTerm<T> term = lying_input(panel, x);
+      const DirectTerm<F> term = lying_input(panel, x);
       return direct_product(n, vectors, &term, 1, tile);
     }
-    Term<T> term = packed_input(panel, x);
+    Term<F> term = packed_input(panel, x);
     term.fetch = first;
     if (next >= 0) term.after = input_panel(next);
     product(n, vectors, &term, 1, tile);
@@ -74,20 +76,20 @@ class GateWeights {
   // sums = x W_ih + h W_hh for n rows of a panel, x W_ih perhaps from ahead (`projected`). The bias
   // comes last, in the cell: a sum that begins with a large term rounds more. The first rows of a
   // step fetch the panel, all of them the beginning of the next one, or none if -1.
-  void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h, RowsOf<const T> projected,
-              bool first, int64_t next, T* sums) const {
+  void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h, RowsOf<const S> projected,
+              bool first, int64_t next, S* sums) const {
     const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
     const int64_t row = Cell::kSums * width;
     const bool direct = this->direct(panel);
-    Term<T> packed[] = {packed_input(panel, x), packed_hidden(panel, h)};
+    Term<F> packed[] = {packed_input(panel, x), packed_hidden(panel, h)};
     if (far_) {
       packed[0].fetch = packed[1].fetch = first;
       packed[0].after = packed[1].b;
       if (next >= 0) packed[1].after = fused_input_ ? input_panel(next) : hidden_panel(next);
     }
-    DirectTerm<T> lying[2];
+    DirectTerm<F> lying[2];
     if (direct) lying[0] = lying_input(panel, x), lying[1] = lying_hidden(panel, h);
-    const auto add = [&](int first, int count, Tile<T> tile) {
+    const auto add = [&](int first, int count, Tile<S> tile) {
       if (direct)
         direct_product(n, vectors, lying + first, count, tile);
       else
@@ -95,14 +97,14 @@ class GateWeights {
     };
     if constexpr (Cell::kInputSum == Cell::kHiddenSum) {
       if (fused_input_)
-        add(0, 2, {kZeroSums<T>, 0, sums, row});
+        add(0, 2, {kZeroSums<S>, 0, sums, row});
       else
         add(1, 1, {projected.data, projected.stride, sums, row});
     } else {
-      T* const input_sums = sums + Cell::kInputSum * width;
-      T* const hidden_sums = sums + Cell::kHiddenSum * width;
+      S* const input_sums = sums + Cell::kInputSum * width;
+      S* const hidden_sums = sums + Cell::kHiddenSum * width;
       for (int r = 0; r < n; ++r)
-        for (int v = 0; v < row; v += kLanes) V(T(0)).store(sums + r * row + v);
+        for (int v = 0; v < row; v += kLanes) V(S(0)).store(sums + r * row + v);
       if (fused_input_)
         add(0, 1, {input_sums, row, input_sums, row});
       else
@@ -117,26 +119,29 @@ class GateWeights {
   // Whether the weights of this panel are read as they lie.
   bool direct(int64_t panel) const { return direct_ && panels_.full(panel); }
 
-  const T* input_panel(int64_t panel) const { return ih_ + panels_.before(panel) * input_size_; }
-  const T* hidden_panel(int64_t panel) const { return hh_ + panels_.before(panel) * width_; }
+  const F* input_panel(int64_t panel) const { return ih_ + panels_.before(panel) * input_depth_; }
+  const F* hidden_panel(int64_t panel) const { return hh_ + panels_.before(panel) * hidden_depth_; }
 
   // What a panel's products are made of: x or h, and its weights, packed or as they lie.
-  Term<T> packed_input(int64_t panel, RowsOf<const T> x) const {
-    return {x.data, x.stride, 1, input_size_, input_panel(panel), panels_.step(panel)};
+  Term<F> packed_input(int64_t panel, RowsOf<const T> x) const {
+    return packed(x, input_depth_, input_panel(panel), panel);
   }
-  Term<T> packed_hidden(int64_t panel, RowsOf<const T> h) const {
-    return {h.data, h.stride, 1, width_, hidden_panel(panel), panels_.step(panel)};
+  Term<F> packed_hidden(int64_t panel, RowsOf<const T> h) const {
+    return packed(h, hidden_depth_, hidden_panel(panel), panel);
   }
-  DirectTerm<T> lying_input(int64_t panel, RowsOf<const T> x) const {
-    return lying(panel, x, weights_.ih, input_size_, Cell::input_gate);
+  Term<F> packed(RowsOf<const T> left, int64_t depth, const F* weight, int64_t panel) const {
+    return {factors(left.data), left.stride / kTerms<T>, 1, depth, weight, panels_.step(panel)};
   }
-  DirectTerm<T> lying_hidden(int64_t panel, RowsOf<const T> h) const {
-    return lying(panel, h, weights_.hh, width_, Cell::hidden_gate);
+  DirectTerm<F> lying_input(int64_t panel, RowsOf<const T> x) const {
+    return lying(panel, x, factors(weights_.ih), input_depth_, Cell::input_gate);
+  }
+  DirectTerm<F> lying_hidden(int64_t panel, RowsOf<const T> h) const {
+    return lying(panel, h, factors(weights_.hh), hidden_depth_, Cell::hidden_gate);
   }
   template <class GateOf>
-  DirectTerm<T> lying(int64_t panel, RowsOf<const T> left, const T* weight, int64_t depth,
+  DirectTerm<F> lying(int64_t panel, RowsOf<const T> left, const F* weight, int64_t depth,
                       GateOf gate_of) const {
-    DirectTerm<T> term{left.data, left.stride, depth, {}};
+    DirectTerm<F> term{factors(left.data), left.stride / kTerms<T>, depth, {}};
     const int width = panels_.width(panel);
     for (int v = 0; v < panels_.vectors(panel); ++v) {
       const int64_t unit = panels_.first_unit(panel) + v % width * kLanes;
@@ -146,12 +151,12 @@ class GateWeights {
   }
 
   const Weights<T> weights_;
-  const Panels<T> panels_;
-  const int64_t input_size_, width_;
+  const Panels<F> panels_;
+  const int64_t input_depth_, hidden_depth_;  // in factors
   const bool direct_, fused_input_;
   bool far_;     // whether those of a step are too many for the second-level caches
-  T *ih_, *hh_;  // packed
-  T* bias_;      // packed: one row of all sums
+  F *ih_, *hh_;  // packed
+  S* bias_;      // packed: one row of all sums
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -10,9 +10,9 @@ namespace rnnkern::RNNKERN_ISA {
 // Bytes of panels that are written past the caches, which would read first what is overwritten.
 constexpr int64_t kPastCaches = 2 << 20;
 
-// How columns fall into panels. For the gate products a column is a unit of one gate, and the
-// kGates vectors of a unit block stand together in a panel; otherwise kGates is 1.
-template <class T>
+// How columns fall into panels of factors. For the gate products a column is a unit of one gate,
+// and the kGates vectors of a unit block stand together in a panel; otherwise kGates is 1.
+template <class F>
 struct Panels {
   int64_t units;  // columns per gate
   int gates;
@@ -25,12 +25,12 @@ struct Panels {
         gates(gates),
         blocks_per_panel(blocks_per_panel) {}
 
-  RNNKERN_INLINE int64_t blocks() const { return (units + Vec<T>::kLanes - 1) / Vec<T>::kLanes; }
+  RNNKERN_INLINE int64_t blocks() const { return (units + Vec<F>::kLanes - 1) / Vec<F>::kLanes; }
   RNNKERN_INLINE int64_t count() const {
     return (blocks() + blocks_per_panel - 1) / blocks_per_panel;
   }
   RNNKERN_INLINE int64_t first_unit(int64_t panel) const {
-    return panel * blocks_per_panel * Vec<T>::kLanes;
+    return panel * blocks_per_panel * Vec<F>::kLanes;
   }
   // Vectors of one gate in this panel; the last panel may be narrower.
   RNNKERN_INLINE int width(int64_t panel) const {
@@ -39,37 +39,37 @@ struct Panels {
   }
   RNNKERN_INLINE int vectors(int64_t panel) const { return gates * width(panel); }
   // Elements of one k in this panel, and of everything before it at one k.
-  RNNKERN_INLINE int64_t step(int64_t panel) const { return vectors(panel) * Vec<T>::kLanes; }
+  RNNKERN_INLINE int64_t step(int64_t panel) const { return vectors(panel) * Vec<F>::kLanes; }
   RNNKERN_INLINE int64_t before(int64_t panel) const {
-    return panel * gates * blocks_per_panel * Vec<T>::kLanes;
+    return panel * gates * blocks_per_panel * Vec<F>::kLanes;
   }
-  RNNKERN_INLINE int64_t row() const { return gates * blocks() * Vec<T>::kLanes; }
+  RNNKERN_INLINE int64_t row() const { return gates * blocks() * Vec<F>::kLanes; }
   RNNKERN_INLINE int64_t size(int64_t depth) const { return row() * depth; }
-  RNNKERN_INLINE int64_t bytes(int64_t depth) const { return size(depth) * int64_t(sizeof(T)); }
+  RNNKERN_INLINE int64_t bytes(int64_t depth) const { return size(depth) * int64_t(sizeof(F)); }
   // Whether units fill the panel's vectors, so that weights can be read as they lie.
   RNNKERN_INLINE bool full(int64_t panel) const {
-    return first_unit(panel) + width(panel) * Vec<T>::kLanes <= units;
+    return first_unit(panel) + width(panel) * Vec<F>::kLanes <= units;
   }
 };
 
 // Rows of a matrix, read as columns: out[i][l] = source[l * ld + i] for kColumns consecutive i.
 // Half a register of each row comes in one piece.
-template <class T>
+template <class F>
 struct Transposed {
-  using V = Vec<T>;
+  using V = Vec<F>;
   using Raw = typename V::Raw;
   static constexpr int kLanes = V::kLanes, kPieces = kBytes > 16 ? 2 : 1,
                        kColumns = kLanes / kPieces;
 
-  RNNKERN_INLINE static Raw gather(const T* p, [[maybe_unused]] int64_t step) {
+  RNNKERN_INLINE static Raw gather(const F* p, [[maybe_unused]] int64_t step) {
 #if defined(__AVX512F__)
     // Inserted from memory, which spares the one port that shuffles.
-    const auto piece = [](const T* p) __attribute__((always_inline)) {
+    const auto piece = [](const F* p) __attribute__((always_inline)) {
       return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
     };
     return Raw(_mm512_insertf32x8(_mm512_castps256_ps512(piece(p)), piece(p + step), 1));
 #elif defined(__AVX2__)
-    const auto piece = [](const T* p) __attribute__((always_inline)) {
+    const auto piece = [](const F* p) __attribute__((always_inline)) {
       return _mm_loadu_ps(reinterpret_cast<const float*>(p));
     };
     return Raw(_mm256_insertf128_ps(_mm256_castps128_ps256(piece(p)), piece(p + step), 1));
@@ -85,7 +85,7 @@ struct Transposed {
         (I / kColumns * kColumns + kHigh * kColumns / 2 + I % kColumns / 2 + I % 2 * kLanes)...);
   }
 
-  RNNKERN_INLINE static void load(const T* source, int64_t ld, Raw* out) {
+  RNNKERN_INLINE static void load(const F* source, int64_t ld, Raw* out) {
     constexpr auto all = std::make_integer_sequence<int, kLanes>();
 #pragma GCC unroll 8
     for (int i = 0; i < kColumns; ++i) out[i] = gather(source + i * ld, kColumns * ld);
@@ -104,63 +104,68 @@ struct Transposed {
 };
 
 // out[k * step + l] = source[l * ld + k] for l < lanes, the rest zero
-template <class T>
-RNNKERN_INLINE void pack_transposed(const T* source, int64_t ld, int lanes, int64_t depth, T* out,
+template <class F>
+RNNKERN_INLINE void pack_transposed(const F* source, int64_t ld, int lanes, int64_t depth, F* out,
                                     int64_t step, bool past_caches) {
-  using Columns = Transposed<T>;
+  using Columns = Transposed<F>;
   int64_t k = 0;
-  if (lanes == Vec<T>::kLanes)
+  if (lanes == Vec<F>::kLanes)
     for (; k + Columns::kColumns <= depth; k += Columns::kColumns) {
-      typename Vec<T>::Raw column[Columns::kColumns];
+      typename Vec<F>::Raw column[Columns::kColumns];
       Columns::load(source + k, ld, column);
 #pragma GCC unroll 8
       for (int i = 0; i < Columns::kColumns; ++i) {
-        T* const to = out + (k + i) * step;
-        past_caches ? Vec<T>(column[i]).stream(to) : Vec<T>(column[i]).store(to);
+        F* const to = out + (k + i) * step;
+        past_caches ? Vec<F>(column[i]).stream(to) : Vec<F>(column[i]).store(to);
       }
     }
   for (; k < depth; ++k) {
     int l = 0;
     for (; l < lanes; ++l) out[k * step + l] = source[l * ld + k];
-    for (; l < Vec<T>::kLanes; ++l) out[k * step + l] = 0;
+    for (; l < Vec<F>::kLanes; ++l) out[k * step + l] = F{};
   }
 }
 
 // Columns are the rows of `weight` (gates * units, depth): what multiplies x or h in the forward
 // pass. gate_of(s) is the weight's gate that stands in place s.
-template <class T, class GateOf>
-void pack_gates(const Panels<T>& panels, int64_t panel, const T* weight, int64_t depth,
-                GateOf gate_of, T* packed) {
-  T* out = packed + panels.before(panel) * depth;
+template <class F, class GateOf>
+void pack_gates(const Panels<F>& panels, int64_t panel, const F* weight, int64_t depth,
+                GateOf gate_of, F* packed) {
+  F* out = packed + panels.before(panel) * depth;
   const int width = panels.width(panel);
   for (int s = 0; s < panels.gates; ++s)
     for (int w = 0; w < width; ++w) {
-      const int64_t unit = panels.first_unit(panel) + w * Vec<T>::kLanes;
+      const int64_t unit = panels.first_unit(panel) + w * Vec<F>::kLanes;
       const int64_t left = panels.units - unit;
-      const int lanes = int(left < Vec<T>::kLanes ? left : Vec<T>::kLanes);
+      const int lanes = int(left < Vec<F>::kLanes ? left : Vec<F>::kLanes);
       pack_transposed(weight + (gate_of(s) * panels.units + unit) * depth, depth, lanes, depth,
-                      out + (s * width + w) * Vec<T>::kLanes, panels.step(panel),
+                      out + (s * width + w) * Vec<F>::kLanes, panels.step(panel),
                       panels.bytes(depth) >= kPastCaches);
     }
 }
 
-// The first `count` elements of a row; a last vector that is `whole` ends in zeros.
-template <class T>
-RNNKERN_INLINE void copy_row(const T* from, int64_t count, T* to, bool whole) {
-  using V = Vec<T>;
+// Row k of `rows`, or as many of them from k on as a factor has terms: its `count` columns from
+// `first` on. A last vector that is `whole` ends in zeros.
+template <class T, class RowOf>
+RNNKERN_INLINE void take_rows(RowOf& row_of, int64_t k, int64_t rows, int64_t first, int64_t count,
+                              Factor<T>* to, bool whole) {
+  using V = Vec<Factor<T>>;
+  const T *const row = row_of(k) + first, *next = nullptr;
+  if (kTerms<T> > 1 && k + 1 < rows) next = row_of(k + 1) + first;
   for (int64_t c = 0; c < count; c += V::kLanes) {
     const int lanes = int(least<int64_t>(count - c, V::kLanes));
-    V::load(from + c, lanes).store(to + c, whole ? V::kLanes : lanes);
+    zip_rows(row + c, next ? next + c : next, lanes).store(to + c, whole ? V::kLanes : lanes);
   }
 }
 
-// Row k of the panel is a row of contiguous columns in memory: row_of(k).
+// The panel of a matrix whose rows are contiguous in memory, row_of(k), asked for in turn.
 template <class T, class RowOf>
-RNNKERN_INLINE void pack_rows(const Panels<T>& panels, int64_t panel, int64_t depth, RowOf row_of,
-                              T* out) {
+RNNKERN_INLINE void pack_rows(const Panels<Factor<T>>& panels, int64_t panel, int64_t rows,
+                              RowOf row_of, Factor<T>* out) {
   const int64_t first = panels.first_unit(panel), step = panels.step(panel);
   const int64_t columns = least(step, panels.units - first);
-  for (int64_t k = 0; k < depth; ++k, out += step) copy_row(row_of(k) + first, columns, out, true);
+  for (int64_t k = 0; k < rows; k += kTerms<T>, out += step)
+    take_rows<T>(row_of, k, rows, first, columns, out, true);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

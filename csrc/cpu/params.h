@@ -3,12 +3,14 @@
 //
 // Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates, R width
 // of h (H, or P with a projection).
+// T is the type of the tensors, bfloat16 among them; what is added up or carried on is a Sum<T>.
 // A "row" is one (step, batch row) pair. Rows that the engine allocates by number (saved, cells,
 // flow) are in time-major order: t * B + b, or as packed.
 #pragma once
 #include <cstdint>
 
 #include "../cells/cells.h"
+#include "numbers.h"
 
 namespace rnnkern {
 
@@ -77,28 +79,32 @@ struct Layer {
   int directions;                              // the second walks backwards in time
   Rows<const T> x;
   Weights<T> weights[kMaxDirections];
-  const T *h0, *c0;  // (D, B, R), (D, B, H) or null for zeros
+  const T* h0;       // (D, B, R) or null for zeros
+  const Sum<T>* c0;  // (D, B, H) or null for zeros
 
   int64_t width() const { return proj_size ? proj_size : hidden_size; }  // R
 };
 
 template <class T>
 struct Forward : Layer<T> {
-  Rows<T> y;         // features (D, R)
-  T *h_n, *c_n;      // (D, B, R), (D, B, H); c_n is null where the cell has none
-  T *saved, *cells;  // (D, rows, kSaved, H), (D, rows, H); null in inference
+  Rows<T> y;      // features (D, R)
+  T* h_n;         // (D, B, R)
+  Sum<T>* c_n;    // (D, B, H), null where the cell has none
+  T* saved;       // (D, rows, kSaved, H), null in inference
+  Sum<T>* cells;  // (D, rows, H), null in inference
 };
 
 template <class T>
 struct Backward : Layer<T> {
   Rows<const T> y;
-  const T *saved, *cells;
-  Rows<const T> dy;      // features (D, R); data is null for zeros
-  const T *dh_n, *dc_n;  // as h_n, c_n, or null for zeros
-  Rows<T> dx;            // contiguous (rows, I); data is null where not wanted
-  T *dh_0, *dc_0;        // as h0, c0, or null
-  WeightGrads<T> grads[kMaxDirections];
-  T *flow_h, *flow_c;  // (D, rows, R), (D, rows, H) or null
+  const T* saved;
+  const Sum<T>* cells;
+  Rows<const T> dy;          // features (D, R); data is null for zeros
+  const Sum<T>*dh_n, *dc_n;  // as h_n, c_n, or null for zeros
+  Rows<Sum<T>> dx;           // contiguous (rows, I); data is null where not wanted
+  Sum<T>*dh_0, *dc_0;        // as h0, c0, or null
+  WeightGrads<Sum<T>> grads[kMaxDirections];
+  Sum<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, H) or null
 };
 
 }  // namespace rnnkern

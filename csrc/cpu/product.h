@@ -49,18 +49,19 @@ struct Blocked {
   bool in_blocks() const { return block != kSumBlock; }
 };
 
-// One term of a product. Row r of the left operand is a[r * row + k * col], where row or col is 1;
-// the panel has consecutive vectors for a k, and `panel_step` elements from one k to the next.
-template <class T>
+// One term of a product, of factors F: depth, rows and columns count these. Row r of the left
+// operand is a[r * row + k * col], where row or col is 1; the panel has consecutive vectors for a
+// k, and `panel_step` elements from one k to the next.
+template <class F>
 struct Term {
-  const T* a;
+  const F* a;
   int64_t row, col;
   int64_t depth;  // number of k
-  const T* b;
+  const F* b;
   int64_t panel_step;
   int64_t block = kSumBlock;  // from a[r, k] to a[r, k + kSumBlock] where col is 1
   bool fetch = false;         // whether blocks must be fetched into the second-level cache
-  const T* after = nullptr;   // what to fetch there at the end: the first block of what comes next
+  const F* after = nullptr;   // what to fetch there at the end: the first block of what comes next
 };
 
 // A row of vectors in memory per tile row. init may have stride 0 or equal out; without one, out is
@@ -82,9 +83,9 @@ constexpr int kMaxTerms = 4;
 
 // What the first `tiles` tiles of a block fetch into the second-level cache while they work from
 // the first: so many lines per k. No more than needed, as each takes a load's place.
-template <class T>
+template <class F>
 struct Ahead {
-  const T* from;
+  const F* from;
   int64_t step, tile_step;  // from one k, and from one tile, to the next
   int lines, tiles;
 };
@@ -95,9 +96,10 @@ constexpr int kMostLines = 2;
 constexpr int tile_rows(int vectors) { return kTileSums / (vectors > 1 ? vectors : 2); }
 
 // out = init + the sum of `count` terms, for the tile_rows from `first` on. With `add`, out += it.
-template <class T, int kRows, int kVectors, int kFetch>
-__attribute__((noinline)) void tile_product(const Term<T>* terms, int count, int64_t first,
-                                            Tile<T> tile, bool add, const Ahead<T>& ahead) {
+template <class F, int kRows, int kVectors, int kFetch>
+__attribute__((noinline)) void tile_product(const Term<F>* terms, int count, int64_t first,
+                                            Tile<Sum<F>> tile, bool add, const Ahead<F>& ahead) {
+  using T = Sum<F>;
   using V = Vec<T>;
   typename V::Raw sum[kRows][kVectors];
   const T* init = tile.init + first * tile.init_row;
@@ -107,35 +109,35 @@ __attribute__((noinline)) void tile_product(const Term<T>* terms, int count, int
     for (int v = 0; v < kVectors; ++v)
       sum[r][v] = add ? typename V::Raw{} : V::load(init + v * V::kLanes).v;
 
-  const T* fetch = ahead.from;
-  for (const Term<T>* term = terms; term < terms + count; ++term) {
-    const T* b = term->b;
+  const F* fetch = ahead.from;
+  for (const Term<F>* term = terms; term < terms + count; ++term) {
+    const F* b = term->b;
     const int64_t panel_step = term->panel_step, depth = term->depth;
     const auto multiply = [&](auto a) __attribute__((always_inline)) {
-      typename V::Raw bv[kVectors];
+      typename Vec<F>::Raw bv[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) bv[v] = V::load(b + v * V::kLanes).v;
+      for (int v = 0; v < kVectors; ++v) bv[v] = Vec<F>::load(b + v * V::kLanes).v;
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        const typename V::Raw av = V(a(r)).v;
+        const typename Vec<F>::Raw av = Vec<F>(a(r)).v;
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += av * bv[v];
+        for (int v = 0; v < kVectors; ++v) add_product<F>(sum[r][v], av, bv[v]);
       }
       b += panel_step;
 #pragma GCC unroll 2
-      for (int i = 0; i < kFetch; ++i) __builtin_prefetch(fetch + i * kLine<T>, 0, 2);
+      for (int i = 0; i < kFetch; ++i) __builtin_prefetch(fetch + i * kLine<F>, 0, 2);
       if (kFetch) fetch += ahead.step;
     };
-    const T* a = term->a + first * term->row;
+    const F* a = term->a + first * term->row;
     if (term->col == 1) {
       // A pointer for four rows: there are not registers enough for one each.
       const int64_t row = term->row, row3 = 3 * row;
-      const T* fours[(kRows + 3) / 4];
+      const F* fours[(kRows + 3) / 4];
 #pragma GCC unroll 3
       for (int i = 0; i < (kRows + 3) / 4; ++i) fours[i] = a + 4 * i * row;
       for (int64_t k = 0; k < depth; ++k) {
         multiply([&](int r) __attribute__((always_inline)) {
-          const T* four = fours[r / 4];
+          const F* four = fours[r / 4];
           return r % 4 == 3 ? four[row3] : four[r % 4 * row];
         });
 #pragma GCC unroll 3
@@ -158,10 +160,10 @@ __attribute__((noinline)) void tile_product(const Term<T>* terms, int count, int
     }
 }
 
-template <class T, int kMost>
+template <class F, int kMost>
 struct TileTable {
-  void (*of_rows[1 + kMostLines][kMost])(const Term<T>*, int, int64_t, Tile<T>, bool,
-                                         const Ahead<T>&);
+  void (*of_rows[1 + kMostLines][kMost])(const Term<F>*, int, int64_t, Tile<Sum<F>>, bool,
+                                         const Ahead<F>&);
 };
 
 // Walks `rows` in parts of nearly equal size, at most kMost: f(first row, number of rows).
@@ -180,8 +182,8 @@ RNNKERN_INLINE void for_row_groups(int64_t rows, F&& f) {
 }
 
 // A block of a term's depth.
-template <class T>
-RNNKERN_INLINE Term<T> block_of(const Term<T>& term, int64_t k) {
+template <class F>
+RNNKERN_INLINE Term<F> block_of(const Term<F>& term, int64_t k) {
   const int64_t at = term.col == 1 ? k / kSumBlock * term.block : k * term.col;
   return {term.a + at,
           term.row,
@@ -193,10 +195,10 @@ RNNKERN_INLINE Term<T> block_of(const Term<T>& term, int64_t k) {
 
 // What to fetch during the block that begins with k: the panel's next lines or, where the left
 // operand is read by columns, its next rows.
-template <class T>
-RNNKERN_INLINE Ahead<T> after_block(const Term<T>& term, int rows, int vectors, int64_t k) {
+template <class F>
+RNNKERN_INLINE Ahead<F> after_block(const Term<F>& term, int rows, int vectors, int64_t k) {
   const int64_t next = k + kSumBlock;
-  const T* from = term.after;
+  const F* from = term.after;
   if (next < term.depth)
     from = !term.fetch     ? nullptr
            : term.col == 1 ? term.b + next * term.panel_step
@@ -204,24 +206,24 @@ RNNKERN_INLINE Ahead<T> after_block(const Term<T>& term, int rows, int vectors, 
   if (!from) return {};
   if (term.col == 1) {
     // Lines for each k, and how many of them a tile fetches where there are few tiles.
-    const int wanted = int((vectors * Vec<T>::kLanes + kLine<T> - 1) / kLine<T>);
+    const int wanted = int((vectors * Vec<F>::kLanes + kLine<F> - 1) / kLine<F>);
     const int lines = rows > (wanted - 1) * tile_rows(vectors) ? 1 : kMostLines;
-    return {from, lines * kLine<T>, kSumBlock * lines * kLine<T>, lines,
+    return {from, lines * kLine<F>, kSumBlock * lines * kLine<F>, lines,
             (wanted + lines - 1) / lines};
   }
-  const int begin = int(reinterpret_cast<uintptr_t>(from) / sizeof(T) % kLine<T>);
-  return {from, term.col, kLine<T>, 1, int((begin + rows + kLine<T> - 1) / kLine<T>)};
+  const int begin = int(reinterpret_cast<uintptr_t>(from) / sizeof(F) % kLine<F>);
+  return {from, term.col, kLine<F>, 1, int((begin + rows + kLine<F> - 1) / kLine<F>)};
 }
 
 // The tiles of one block of the depth for a group of rows.
-template <class T, int kVectors>
-void block_product(int rows, const Term<T>* terms, int count, const Tile<T>& tile, bool add,
-                   Ahead<T> ahead) {
+template <class F, int kVectors>
+void block_product(int rows, const Term<F>* terms, int count, const Tile<Sum<F>>& tile, bool add,
+                   Ahead<F> ahead) {
   constexpr int kMost = tile_rows(kVectors);
   static constexpr auto table = []<int... n>(std::integer_sequence<int, n...>) {
-    return TileTable<T, kMost>{{{tile_product<T, n + 1, kVectors, 0>...},
-                                {tile_product<T, n + 1, kVectors, 1>...},
-                                {tile_product<T, n + 1, kVectors, 2>...}}};
+    return TileTable<F, kMost>{{{tile_product<F, n + 1, kVectors, 0>...},
+                                {tile_product<F, n + 1, kVectors, 1>...},
+                                {tile_product<F, n + 1, kVectors, 2>...}}};
   }(std::make_integer_sequence<int, kMost>());
   for_parts<kMost>(rows, [&](int64_t r, int n) {
     table.of_rows[ahead.tiles-- > 0 ? ahead.lines : 0][n - 1](terms, count, r, tile, add, ahead);
@@ -231,18 +233,18 @@ void block_product(int rows, const Term<T>* terms, int count, const Tile<T>& til
 
 // The sum of up to kMaxTerms terms for a group of rows, and 1 to kTileVectors vectors: block by
 // block of their depth, tile by tile. Terms of one block each go through the tiles together.
-template <class T>
-void product(int rows, int vectors, const Term<T>* terms, int count, Tile<T> tile) {
-  using BlockProduct = void (*)(int, const Term<T>*, int, const Tile<T>&, bool, Ahead<T>);
+template <class F>
+void product(int rows, int vectors, const Term<F>* terms, int count, Tile<Sum<F>> tile) {
+  using BlockProduct = void (*)(int, const Term<F>*, int, const Tile<Sum<F>>&, bool, Ahead<F>);
   static constexpr BlockProduct of_vectors[kTileVectors] = {
-      block_product<T, 1>, block_product<T, 2>, block_product<T, 3>, block_product<T, 4>};
+      block_product<F, 1>, block_product<F, 2>, block_product<F, 3>, block_product<F, 4>};
   const BlockProduct multiply = of_vectors[vectors - 1];
   for (int i = 0; i < count;) {
-    Term<T> blocks[kMaxTerms];
+    Term<F> blocks[kMaxTerms];
     int n = 0;
     do blocks[n++] = block_of(terms[i], 0);
     while (terms[i++].depth <= kSumBlock && i < count);
-    const Term<T>& last = terms[i - 1];
+    const Term<F>& last = terms[i - 1];
     multiply(rows, blocks, n, tile, !tile.init, after_block(last, rows, vectors, 0));
     tile.init = tile.out, tile.init_row = tile.out_row;
     for (int64_t k = kSumBlock; k < last.depth; k += kSumBlock) {

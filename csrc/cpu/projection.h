@@ -17,18 +17,25 @@ inline int the_only_gate(int) { return 0; }
 // How the columns of h fall into panels. Those of a projection may be few: narrow ones then, so
 // that each thread of a team that splits the units gets one.
 template <class T>
-Panels<T> panels_of_h(const Layer<T>& p, const Plan& plan) {
-  const Panels<T> wide(p.width(), 1);
+Panels<Factor<T>> panels_of_h(const Layer<T>& p, const Plan& plan) {
+  const Panels<Factor<T>> wide(p.width(), 1);
   if (!p.proj_size || !plan.by_units) return wide;
   const int64_t each = wide.blocks() / plan.team(p.directions);
   return {p.proj_size, 1, int(greatest<int64_t>(1, least<int64_t>(each, kTileVectors)))};
 }
+
+// In the place of both for types that have none.
+struct NoProjection {
+  static constexpr bool kExists = false;
+  NoProjection(const auto&...) {}
+};
 
 template <class T>
 class ForwardProjection {
   static constexpr int kLanes = Vec<T>::kLanes;
 
  public:
+  static constexpr bool kExists = true;
   ForwardProjection(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
       : weight_(p.weights[direction].hr),
         depth_(p.hidden_size),
@@ -89,6 +96,7 @@ class BackwardProjection {
   static constexpr int kLanes = V::kLanes;
 
  public:
+  static constexpr bool kExists = true;
   BackwardProjection(const Backward<T>& p, const Sequence& sequence, int direction,
                      const RightOperand<T>& weight, int64_t chunk_rows, Arena& arena)
       : p_(p),

@@ -12,9 +12,12 @@ namespace rnnkern::RNNKERN_ISA {
 // vector on: two narrow ones make wider tiles together.
 template <class T>
 struct RightOperand {
-  Panels<T> panels;  // of all columns
+  using S = Sum<T>;
+  using F = Factor<T>;
+
+  Panels<F> panels;  // of all columns
   const T* weight;
-  T* packed;
+  F* packed;
   int64_t units;
   int gates;
   int (*gate_of)(int s);  // the weight's block for the s-th block of the left operand
@@ -22,33 +25,36 @@ struct RightOperand {
   int64_t columns = panels.units;  // of the weight matrix
   const T* beside = nullptr;
 
-  int64_t depth() const { return gates * units; }
+  int64_t depth() const { return gates * units / kTerms<T>; }  // in factors
   // The panels' column with which the matrix beside it begins.
-  int64_t width() const { return Panels<T>(columns, 1).row(); }
-  bool lying() const { return direct && !beside && panels.units % Vec<T>::kLanes == 0; }
+  int64_t width() const { return Panels<F>(columns, 1).row(); }
+  bool lying() const {
+    return kTerms<T> == 1 && direct && !beside && panels.units % Vec<F>::kLanes == 0;
+  }
 
   void put_beside(const T* other, int64_t other_columns) {
     beside = other;
     panels = {width() + other_columns, 1};
   }
 
-  // Row k of a packed panel is one unit of one gate. Rows are read from end to end, as the
-  // processor fetches ahead.
+  // Row k of a packed panel is one unit of one gate, or two such as pairs. Rows are read from end
+  // to end, as the processor fetches ahead.
   void pack(Team team) const {
-    constexpr int64_t kLanes = Vec<T>::kLanes;
+    constexpr int64_t kLanes = Vec<F>::kLanes;
     const int64_t split = width(), other = panels.units - split;
     const int64_t rows = lying() ? 0 : depth(), count = panels.count();
     const bool past_caches = panels.bytes(rows) >= kPastCaches;
     for (int64_t k = team.begin(rows); k < team.end(rows); ++k) {
-      const int64_t row = gate_of(int(k / units)) * units + k % units;
+      const int64_t unit = k * kTerms<T>;
+      const int64_t row = gate_of(int(unit / units)) * units + unit % units;
       for (int64_t panel = 0; panel < count; ++panel) {
-        T* out = packed + panels.before(panel) * rows + k * panels.step(panel);
+        F* out = packed + panels.before(panel) * rows + k * panels.step(panel);
         for (int w = 0; w < panels.width(panel); ++w, out += kLanes) {
           const int64_t c = panels.first_unit(panel) + w * kLanes;
-          const T* const from =
-              c < split ? weight + row * columns + c : beside + row * other + c - split;
+          const int64_t ld = c < split ? columns : other;
+          const T* const from = c < split ? weight + row * ld + c : beside + row * ld + c - split;
           const int64_t left = (c < split ? columns : panels.units) - c;
-          const Vec<T> vector = Vec<T>::load(from, int(least(left, kLanes)));
+          const Vec<F> vector = zip_rows(from, from + ld, int(least(left, kLanes)));
           past_caches ? vector.stream(out) : vector.store(out);
         }
       }
@@ -61,34 +67,34 @@ struct RightOperand {
 
   // out += left W for some rows and a panel; rows of out are padded to whole vectors and begin
   // with the panel's first column. The panel `next` comes next, or none if -1.
-  void add_product(const Blocked<const T>& left, int64_t rows, int64_t panel, RowsOf<T> out,
+  void add_product(const Blocked<const F>& left, int64_t rows, int64_t panel, RowsOf<S> out,
                    int64_t next = -1) const {
     const int64_t depth = this->depth(), step = panels.step(panel);
     const bool far = panels.bytes(depth) > kResident;
-    const auto add = [&](Term<T>* terms, int count) {
+    const auto add = [&](Term<F>* terms, int count) {
       for_row_groups(rows, [&](int64_t r, int n) {
-        Term<T> shifted[kMaxTerms];
+        Term<F> shifted[kMaxTerms];
         for (int i = 0; i < count; ++i) {
           (shifted[i] = terms[i]).a += r * left.row;
           shifted[i].fetch = terms[i].fetch && r == 0;
         }
         product(n, panels.vectors(panel), shifted, count,
-                Tile<T>{out[r], out.stride, out[r], out.stride});
+                Tile<S>{out[r], out.stride, out[r], out.stride});
       });
     };
-    Term<T> terms[kMaxTerms];
+    Term<F> terms[kMaxTerms];
     if (lying()) {
       for (int s = 0; s < gates; ++s)
         terms[s] = {left.at(0, s * units),
                     left.row,
                     1,
                     units,
-                    weight + gate_of(s) * units * columns + panels.first_unit(panel),
+                    factors(weight) + gate_of(s) * units * columns + panels.first_unit(panel),
                     columns,
                     left.block};
       return add(terms, gates);
     }
-    const T* const begin = packed + panels.before(panel) * depth;
+    const F* const begin = packed + panels.before(panel) * depth;
     for (int64_t k = 0, stop; k < depth; k = stop) {
       stop = least(k + kDepthBlock, depth);
       terms[0] = {left.at(0, k), left.row, 1, stop - k, begin + k * step, step, left.block};

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "numbers.h"
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -47,6 +49,22 @@ struct RawTypes<double> {
   typedef int64_t Bits __attribute__((vector_size(kBytes)));
 };
 
+// Pairs are only moved and multiplied.
+template <>
+struct RawTypes<BfloatPair> {
+  typedef int32_t Raw __attribute__((vector_size(kBytes)));
+  typedef int32_t Unaligned __attribute__((vector_size(kBytes), aligned(2), may_alias));
+  typedef int32_t Bits __attribute__((vector_size(kBytes)));
+};
+
+#if defined(__AVX512BF16__)
+// The bits of n bfloat16, each in a lane of 32.
+RNNKERN_INLINE __m512i wide_bits(const bfloat16* p, int n) {
+  return _mm512_cvtepu16_epi32(n == 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                       : _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
+}
+#endif
+
 template <class T>
 struct Vec {
   static constexpr int kLanes = kBytes / sizeof(T);
@@ -61,6 +79,11 @@ struct Vec {
   template <class Scalar>
     requires std::is_arithmetic_v<Scalar>
   RNNKERN_INLINE explicit Vec(Scalar s) : v(T(s) - Raw{}) {}
+  RNNKERN_INLINE explicit Vec(BfloatPair pair) {
+    int32_t bits;
+    std::memcpy(&bits, &pair, sizeof bits);
+    v = bits - Raw{};
+  }
 
   RNNKERN_INLINE static Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   RNNKERN_INLINE void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
@@ -70,7 +93,7 @@ struct Vec {
   RNNKERN_INLINE void stream(T* p) const {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4)
-      _mm512_stream_ps(p, v);
+      _mm512_stream_ps(reinterpret_cast<float*>(p), __m512(v));
     else
       _mm512_stream_pd(p, v);
 #else
@@ -97,7 +120,7 @@ struct Vec {
   }
   RNNKERN_INLINE void store_tail(T* p, int n) const {
     if constexpr (sizeof(T) == 4)
-      _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+      _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), __m512(v));
     else
       _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
   }
@@ -114,6 +137,20 @@ struct Vec {
   }
 #endif
 
+#if defined(__AVX512BF16__)
+  // Of bfloat16, and rounded to it.
+  RNNKERN_INLINE static Vec load(const bfloat16* p, int n) {
+    return Raw(_mm512_slli_epi32(wide_bits(p, n), 16));
+  }
+  RNNKERN_INLINE void store(bfloat16* p, int n) const {
+    const __m256i bits = __m256i(_mm512_cvtneps_pbh(v));
+    if (n == kLanes)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+    else
+      _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), bits);
+  }
+#endif
+
   friend RNNKERN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   friend RNNKERN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
   friend RNNKERN_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
@@ -124,6 +161,30 @@ struct Vec {
   // yes where mask is set (all ones), no elsewhere.
   RNNKERN_INLINE static Vec select(Bits mask, Vec yes, Vec no) { return mask ? yes.v : no.v; }
 };
+
+// sum += a b; of pairs, both products.
+template <class F>
+RNNKERN_INLINE void add_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>::Raw a,
+                                typename Vec<F>::Raw b) {
+  if constexpr (std::is_same_v<F, Sum<F>>) sum += a * b;
+#if defined(__AVX512BF16__)
+  else
+    sum = _mm512_dpbf16_ps(sum, __m512bh(a), __m512bh(b));
+#endif
+}
+
+// The first n lanes of a row and of the one after it, as pairs of a column; or with zeros.
+#if defined(__AVX512BF16__)
+RNNKERN_INLINE Vec<BfloatPair> zip_rows(const bfloat16* row, const bfloat16* next, int n) {
+  __m512i pairs = wide_bits(row, n);
+  if (next) pairs = _mm512_or_si512(pairs, _mm512_slli_epi32(wide_bits(next, n), 16));
+  return Vec<BfloatPair>::Raw(pairs);
+}
+#endif
+template <class T>
+RNNKERN_INLINE Vec<T> zip_rows(const T* row, const T*, int n) {
+  return Vec<T>::load(row, n);
+}
 
 // A few registers that go through the same operations, each in turn. One chain of operations that
 // wait for each other leaves the processor idle; of several, some can always go on.

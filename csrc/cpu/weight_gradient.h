@@ -11,13 +11,15 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct ChunkGradients {
   const Sequence& sequence;
-  int64_t t0, t1, rows;    // steps of the chunk, and their rows
-  Blocked<const T> dsums;  // gradients of sums, each `hidden` wide
+  int64_t t0, t1, rows;            // steps of the chunk, and their rows
+  Blocked<const Factor<T>> dsums;  // gradients of sums, each `hidden` wide; pairs are of two rows
   int64_t hidden;
   int gates;
   bool first;  // nothing has been summed yet
   Team team;
-  T *panel, *thin;  // for a panel of the right operand, and for its thin columns
+  Factor<T>*panel, *thin;  // for a panel of the right operand, and for its thin columns
+
+  int64_t depth() const { return (rows + kTerms<T> - 1) / kTerms<T>; }  // rows, in factors
 
   // The right operand's row of each of the chunk's rows in turn. row_at(k, t, b): of the chunk's
   // row k, batch row b of step t.
@@ -34,17 +36,19 @@ struct ChunkGradients {
 // so that dsums is the panel, as it lies, and tiles are as high as they can be.
 template <class T>
 class ThinGradient {
-  static constexpr int kLanes = Vec<T>::kLanes, kWidth = kTileVectors * kLanes;
+  using S = Sum<T>;
+  using F = Factor<T>;
+  static constexpr int kLanes = Vec<S>::kLanes, kWidth = kTileVectors * kLanes;
 
  public:
   // A tile loads one value per row and one vector per vector of its panel for each k: with fewer
   // than three vectors the loads take longer than the multiply-adds.
-  static bool is_thin(const Panels<T>& panels, int64_t panel) {
+  static bool is_thin(const Panels<F>& panels, int64_t panel) {
     return panels.step(panel) < 3 * kLanes;
   }
   static constexpr int kMostColumns = 2 * (2 * kLanes + 1);  // of two matrices and their biases
   // How many columns of a matrix are thin: those of its last panel, or none.
-  static int64_t columns(const Panels<T>& panels) {
+  static int64_t columns(const Panels<F>& panels) {
     const int64_t last = panels.count() - 1;
     return last >= 0 && is_thin(panels, last) ? panels.units - panels.first_unit(last) : 0;
   }
@@ -54,18 +58,18 @@ class ThinGradient {
         hidden_(hidden),
         row_((gates * hidden + kWidth - 1) / kWidth * kWidth),
         rows_(gates * hidden),
-        sums_(arena.take<T>(most_columns * row_)) {}
+        sums_(arena.take<S>(most_columns * row_)) {}
 
   void clear() { count_ = 0, columns_ = 0; }
 
   // Columns [first, first + count) of the right operand row_at, and of its gradient, (gates H, ld).
   template <class RowAt>
-  void gather(const ChunkGradients<T>& chunk, T* grad, int64_t ld, int64_t first, int64_t count,
+  void gather(const ChunkGradients<T>& chunk, S* grad, int64_t ld, int64_t first, int64_t count,
               RowAt row_at) {
     auto row_of = chunk.in_turn(row_at);
-    T* out = chunk.thin + columns_;
-    for (int64_t k = 0; k < chunk.rows; ++k, out += stride_)
-      copy_row(row_of(k) + first, count, out, false);
+    F* out = chunk.thin + columns_;
+    for (int64_t k = 0; k < chunk.rows; k += kTerms<T>, out += stride_)
+      take_rows<T>(row_of, k, chunk.rows, first, count, out, false);
     runs_[count_++] = {grad + first, ld, columns_, count};
     columns_ += count;
   }
@@ -76,13 +80,13 @@ class ThinGradient {
     for (int64_t k = begin(chunk.team), width; k < end; k += width) {
       width = least(end - k, kWidth - k % kWidth);
       const int vectors = int((width + kLanes - 1) / kLanes);
-      const T* const dsums = chunk.dsums.at(0, first_sum * hidden_ + k);
+      const F* const dsums = chunk.dsums.at(0, first_sum * hidden_ + k);
       for_row_groups(columns_, [&](int64_t c, int n) {
-        T* const out = sums_ + c * row_ + k;
+        S* const out = sums_ + c * row_ + k;
         if (chunk.first)
-          for (int i = 0; i < n; ++i) std::memset(out + i * row_, 0, vectors * kLanes * sizeof(T));
-        const Term<T> term{chunk.thin + c, 1, stride_, chunk.rows, dsums, chunk.dsums.row};
-        product(n, vectors, &term, 1, Tile<T>{nullptr, 0, out, row_});
+          for (int i = 0; i < n; ++i) std::memset(out + i * row_, 0, vectors * kLanes * sizeof(S));
+        const Term<F> term{chunk.thin + c, 1, stride_, chunk.depth(), dsums, chunk.dsums.row};
+        product(n, vectors, &term, 1, Tile<S>{nullptr, 0, out, row_});
       });
     }
   }
@@ -93,7 +97,7 @@ class ThinGradient {
     for (const Run* run = runs_; run < runs_ + count_; ++run)
       for (int64_t k = begin(team); k < end(team); ++k) {
         const int s = int(k / hidden_);
-        T* const out = run->grad + ((gate_of(s) - s) * hidden_ + k) * run->ld;
+        S* const out = run->grad + ((gate_of(s) - s) * hidden_ + k) * run->ld;
         for (int64_t c = 0; c < run->count; ++c) out[c] = sums_[(run->column + c) * row_ + k];
       }
   }
@@ -105,11 +109,11 @@ class ThinGradient {
   int64_t end(Team team) const { return least(team.end(vectors()) * kLanes, rows_); }
 
   struct Run {
-    T* grad;
+    S* grad;
     int64_t ld, column, count;  // its first column here
   };
   const int64_t stride_, hidden_, row_, rows_;
-  T* const sums_;  // (columns, row_)
+  S* const sums_;  // (columns, row_)
   Run runs_[4];
   int count_ = 0;
   int64_t columns_ = 0;
@@ -118,8 +122,10 @@ class ThinGradient {
 // grad (gates H, columns) += dsums^T right, over the chunk's rows; the team splits grad's rows.
 // Thin columns are only gathered.
 template <class T, class GateOf, class RowAt>
-void add_weight_gradient(const ChunkGradients<T>& chunk, T* grad, const Panels<T>& panels,
-                         int first_sum, GateOf gate_of, RowAt row_at, ThinGradient<T>& thin) {
+void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
+                         const Panels<Factor<T>>& panels, int first_sum, GateOf gate_of,
+                         RowAt row_at, ThinGradient<T>& thin) {
+  using S = Sum<T>;
   const int64_t H = chunk.hidden, columns = panels.units;
   const int64_t begin = chunk.team.begin(chunk.gates * H), end = chunk.team.end(chunk.gates * H);
   const bool far = chunk.rows * chunk.gates * H * int64_t(sizeof(T)) > kResident;
@@ -129,21 +135,21 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, T* grad, const Panels<T
       thin.gather(chunk, grad, columns, first, left, row_at);
       continue;
     }
-    pack_rows(panels, panel, chunk.rows, chunk.in_turn(row_at), chunk.panel);
+    pack_rows<T>(panels, panel, chunk.rows, chunk.in_turn(row_at), chunk.panel);
     const int width = int(panels.step(panel));
     for (int64_t k = begin, stop; k < end; k = stop) {  // gate by gate, and block by block of it
       const int64_t s = k / H;
       stop = least((s + 1) * H, end);
       if (chunk.dsums.in_blocks()) stop = least(stop, (k / kSumBlock + 1) * kSumBlock);
-      const T* const dsums = chunk.dsums.at(0, first_sum * H + k);
-      T* const out = grad + (gate_of(int(s)) - s) * H * columns + first;
+      const Factor<T>* const dsums = chunk.dsums.at(0, first_sum * H + k);
+      S* const out = grad + (gate_of(int(s)) - s) * H * columns + first;
       for_row_groups(stop - k, [&](int64_t r, int n) {
-        alignas(64) T tile[kGroupRows * kTileVectors * Vec<T>::kLanes];
-        Term<T> term{dsums + r, 1, chunk.dsums.row, chunk.rows, chunk.panel, width};
+        alignas(64) S tile[kGroupRows * kTileVectors * Vec<S>::kLanes];
+        Term<Factor<T>> term{dsums + r, 1, chunk.dsums.row, chunk.depth(), chunk.panel, width};
         const int64_t next = k + r + n;
         term.fetch = far;
         if (far && next < end) term.after = chunk.dsums.at(0, first_sum * H + next);
-        product(n, panels.vectors(panel), &term, 1, Tile<T>{kZeroSums<T>, 0, tile, width});
+        product(n, panels.vectors(panel), &term, 1, Tile<S>{kZeroSums<S>, 0, tile, width});
         add_tile(tile, width, n, left, out + (k + r) * columns, columns, !chunk.first);
       });
     }

@@ -11,6 +11,7 @@ declare -A levels=(
   [baseline]=""
   [avx2]="-mavx2 -mfma"
   [avx512]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512"
+  [avx512_bf16]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512 -mavx512bf16"
 )
 for sanitizer in address,undefined thread; do
   flags="$common -fsanitize=$sanitizer -fno-sanitize-recover=all"

@@ -1,0 +1,74 @@
+// The types of the numbers in tensors, and the type each is added up in.
+#pragma once
+#include <cstdint>
+
+namespace rnnkern {
+
+// The upper half of a float.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// Two bfloat16 of consecutive terms of a sum, multiplied and added up by one instruction. They may
+// begin at any bfloat16 of a row.
+struct __attribute__((may_alias)) BfloatPair {
+  bfloat16 first, second;
+};
+
+template <class T>
+struct SumOf {
+  using Type = T;
+};
+template <>
+struct SumOf<bfloat16> {
+  using Type = float;
+};
+template <>
+struct SumOf<BfloatPair> {
+  using Type = float;
+};
+// What products of T are added up in, and states are kept in.
+template <class T>
+using Sum = typename SumOf<T>::Type;
+
+template <class T>
+struct FactorOf {
+  using Type = T;
+};
+template <>
+struct FactorOf<bfloat16> {
+  using Type = BfloatPair;
+};
+// What a product takes at a time: so many terms of its sum.
+template <class T>
+using Factor = typename FactorOf<T>::Type;
+template <class T>
+constexpr int kTerms = sizeof(Factor<T>) / sizeof(T);
+
+template <class T>
+inline __attribute__((always_inline)) Sum<T> value(T x) {
+  if constexpr (sizeof(T) == 2)
+    return __builtin_bit_cast(float, uint32_t(x.bits) << 16);
+  else
+    return x;
+}
+
+template <class T>
+constexpr T one() {
+  if constexpr (sizeof(T) == 2)
+    return {0x3F80};
+  else
+    return 1;
+}
+
+// A row of T as a row of factors.
+template <class T>
+inline __attribute__((always_inline)) Factor<T>* factors(T* row) {
+  return reinterpret_cast<Factor<T>*>(row);
+}
+template <class T>
+inline __attribute__((always_inline)) const Factor<T>* factors(const T* row) {
+  return reinterpret_cast<const Factor<T>*>(row);
+}
+
+}  // namespace rnnkern
