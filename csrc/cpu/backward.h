@@ -208,33 +208,50 @@ class BackwardBlock {
     const auto h_prev = previous(p_.h0, p_.y.at(seq_, t_prev) + d_ * H, y_row);
     const auto c_prev = previous(p_.c0, p_.cells + (before_d + seq_.row(t_prev)) * H, H);
     for (int64_t b = r0; b < r1; ++b) {
-      const T* dy = dy_rows ? dy_rows + b * p_.dy.row : nullptr;
+      const T* const saved_row = p_.saved + (row + b) * Cell::kSaved * H;
+      const T* const dy = dy_rows ? dy_rows + b * p_.dy.row : nullptr;
       S *const dh = dh_rows[b], *const dc = dc_[b];
-      for (int64_t u = first; u < last; u += kLanes) {
-        const int lanes = int(least<int64_t>(last - u, kLanes));
-        V saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kSums];
-        for (int k = 0; k < Cell::kSaved; ++k)
-          saved[k] = V::load(p_.saved + ((row + b) * Cell::kSaved + k) * H + u, lanes);
-        if constexpr (!Cell::kProjects) {
-          prev[0] = V::load(h_prev[b] + u, lanes);
-          next[0] = V::load(h[b] + u, lanes);
-        }
-        dnext[0] = V::load(dh + u);
-        if (dy) dnext[0] = dnext[0] + V::load(dy + u, lanes);
-        if constexpr (kHasC) {
-          prev[1] = V::load(c_prev[b] + u, lanes);
-          next[1] = V::load(p_.cells + (row + b) * H + u, lanes);
-          dnext[1] = V::load(dc + u);
+      // The cell for a few vectors of units from u on, of `lanes` units each.
+      const auto units = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t unit,
+                                           int lanes) __attribute__((always_inline)) {
+        using A = Abreast<S, kVectors>;
+        A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kSums];
+#pragma GCC unroll 2
+        for (int i = 0; i < kVectors; ++i) {
+          const int64_t u = unit + i * kLanes;
+          for (int k = 0; k < Cell::kSaved; ++k)
+            saved[k].v[i] = V::load(saved_row + k * H + u, lanes);
+          if constexpr (!Cell::kProjects) {
+            prev[0].v[i] = V::load(h_prev[b] + u, lanes);
+            next[0].v[i] = V::load(h[b] + u, lanes);
+          }
+          dnext[0].v[i] = V::load(dh + u);
+          if (dy) dnext[0].v[i] = dnext[0].v[i] + V::load(dy + u, lanes);
+          if constexpr (kHasC) {
+            prev[1].v[i] = V::load(c_prev[b] + u, lanes);
+            next[1].v[i] = V::load(p_.cells + (row + b) * H + u, lanes);
+            dnext[1].v[i] = V::load(dc + u);
+          }
         }
         Cell::backward(saved, prev, next, dnext, dprev, dsum);
-        for (int k = 0; k < Cell::kSums; ++k) dsum[k].store(sums_at(dsums, b, k * H + u), lanes);
-        if (flow_h) dnext[0].store(flow_h + (row + b) * H + u, lanes);
-        dprev[0].store(dh + u);
-        if constexpr (kHasC) {
-          if (p_.flow_c) dnext[1].store(p_.flow_c + (row + b) * H + u, lanes);
-          dprev[1].store(dc + u);
+#pragma GCC unroll 2
+        for (int i = 0; i < kVectors; ++i) {
+          const int64_t u = unit + i * kLanes;
+          for (int k = 0; k < Cell::kSums; ++k)
+            dsum[k].v[i].store(sums_at(dsums, b, k * H + u), lanes);
+          if (flow_h) dnext[0].v[i].store(flow_h + (row + b) * H + u, lanes);
+          dprev[0].v[i].store(dh + u);
+          if constexpr (kHasC) {
+            if (p_.flow_c) dnext[1].v[i].store(p_.flow_c + (row + b) * H + u, lanes);
+            dprev[1].v[i].store(dc + u);
+          }
         }
-      }
+      };
+      int64_t u = first;
+      for (; u + 2 * kLanes <= last; u += 2 * kLanes)
+        units(std::integral_constant<int, 2>(), u, kLanes);
+      for (; u < last; u += kLanes)
+        units(std::integral_constant<int, 1>(), u, int(least<int64_t>(last - u, kLanes)));
     }
   }
 

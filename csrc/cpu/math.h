@@ -17,6 +17,8 @@ struct ExpConstants<float> {
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLow = -104.f, kHigh = 89.f;
+  static constexpr int kExtra = 64;  // brings the exponent of exp(kLow) among the normal ones
+  static constexpr float kUnextra = 0x1p-64f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 };
 template <>
@@ -24,6 +26,8 @@ struct ExpConstants<double> {
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr double kRound = 6755399441055744.;  // 1.5 * 2^52
   static constexpr double kLow = -746., kHigh = 710.;
+  static constexpr int kExtra = 128;
+  static constexpr double kUnextra = 0x1p-128;
   static constexpr double kLn2High = 6.93147180369123816490e-01,
                           kLn2Low = 1.90821492927058770002e-10;
 };
@@ -38,21 +42,26 @@ constexpr double kExp<double>[] = {1. / 2,       1. / 6,        1. / 24,        
 
 template <class T>
 struct ReducedExp {
-  Vec<T> n;   // a whole number
-  Vec<T> em;  // e^r - 1, where x = n ln 2 + r
+  Vec<T> n;      // a whole number
+  Vec<T> em;     // e^r - 1, where x = n ln 2 + r
+  Vec<T> power;  // 2^(n + extra)
 };
 
-// x must lie in [kLow, kHigh] or be NaN.
+// x must lie in [kLow, kHigh] or be NaN, whose power is anything; and n + extra in the exponents of
+// normal numbers if power is used.
 template <class T>
-RNNKERN_INLINE ReducedExp<T> reduce_exp(Vec<T> x) {
+RNNKERN_INLINE ReducedExp<T> reduce_exp(Vec<T> x, [[maybe_unused]] int extra = 0) {
   using C = ExpConstants<T>;
   using V = Vec<T>;
-  const V n = (x * V(T(1.44269504088896340736)) + V(C::kRound)) - V(C::kRound);
+  // The low bits of what is rounded are n as an integer, and here the exponent's field of power.
+  const V round(C::kRound + C::kBias + extra);
+  const V rounded = x * V(T(1.44269504088896340736)) + round;
+  const V n = rounded - round;
   const V r = (x - n * V(C::kLn2High)) - n * V(C::kLn2Low);
   constexpr int kTerms = sizeof(kExp<T>) / sizeof(T);
   V p{kExp<T>[kTerms - 1]};
   for (int k = kTerms - 2; k >= 0; --k) p = p * r + V(kExp<T>[k]);
-  return {n, r * r * p + r};
+  return {n, r * r * p + r, V::from_bits(rounded.bits() << C::kMantissa)};
 }
 
 // y 2^n, for whole n between twice the exponents of the smallest and largest normal number.
@@ -75,10 +84,39 @@ RNNKERN_INLINE Vec<T> scale(Vec<T> y, Vec<T> n) {
 #endif
 }
 
-// Comparisons are false for NaN, which therefore passes through.
+// exp(x) for kLow <= x <= 0, or NaN.
+template <class T>
+RNNKERN_INLINE Vec<T> exp_negative(Vec<T> x) {
+  using V = Vec<T>;
+#if defined(__AVX512F__)
+  const auto [n, em, power] = reduce_exp(x);
+  return scale(V(1) + em, n);
+#else
+  // In two factors, because 2^n itself may be subnormal: the second is always the same.
+  using C = ExpConstants<T>;
+  const auto [n, em, power] = reduce_exp(x, C::kExtra);
+  return (em * power + power) * V(C::kUnextra);
+#endif
+}
+
+// NaN passes through: a comparison with it is false, and of two operands the processor's maximum is
+// then the second.
 template <class T>
 RNNKERN_INLINE Vec<T> at_least(Vec<T> x, T low) {
-  return Vec<T>::select(x.v < Vec<T>(low).v, Vec<T>(low), x);
+  const Vec<T> bound(low);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Raw(_mm512_max_ps(bound.v, x.v));
+  else
+    return typename Vec<T>::Raw(_mm512_max_pd(bound.v, x.v));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Raw(_mm256_max_ps(bound.v, x.v));
+  else
+    return typename Vec<T>::Raw(_mm256_max_pd(bound.v, x.v));
+#else
+  return Vec<T>::select(x.v < bound.v, bound, x);
+#endif
 }
 
 template <class T>
@@ -86,24 +124,22 @@ RNNKERN_INLINE Vec<T> absolute(Vec<T> x) {
   return Vec<T>::from_bits(x.bits() & ~Vec<T>(T(-0.)).bits());
 }
 
-// numerator / (base + rest) for a denominator in [1, 2]. An approximate quotient is corrected by
-// its residual, which sees the denominator without its rounding error.
+// numerator / (base + rest) for a denominator in [1, 2]. The quotient is corrected by its residual,
+// which sees the denominator without its rounding error. A rough reciprocal is enough for that.
 template <class T>
 RNNKERN_INLINE Vec<T> quotient(Vec<T> numerator, Vec<T> base, Vec<T> rest) {
   using V = Vec<T>;
   const V denominator = base + rest;
 #if defined(__AVX512F__)
-  V reciprocal;  // 14 bits are enough, and a division takes four times longer
-  if constexpr (sizeof(T) == 4)
-    reciprocal = typename V::Raw(_mm512_rcp14_ps(denominator.v));
-  else
-    reciprocal = V(1).v / denominator.v;
-#else
-  const V reciprocal = V(1).v / denominator.v;
+  if constexpr (sizeof(T) == 4) {
+    // 14 bits are enough for the quotient too, and a division takes four times longer.
+    const V reciprocal = typename V::Raw(_mm512_rcp14_ps(denominator.v));
+    const V y = numerator * reciprocal;
+    return y + ((numerator - base * y) - y * rest) * reciprocal;
+  }
 #endif
-  const V y = numerator * reciprocal;
-  const V residual = (numerator - base * y) - y * rest;
-  return y + residual * reciprocal;
+  const V y = numerator.v / denominator.v;
+  return y + ((numerator - base * y) - y * rest) * V(T(0.72));
 }
 
 template <class T>
@@ -111,7 +147,7 @@ RNNKERN_INLINE Vec<T> exp(Vec<T> x) {
   using C = ExpConstants<T>;
   x = at_least(x, C::kLow);
   x = Vec<T>::select(x.v > Vec<T>(C::kHigh).v, Vec<T>(C::kHigh), x);
-  const auto [n, em] = reduce_exp(x);
+  const auto [n, em, power] = reduce_exp(x);
   return scale(Vec<T>(1) + em, n);
 }
 
@@ -119,8 +155,7 @@ RNNKERN_INLINE Vec<T> exp(Vec<T> x) {
 template <class T>
 RNNKERN_INLINE Vec<T> sigmoid(Vec<T> x) {
   using V = Vec<T>;
-  const auto [n, em] = reduce_exp(at_least(-absolute(x), ExpConstants<T>::kLow));
-  const V e = scale(V(1) + em, n);
+  const V e = exp_negative(at_least(-absolute(x), ExpConstants<T>::kLow));
   return quotient(V::select(x.v < V(0).v, e, V(1)), V(1), e);
 }
 
@@ -128,8 +163,7 @@ RNNKERN_INLINE Vec<T> sigmoid(Vec<T> x) {
 template <class T>
 RNNKERN_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;
-  const auto [n, em] = reduce_exp(at_least(absolute(x) * V(T(-2)), T(-60)));
-  const V power = scale(V(1), n);
+  const auto [n, em, power] = reduce_exp(at_least(absolute(x) * V(T(-2)), T(-60)));
   const V small = power * em, large = power - V(1);
   const V m = small + large;
   const V sign = V::from_bits(x.bits() & V(T(-0.)).bits());
@@ -143,7 +177,7 @@ RNNKERN_INLINE Vec<T> tanh(Vec<T> x) {
 
 template <class T>
 RNNKERN_INLINE Vec<T> relu(Vec<T> x) {
-  return Vec<T>::select(x.v < Vec<T>(0).v, Vec<T>(0), x);
+  return at_least(x, T(0));
 }
 
 template <class T>
@@ -162,6 +196,12 @@ RNNKERN_INLINE Abreast<T, n> tanh(const Abreast<T, n>& x) {
 template <class T, int n>
 RNNKERN_INLINE Abreast<T, n> relu(const Abreast<T, n>& x) {
   return x.each([](Vec<T> v) __attribute__((always_inline)) { return relu(v); });
+}
+
+template <class T, int n>
+RNNKERN_INLINE Abreast<T, n> where_positive(const Abreast<T, n>& x, const Abreast<T, n>& y) {
+  return x.each(
+      [](Vec<T> v, Vec<T> w) __attribute__((always_inline)) { return where_positive(v, w); }, y);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA
