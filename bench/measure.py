@@ -36,6 +36,7 @@ class Machine:
 
     @classmethod
     def measure(cls, threads: int) -> Machine:
+        torch.set_num_threads(threads)  # another count's measurement may have left its own
         ops = torch.ops.rnnkern
         loaded = hasattr(ops, "peak")
         return cls(

@@ -16,15 +16,16 @@ struct DirectTerm {
   const F* weight[kTileVectors];
 };
 
-// total += the product of a and one vector's rows, over the n <= kSumBlock elements from k on.
+// total += the product of a and one vector's rows, over the n <= kSumBlock elements from k on: a
+// sum of its own, or one that begins with the total.
 template <class F, int kRows>
 RNNKERN_INLINE void add_block(const F* a, int64_t row, const F* weight, int64_t depth, int64_t k,
-                              int64_t n, typename Vec<Sum<F>>::Raw (&total)[kRows]) {
+                              int64_t n, bool own, typename Vec<Sum<F>>::Raw (&total)[kRows]) {
   using V = Vec<Sum<F>>;
   using Columns = Transposed<F>;
   typename V::Raw sum[kRows];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sum[r] = k ? typename V::Raw{} : total[r];
+  for (int r = 0; r < kRows; ++r) sum[r] = own ? typename V::Raw{} : total[r];
   // What comes next, in the next rows if need be.
   const int64_t next = k + kSumBlock;
   const F* ahead = weight + (next < depth ? next : next - depth + V::kLanes * depth);
@@ -49,7 +50,7 @@ RNNKERN_INLINE void add_block(const F* a, int64_t row, const F* weight, int64_t 
       add_product<F>(sum[r], Vec<F>(a[r * row + q]).v, Vec<F>::load(column).v);
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) total[r] = k ? total[r] + sum[r] : sum[r];
+  for (int r = 0; r < kRows; ++r) total[r] = own ? total[r] + sum[r] : sum[r];
 }
 
 // Vector v of the sums.
@@ -57,14 +58,16 @@ template <class F, int kRows>
 __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count, int v,
                                            Tile<Sum<F>> tile) {
   using V = Vec<Sum<F>>;
+  const Sum<F>* const init = tile.add ? tile.out : tile.init;
+  const int64_t init_row = tile.add ? tile.out_row : tile.init_row;
   typename V::Raw total[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
-    total[r] = V::load(tile.init + r * tile.init_row + v * V::kLanes).v;
+    total[r] = init ? V::load(init + r * init_row + v * V::kLanes).v : typename V::Raw{};
   for (const DirectTerm<F>* t = terms; t < terms + count; ++t)
     for (int64_t k = 0; k < t->depth; k += kSumBlock)
       add_block<F, kRows>(t->a, t->row, t->weight[v], t->depth, k, least(kSumBlock, t->depth - k),
-                          total);
+                          k || (tile.add && t == terms), total);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) V(total[r]).store(tile.out + r * tile.out_row + v * V::kLanes);
 }
@@ -83,8 +86,9 @@ RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<F>* t
       shifted[i] = terms[i];
       shifted[i].a += r * terms[i].row;
     }
-    const Tile<Sum<F>> part{tile.init + r * tile.init_row, tile.init_row,
-                            tile.out + r * tile.out_row, tile.out_row};
+    Tile<Sum<F>> part = tile;
+    if (tile.init) part.init += r * tile.init_row;
+    part.out += r * tile.out_row;
     for (int v = 0; v < vectors; ++v) of_rows[n - 1](shifted, count, v, part);
   }
 }

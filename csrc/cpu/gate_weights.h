@@ -27,7 +27,7 @@ class GateWeights {
     hh_ = arena.take<F>(panels_.size(hidden_depth_));
     bias_ = arena.take<S>(Cell::kSums * panels_.blocks() * kLanes);
     const int64_t split = plan.by_units ? plan.team(p.directions) : 1;
-    far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) > kResident * split;
+    far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) > resident() * split;
   }
 
   // The sum of both biases for each sum of the panel's units.
@@ -62,7 +62,7 @@ class GateWeights {
   void multiply_input(int64_t panel, int n, RowsOf<const T> x, bool first, int64_t next,
                       S* sums) const {
     const int vectors = panels_.vectors(panel);
-    const Tile<S> tile{kZeroSums<S>, 0, sums, panels_.step(panel)};
+    const Tile<S> tile{nullptr, 0, sums, panels_.step(panel)};
     if (direct(panel)) {
       const DirectTerm<F> term = lying_input(panel, x);
       return direct_product(n, vectors, &term, 1, tile);
@@ -97,21 +97,23 @@ class GateWeights {
     };
     if constexpr (Cell::kInputSum == Cell::kHiddenSum) {
       if (fused_input_)
-        add(0, 2, {kZeroSums<S>, 0, sums, row});
+        add(0, 2, {nullptr, 0, sums, row});
       else
         add(1, 1, {projected.data, projected.stride, sums, row});
     } else {
+      // The input's part fills its sums, the others begin with zeros.
       S* const input_sums = sums + Cell::kInputSum * width;
       S* const hidden_sums = sums + Cell::kHiddenSum * width;
+      if (fused_input_) add(0, 1, {nullptr, 0, input_sums, row});
       for (int r = 0; r < n; ++r)
-        for (int v = 0; v < row; v += kLanes) V(S(0)).store(sums + r * row + v);
-      if (fused_input_)
-        add(0, 1, {input_sums, row, input_sums, row});
-      else
-        for (int r = 0; r < n; ++r)
-          for (int v = 0; v < vectors * kLanes; v += kLanes)
-            V::load(projected[r] + v).store(input_sums + r * row + v);
-      add(1, 1, {hidden_sums, row, hidden_sums, row});
+        for (int v = 0; v < row; v += kLanes) {
+          const int at = v - Cell::kInputSum * width;
+          if (at < 0 || at >= vectors * kLanes)
+            V(S(0)).store(sums + r * row + v);
+          else if (!fused_input_)
+            V::load(projected[r] + at).store(input_sums + r * row + at);
+        }
+      add(1, 1, {nullptr, 0, hidden_sums, row, true});
     }
   }
 

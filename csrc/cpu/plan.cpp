@@ -2,8 +2,20 @@
 
 #include <algorithm>
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 namespace rnnkern {
 namespace {
+
+int64_t second_level_cache() {
+  long bytes = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+  return bytes > 0 ? bytes : 1 << 20;
+}
 
 // Multiply-adds below which a second thread costs more than it brings (some 20 microseconds); with
 // few rows they wait for the weights, 20 GB/s a core from the last-level cache.
@@ -12,7 +24,13 @@ constexpr int64_t kFewRows = 16;
 
 }  // namespace
 
+int64_t resident() {
+  static const int64_t bytes = second_level_cache() / 2;
+  return bytes;
+}
+
 Plan make_plan(const PlanInput& in) {
+  const int64_t kept = resident();
   const int64_t I = in.input_size, H = in.hidden_size, G = in.gates, P = in.proj_size;
   const int64_t each_step = G * H * (P ? P : H) + P * H;  // weights that every step reads
   const double work =
@@ -28,40 +46,40 @@ Plan make_plan(const PlanInput& in) {
   // Rows need no barrier; units keep each core's slice of the weights in its own cache, and are
   // the only way to share few rows.
   const int64_t rows_each = in.batch / team;
-  plan.by_units = team > 1 && (rows_each < 3 || (recurrent > kResident && rows_each < 64));
+  plan.by_units = team > 1 && (rows_each < 3 || (recurrent > kept && rows_each < 64));
 
   const int64_t split = plan.by_units ? team : 1;
   const int64_t rows_here = plan.by_units ? in.batch : std::max<int64_t>(rows_each, 1);
   // A few rows over a few steps are one tile of the input's product, ahead of them.
   plan.fused_input = (in.steps <= 3 && in.batch >= in.steps) || I <= 4 ||
-                     (rows_here >= 6 && weights / split <= kResident);
+                     (rows_here >= 6 && weights / split <= kept);
   // Forward, weights as they lie are read once per tile of rows, of the input once per tile of
   // steps and rows where its product comes ahead. Packing costs some such readings: the more, the
   // farther away the packed copy stands. Backward, they cost nothing but cache misses on every
   // further tile.
   const int64_t tiles = in.steps * ((rows_here + 3) / 4);
   const int64_t input_tiles = plan.fused_input ? tiles : (in.steps * rows_here + 3) / 4;
-  const int64_t readings = weights <= kResident * split ? 2 : weights < (4 << 20) * split ? 4 : 6;
+  const int64_t readings = weights <= kept * split ? 2 : weights < (4 << 20) * split ? 4 : 6;
   plan.direct = in.backward
                     ? in.rows <= 16
                     : tiles * recurrent + input_tiles * (weights - recurrent) <= readings * weights;
   // Rows are taken in blocks by whoever is free: on a machine with other work, threads differ.
   constexpr int64_t kRowBlock = 24;
-  const int64_t turns = recurrent > kResident / 4 ? 1 : in.batch / (kRowBlock * team) + 1;
+  const int64_t turns = recurrent > kept / 4 ? 1 : in.batch / (kRowBlock * team) + 1;
   plan.row_block = plan.by_units ? in.batch : (in.batch + turns * team - 1) / (turns * team);
   const int64_t block = std::min(plan.row_block, rows_here);
   const int64_t row_bytes = std::max<int64_t>(G * H / split * in.element_size, 1);
   // A chunk stays in the cache beside resident weights; others are read again for each chunk, which
   // then has rows enough to repay it.
   const int64_t chunk_rows =
-      std::max((256 << 10) / row_bytes, recurrent / split > kResident ? int64_t(128) : int64_t(1));
+      std::max((256 << 10) / row_bytes, recurrent / split > kept ? int64_t(128) : int64_t(1));
   plan.input_chunk = std::clamp<int64_t>(chunk_rows / std::max<int64_t>(block, 1), 1, in.steps);
   // Enough rows for the weight gradients to be a deep product; twice as many where they come from
   // memory each time.
   // A power of two splits evenly. Each block costs a gradient of all weights.
   constexpr int64_t kLeastRows = 60, kGradients = 4 << 20;
   int64_t blocks = 1;
-  if (weights <= kResident)
+  if (weights <= kept)
     while (blocks < Plan::kMaxBlocks && in.batch >= 2 * blocks * kLeastRows &&
            2 * blocks * weights <= kGradients)
       blocks *= 2;

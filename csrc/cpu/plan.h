@@ -5,8 +5,9 @@
 
 namespace rnnkern {
 
-// Bytes of packed weights that one core's second-level cache can keep while rows stream through.
-constexpr int64_t kResident = 640 << 10;
+// Bytes of packed weights that one core's second-level cache can keep while rows stream through:
+// half of it.
+int64_t resident();
 
 struct Plan {
   int threads;

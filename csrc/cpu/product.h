@@ -64,17 +64,18 @@ struct Term {
   const F* after = nullptr;   // what to fetch there at the end: the first block of what comes next
 };
 
-// A row of vectors in memory per tile row. init may have stride 0 or equal out; without one, out is
-// added to.
+// A row of vectors in memory per tile row. Sums begin with init, which may equal out, or with
+// zeros if it is null, and with `add` they are added to out.
 template <class T>
 struct Tile {
   const T* init;
   int64_t init_row;
   T* out;
   int64_t out_row;
+  bool add = false;
 };
 
-// What a sum begins with that nothing is added to: init with stride 0.
+// What is added to sums that nothing is added to.
 template <class T>
 constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 
@@ -95,74 +96,145 @@ constexpr int kMostLines = 2;
 // per vector for rows times vectors multiply-adds.
 constexpr int tile_rows(int vectors) { return kTileSums / (vectors > 1 ? vectors : 2); }
 
-// out = init + the sum of `count` terms, for the tile_rows from `first` on. With `add`, out += it.
-template <class F, int kRows, int kVectors, int kFetch>
-__attribute__((noinline)) void tile_product(const Term<F>* terms, int count, int64_t first,
-                                            Tile<Sum<F>> tile, bool add, const Ahead<F>& ahead) {
+// How many k a turn of the tile's loop takes: with few registers there is much else in a turn, but
+// for one row, which waits for its sums.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int turn(int rows) { return rows > 1 ? 4 : 1; }
+#else
+constexpr int turn(int) { return 1; }
+#endif
+
+// Whether left operands stand in rows or in columns, and whether sums begin with init or zeros.
+struct RowsFromZero {
+  static constexpr bool kByRows = true, kInit = false;
+};
+struct RowsFromInit {
+  static constexpr bool kByRows = true, kInit = true;
+};
+struct ColumnsFromZero {
+  static constexpr bool kByRows = false, kInit = false;
+};
+
+// The sum of `count` terms, for `tiles` tiles of kRows rows from `first` on. Several tiles to a
+// call, as a call costs as much as ten k.
+template <class F, class Kind, int kRows, int kVectors, int kFetch>
+__attribute__((noinline)) void tile_products(const Term<F>* terms, int count, int64_t first,
+                                             int tiles, const Tile<Sum<F>>& tile,
+                                             const Ahead<F>& ahead) {
   using T = Sum<F>;
   using V = Vec<T>;
-  typename V::Raw sum[kRows][kVectors];
-  const T* init = tile.init + first * tile.init_row;
+  constexpr bool kByRows = Kind::kByRows, kInit = Kind::kInit;
+  constexpr int kTurn = turn(kRows);
+  T* out = tile.out + first * tile.out_row;
+  const T* init = kInit ? tile.init + first * tile.init_row : nullptr;
+  const T* base = tile.add ? out : kZeroSums<T>;  // no branch, which would cost more
+  const int64_t base_row = tile.add ? tile.out_row : 0;
+  const F* from = ahead.from;
+  for (; tiles > 0; --tiles, first += kRows) {
+    typename V::Raw sum[kRows][kVectors];
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r, init += tile.init_row)
+    for (int r = 0; r < kRows; ++r, init += kInit ? tile.init_row : 0)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      sum[r][v] = add ? typename V::Raw{} : V::load(init + v * V::kLanes).v;
+      for (int v = 0; v < kVectors; ++v)
+        sum[r][v] = kInit ? V::load(init + v * V::kLanes).v : typename V::Raw{};
 
-  const F* fetch = ahead.from;
-  for (const Term<F>* term = terms; term < terms + count; ++term) {
-    const F* b = term->b;
-    const int64_t panel_step = term->panel_step, depth = term->depth;
-    const auto multiply = [&](auto a) __attribute__((always_inline)) {
-      typename Vec<F>::Raw bv[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) bv[v] = Vec<F>::load(b + v * V::kLanes).v;
+    const F* fetch = from;
+    from += ahead.tile_step;
+    for (const Term<F>* term = terms; term < terms + count; ++term) {
+      const F* b = term->b;
+      const int64_t panel_step = term->panel_step;
+      const auto multiply = [&](auto a) __attribute__((always_inline)) {
+        // The fewer operands wait in registers for the others, which come one by one.
+        typename Vec<F>::Raw av[kRows], bv[kVectors];
+        if constexpr (kRows <= kVectors) {
 #pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        const typename Vec<F>::Raw av = Vec<F>(a(r)).v;
+          for (int r = 0; r < kRows; ++r) av[r] = Vec<F>(a(r)).v;
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) add_product<F>(sum[r][v], av, bv[v]);
-      }
-      b += panel_step;
+          for (int v = 0; v < kVectors; ++v) {
+            bv[v] = Vec<F>::load(b + v * V::kLanes).v;
+#pragma GCC unroll 12
+            for (int r = 0; r < kRows; ++r)
+              if constexpr (kRows == 1 && std::is_same_v<F, T>)
+                sum[r][v] += av[r] * bv[v];  // straight from memory
+              else
+                add_product<F>(sum[r][v], av[r], bv[v]);
+          }
+        } else {
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) bv[v] = Vec<F>::load(b + v * V::kLanes).v;
+#pragma GCC unroll 12
+          for (int r = 0; r < kRows; ++r) {
+            av[r] = Vec<F>(a(r)).v;
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) add_product<F>(sum[r][v], av[r], bv[v]);
+          }
+        }
+        b += panel_step;
+        asm("" : "+r"(b));  // one pointer, where the compiler would keep one for each k of a turn
 #pragma GCC unroll 2
-      for (int i = 0; i < kFetch; ++i) __builtin_prefetch(fetch + i * kLine<F>, 0, 2);
-      if (kFetch) fetch += ahead.step;
-    };
-    const F* a = term->a + first * term->row;
-    if (term->col == 1) {
-      // A pointer for four rows: there are not registers enough for one each.
-      const int64_t row = term->row, row3 = 3 * row;
-      const F* fours[(kRows + 3) / 4];
+        for (int i = 0; i < kFetch; ++i) __builtin_prefetch(fetch + i * kLine<F>, 0, 2);
+        if (kFetch) fetch += ahead.step;
+      };
+      // Left operands that stand in rows have a pointer for four of them: there are not registers
+      // enough for one each. In columns they follow each other.
+      constexpr int kPointers = kByRows ? (kRows + 3) / 4 : 1;
+      const int64_t row = term->row, row3 = 3 * row, col = term->col;
+      // The first turn may be shorter: it is entered on the way.
+      const uint64_t depth = term->depth;
+      uint64_t turns = (depth + kTurn - 1) / kTurn;
+      const int64_t skipped = turns * kTurn - depth;
+      if (!turns) continue;
+      const F* a[kPointers];
 #pragma GCC unroll 3
-      for (int i = 0; i < (kRows + 3) / 4; ++i) fours[i] = a + 4 * i * row;
-      for (int64_t k = 0; k < depth; ++k) {
+      for (int i = 0; i < kPointers; ++i)
+        a[i] = term->a + (first + 4 * i) * row - (kByRows ? skipped : 0);
+      const auto advance = [&](int64_t step) __attribute__((always_inline)) {
+#pragma GCC unroll 3
+        for (int i = 0; i < kPointers; ++i) {
+          const F* next = a[i] + step;
+          asm("" : "+r"(next));
+          a[i] = next;
+        }
+      };
+      const auto multiply_at = [&](int k) __attribute__((always_inline)) {
         multiply([&](int r) __attribute__((always_inline)) {
-          const F* four = fours[r / 4];
+          if (!kByRows) return a[0][r];
+          const F* four = a[r / 4] + k;
           return r % 4 == 3 ? four[row3] : four[r % 4 * row];
         });
-#pragma GCC unroll 3
-        for (int i = 0; i < (kRows + 3) / 4; ++i) ++fours[i];
+        if (!kByRows) advance(col);
+      };
+      if constexpr (kTurn == 4) {
+        switch (skipped) {
+          do {
+            case 0: multiply_at(0); [[fallthrough]];
+            case 1: multiply_at(1); [[fallthrough]];
+            case 2: multiply_at(2); [[fallthrough]];
+            case 3:
+              multiply_at(3);
+              if (kByRows) advance(kTurn);
+          } while (--turns > 0);
+        }
+      } else {
+        do {
+          multiply_at(0);
+          if (kByRows) advance(1);
+        } while (--turns > 0);
       }
-    } else {
-      for (int64_t k = 0; k < depth; ++k, a += term->col)
-        multiply([&](int r) __attribute__((always_inline)) { return a[r]; });
     }
-  }
 
-  T* out = tile.out + first * tile.out_row;
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r, out += tile.out_row)
+    for (int r = 0; r < kRows; ++r, base += base_row, out += tile.out_row)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      T* const to = out + v * V::kLanes;
-      if (add) sum[r][v] += V::load(to).v;
-      V(sum[r][v]).store(to);
-    }
+      for (int v = 0; v < kVectors; ++v)
+        V(kInit ? sum[r][v] : V::load(base + v * V::kLanes).v + sum[r][v])
+            .store(out + v * V::kLanes);
+  }
 }
 
 template <class F, int kMost>
 struct TileTable {
-  void (*of_rows[1 + kMostLines][kMost])(const Term<F>*, int, int64_t, Tile<Sum<F>>, bool,
+  void (*of_rows[1 + kMostLines][kMost])(const Term<F>*, int, int64_t, int, const Tile<Sum<F>>&,
                                          const Ahead<F>&);
 };
 
@@ -216,41 +288,66 @@ RNNKERN_INLINE Ahead<F> after_block(const Term<F>& term, int rows, int vectors, 
 }
 
 // The tiles of one block of the depth for a group of rows.
-template <class F, int kVectors>
-void block_product(int rows, const Term<F>* terms, int count, const Tile<Sum<F>>& tile, bool add,
+template <class F, class Kind, int kVectors>
+void block_product(int rows, const Term<F>* terms, int count, const Tile<Sum<F>>& tile,
                    Ahead<F> ahead) {
   constexpr int kMost = tile_rows(kVectors);
   static constexpr auto table = []<int... n>(std::integer_sequence<int, n...>) {
-    return TileTable<F, kMost>{{{tile_product<F, n + 1, kVectors, 0>...},
-                                {tile_product<F, n + 1, kVectors, 1>...},
-                                {tile_product<F, n + 1, kVectors, 2>...}}};
+    return TileTable<F, kMost>{{{tile_products<F, Kind, n + 1, kVectors, 0>...},
+                                {tile_products<F, Kind, n + 1, kVectors, 1>...},
+                                {tile_products<F, Kind, n + 1, kVectors, 2>...}}};
   }(std::make_integer_sequence<int, kMost>());
-  for_parts<kMost>(rows, [&](int64_t r, int n) {
-    table.of_rows[ahead.tiles-- > 0 ? ahead.lines : 0][n - 1](terms, count, r, tile, add, ahead);
-    ahead.from += ahead.tile_step;
-  });
+  // Tiles of nearly equal height: some, and some that are a row less high.
+  const int tiles = (rows + kMost - 1) / kMost;
+  const int height = tiles == 1 ? rows : (rows + tiles - 1) / tiles;
+  const int high = rows - tiles * (height - 1);
+  int64_t first = 0;
+  const auto run = [&](int height, int tiles) {
+    while (tiles > 0) {
+      const int n = ahead.tiles > 0 ? least(tiles, ahead.tiles) : tiles;
+      table.of_rows[ahead.tiles > 0 ? ahead.lines : 0][height - 1](terms, count, first, n, tile,
+                                                                   ahead);
+      first += n * height, tiles -= n;
+      ahead.tiles -= n, ahead.from += n * ahead.tile_step;
+    }
+  };
+  run(height, high);
+  run(height - 1, tiles - high);
 }
 
 // The sum of up to kMaxTerms terms for a group of rows, and 1 to kTileVectors vectors: block by
-// block of their depth, tile by tile. Terms of one block each go through the tiles together.
+// block of their depth, tile by tile. Terms of one block each go through the tiles together. Left
+// operands in columns come as one term, without init.
 template <class F>
 void product(int rows, int vectors, const Term<F>* terms, int count, Tile<Sum<F>> tile) {
-  using BlockProduct = void (*)(int, const Term<F>*, int, const Tile<Sum<F>>&, bool, Ahead<F>);
-  static constexpr BlockProduct of_vectors[kTileVectors] = {
-      block_product<F, 1>, block_product<F, 2>, block_product<F, 3>, block_product<F, 4>};
-  const BlockProduct multiply = of_vectors[vectors - 1];
+  const auto multiply = [&](const Term<F>* blocks, int n, const Ahead<F>& ahead) {
+    const auto of_kind = [&]<class Kind>(Kind) {
+      using BlockProduct = void (*)(int, const Term<F>*, int, const Tile<Sum<F>>&, Ahead<F>);
+      static constexpr BlockProduct of_vectors[kTileVectors] = {
+          block_product<F, Kind, 1>, block_product<F, Kind, 2>, block_product<F, Kind, 3>,
+          block_product<F, Kind, 4>};
+      of_vectors[vectors - 1](rows, blocks, n, tile, ahead);
+    };
+    if (blocks[0].col != 1)
+      of_kind(ColumnsFromZero());
+    else if (tile.init)
+      of_kind(RowsFromInit());
+    else
+      of_kind(RowsFromZero());
+  };
   for (int i = 0; i < count;) {
     Term<F> blocks[kMaxTerms];
     int n = 0;
     do blocks[n++] = block_of(terms[i], 0);
     while (terms[i++].depth <= kSumBlock && i < count);
     const Term<F>& last = terms[i - 1];
-    multiply(rows, blocks, n, tile, !tile.init, after_block(last, rows, vectors, 0));
-    tile.init = tile.out, tile.init_row = tile.out_row;
+    multiply(blocks, n, after_block(last, rows, vectors, 0));
+    tile.init = nullptr, tile.add = true;
     for (int64_t k = kSumBlock; k < last.depth; k += kSumBlock) {
-      blocks[0] = block_of(last, k);
-      multiply(rows, blocks, 1, tile, true, after_block(last, rows, vectors, k));
+      const Term<F> block = block_of(last, k);
+      multiply(&block, 1, after_block(last, rows, vectors, k));
     }
+    tile.init = tile.out, tile.init_row = tile.out_row, tile.add = false;
   }
 }
 

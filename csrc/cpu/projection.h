@@ -66,7 +66,7 @@ class ForwardProjection {
       Term<T> packed{nullptr, depth_, 1, depth_, packed_ + panels_.before(panel) * depth_, width};
       for_row_groups(b1 - b0, [&](int64_t r, int n) {
         alignas(64) T tile[kGroupRows * kTileVectors * kLanes];
-        const Tile<T> out{kZeroSums<T>, 0, tile, width};
+        const Tile<T> out{nullptr, 0, tile, width};
         rows.a = packed.a = m(b0 + r).data;
         if (direct(panel))
           direct_product(n, vectors, &rows, 1, out);

@@ -166,7 +166,20 @@ struct Vec {
 template <class F>
 RNNKERN_INLINE void add_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>::Raw a,
                                 typename Vec<F>::Raw b) {
-  if constexpr (std::is_same_v<F, Sum<F>>) sum += a * b;
+  if constexpr (std::is_same_v<F, Sum<F>>) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // In place: of 16 registers the compiler would spend some on moving sums to and fro. It sees
+    // through arrays of sums only if they are not the operand itself.
+    auto s = sum;
+    if constexpr (sizeof(F) == 4)
+      asm("vfmadd231ps %2, %1, %0" : "+x"(s) : "x"(a), "x"(b));
+    else
+      asm("vfmadd231pd %2, %1, %0" : "+x"(s) : "x"(a), "x"(b));
+    sum = s;
+#else
+    sum += a * b;
+#endif
+  }
 #if defined(__AVX512BF16__)
   else
     sum = _mm512_dpbf16_ps(sum, __m512bh(a), __m512bh(b));
@@ -192,7 +205,15 @@ template <class T, int kCount>
 struct Abreast {
   Vec<T> v[kCount];
 
+  // Register by register: the compiler copies what it takes for a block of memory in pieces, which
+  // then stalls whoever reads a whole register of it.
   Abreast() = default;
+  RNNKERN_INLINE Abreast(const Abreast& other) { *this = other; }
+  RNNKERN_INLINE Abreast& operator=(const Abreast& other) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) v[i] = other.v[i];
+    return *this;
+  }
   template <class Scalar>
     requires std::is_arithmetic_v<Scalar>
   RNNKERN_INLINE explicit Abreast(Scalar s) {

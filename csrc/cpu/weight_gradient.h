@@ -86,7 +86,7 @@ class ThinGradient {
         if (chunk.first)
           for (int i = 0; i < n; ++i) std::memset(out + i * row_, 0, vectors * kLanes * sizeof(S));
         const Term<F> term{chunk.thin + c, 1, stride_, chunk.depth(), dsums, chunk.dsums.row};
-        product(n, vectors, &term, 1, Tile<S>{nullptr, 0, out, row_});
+        product(n, vectors, &term, 1, Tile<S>{nullptr, 0, out, row_, true});
       });
     }
   }
@@ -128,7 +128,7 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
   using S = Sum<T>;
   const int64_t H = chunk.hidden, columns = panels.units;
   const int64_t begin = chunk.team.begin(chunk.gates * H), end = chunk.team.end(chunk.gates * H);
-  const bool far = chunk.rows * chunk.gates * H * int64_t(sizeof(T)) > kResident;
+  const bool far = chunk.rows * chunk.gates * H * int64_t(sizeof(T)) > resident();
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     const int64_t first = panels.first_unit(panel), left = columns - first;
     if (ThinGradient<T>::is_thin(panels, panel)) {
@@ -149,7 +149,7 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
         const int64_t next = k + r + n;
         term.fetch = far;
         if (far && next < end) term.after = chunk.dsums.at(0, first_sum * H + next);
-        product(n, panels.vectors(panel), &term, 1, Tile<S>{kZeroSums<S>, 0, tile, width});
+        product(n, panels.vectors(panel), &term, 1, Tile<S>{nullptr, 0, tile, width});
         add_tile(tile, width, n, left, out + (k + r) * columns, columns, !chunk.first);
       });
     }
