@@ -129,9 +129,9 @@ class BackwardBlock {
     const int64_t H = p_.hidden_size;
     const auto load = [&](const S* given, int64_t width, RowsOf<S> carried) {
       for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
-        const S* from = given ? given + state_row(b) * width : nullptr;
-        for (int64_t u = 0; u < carried.stride; ++u)
-          carried[b][u] = from && u < width ? from[u] : 0;
+        const int64_t taken = given ? width : 0;
+        if (given) std::memcpy(carried[b], given + state_row(b) * width, taken * sizeof(S));
+        std::memset(carried[b] + taken, 0, (carried.stride - taken) * sizeof(S));
       }
     };
     load(p_.dh_n, p_.width(), dh_);

@@ -205,22 +205,25 @@ class ForwardDirection {
       V bias[Cell::kSums];
       for (int k = 0; k < Cell::kSums; ++k)
         bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
-      const S* sum = sums + w * kLanes;
-      int i = 0;
-      for (; i + kAbreast <= n; i += kAbreast, sum += kAbreast * Cell::kSums * width * kLanes)
-        apply_to<kAbreast>(rows, r + i, unit, sum, width * kLanes, bias);
-      for (; i < n; ++i, sum += Cell::kSums * width * kLanes)
-        apply_to<1>(rows, r + i, unit, sum, width * kLanes, bias);
+      const auto apply_to_rows = [&](int lanes) __attribute__((always_inline)) {
+        const S* sum = sums + w * kLanes;
+        int i = 0;
+        for (; i + kAbreast <= n; i += kAbreast, sum += kAbreast * Cell::kSums * width * kLanes)
+          apply_to<kAbreast>(rows, r + i, unit, lanes, sum, width * kLanes, bias);
+        for (; i < n; ++i, sum += Cell::kSums * width * kLanes)
+          apply_to<1>(rows, r + i, unit, lanes, sum, width * kLanes, bias);
+      };
+      const int64_t left = p_.hidden_size - unit;
+      left >= kLanes ? apply_to_rows(kLanes) : apply_to_rows(int(left));
     }
   }
 
   // The cell for a block of units of a few rows.
   static constexpr int kAbreast = 2;
   template <int kRows>
-  RNNKERN_INLINE void apply_to(const StateRows<T>& rows, int64_t r, int64_t unit, const S* sums,
-                               int sums_step, const V* bias) const {
+  RNNKERN_INLINE void apply_to(const StateRows<T>& rows, int64_t r, int64_t unit, int lanes,
+                               const S* sums, int sums_step, const V* bias) const {
     const int64_t H = p_.hidden_size;
-    const int lanes = int(least<int64_t>(H - unit, kLanes));
     Abreast<S, kRows> sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
