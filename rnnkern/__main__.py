@@ -33,7 +33,7 @@ def _lines() -> Iterator[tuple[str, str]]:
     yield "numpy", numpy.__version__
     yield "processor", platform.machine()
     yield "instruction set", f"{library['isa']} of {', '.join(library['available'])}"
-    yield "", "(RNNKERN_CPU=baseline|avx2|avx512|avx512_bf16 forces it down)"
+    yield "", "(RNNKERN_CPU forces a lower one; baseline_bf16 is an emulation for tests)"
     yield "threads", str(torch.get_num_threads())
     yield "autograd", _autograd()
     yield "CUDA", _cuda()

@@ -37,13 +37,10 @@ def test_threads(cell: str, threads: int) -> None:
 
 
 @st.composite
-def random_cases(draw: st.DrawFn) -> Case:
+def random_cases(draw: st.DrawFn, cells: tuple[str, ...], dtypes: tuple[torch.dtype, ...]) -> Case:
     size = st.integers(1, 8) | st.integers(1, 70)  # small ones as often: they are where tails are
     flag = st.booleans()
-    cell, dtypes, features = draw(st.sampled_from(CELLS)), [torch.float32, torch.float64], size
-    if cell != "RNN_RELU":  # in half precision its units are on and off at random (relu.py)
-        dtypes.append(torch.bfloat16)
-    dtype = draw(st.sampled_from(dtypes))
+    cell, dtype, features = draw(st.sampled_from(cells)), draw(st.sampled_from(dtypes)), size
     if dtype is torch.bfloat16:  # even, and so many that no rounding alone is the largest error
         features = st.integers(4, 35).map(lambda n: 2 * n)
     hidden = draw(features)
@@ -65,7 +62,14 @@ def random_cases(draw: st.DrawFn) -> Case:
 
 
 @pytest.mark.timeout(300)
-@settings(max_examples=200)
-@given(random_cases())
+@settings(max_examples=150)
+@given(random_cases(CELLS, (torch.float32, torch.float64)))
 def test_random(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.timeout(300)
+@settings(max_examples=60)
+@given(random_cases(CELLS[:3], (torch.bfloat16,)))  # ReLU's units are on and off at random: relu.py
+def test_random_bfloat16(case: Case) -> None:
     check(case)

@@ -9,6 +9,9 @@ namespace rnnkern {
 namespace baseline {
 extern const Engine engine;
 }
+namespace baseline_bf16 {
+extern const EngineOf<bfloat16> engine;
+}
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Engine engine;
@@ -23,26 +26,33 @@ extern const EngineOf<bfloat16> engine;
 
 namespace {
 
+Engine with_bf16(Engine engine, const char* name, const EngineOf<bfloat16>& bf16) {
+  engine.name = name;
+  engine.bf16 = bf16;
+  return engine;
+}
+
 struct Levels {
-  const Engine* engines[4];
+  const Engine* engines[5];
   int count = 0;
-  Engine with_bf16;
   const Engine* chosen;
 
   Levels() {
+    // First, so that it is nobody's highest: it emulates the instruction, for tests.
+    static const Engine emulated =
+        with_bf16(baseline::engine, "baseline_bf16", baseline_bf16::engine);
+    engines[count++] = &emulated;
     engines[count++] = &baseline::engine;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       engines[count++] = &avx2::engine;
-    if (count == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    if (count == 3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       engines[count++] = &avx512::engine;
-    if (count == 3 && __builtin_cpu_supports("avx512bf16")) {
-      with_bf16 = avx512::engine;
-      with_bf16.name = "avx512_bf16";
-      with_bf16.bf16 = avx512_bf16::engine;
-      engines[count++] = &with_bf16;
+    if (count == 4 && __builtin_cpu_supports("avx512bf16")) {
+      static const Engine native = with_bf16(avx512::engine, "avx512_bf16", avx512_bf16::engine);
+      engines[count++] = &native;
     }
 #endif
     chosen = engines[count - 1];

@@ -1,5 +1,5 @@
-// The engine for one instruction set, RNNKERN_ISA. Compiled once for each; where it is that for
-// bfloat16, which adds nothing to other types, for those alone.
+// The engine for one instruction set, RNNKERN_ISA. Compiled once for each; where RNNKERN_BF16 says
+// that it is for bfloat16 as it is, for that alone: such a level adds nothing to other types.
 #include "engine.h"
 
 #include "backward.h"
@@ -18,7 +18,7 @@ void backward(const Backward<T>& p, const Plan& plan, const ParallelFor& paralle
   visit_cell(p.cell, [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
-#if !defined(__AVX512BF16__)
+#if !defined(RNNKERN_BF16)
 template <class T>
 void math(MathFunction function, const T* in, T* out, int64_t count) {
   using V = Vec<T>;
@@ -51,7 +51,7 @@ double burn(int64_t iterations) {
 
 }  // namespace
 
-#if defined(__AVX512BF16__)
+#if defined(RNNKERN_BF16)
 extern const EngineOf<bfloat16> engine;
 const EngineOf<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
 #else

@@ -20,7 +20,7 @@ struct Engine {
   int vector_bytes;
   EngineOf<float> f32;
   EngineOf<double> f64;
-  EngineOf<bfloat16> bf16;  // null where the processor does not multiply them
+  EngineOf<bfloat16> bf16;  // null at the levels that do not multiply them as they are
   // Runs fused multiply-adds on registers alone; returns the floating-point operations done.
   double (*burn)(int64_t iterations);
 

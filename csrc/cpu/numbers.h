@@ -53,6 +53,13 @@ inline __attribute__((always_inline)) Sum<T> value(T x) {
     return x;
 }
 
+// The nearest bfloat16, the even one of two as near; a NaN stays one, and is quiet.
+inline __attribute__((always_inline)) bfloat16 nearest(float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  if (x != x) return {uint16_t(bits >> 16 | 0x40)};
+  return {uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+
 template <class T>
 constexpr T one() {
   if constexpr (sizeof(T) == 2)

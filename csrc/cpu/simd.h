@@ -57,13 +57,18 @@ struct RawTypes<BfloatPair> {
   typedef int32_t Bits __attribute__((vector_size(kBytes)));
 };
 
+// The bits of n bfloat16, each in a lane of 32, and zeros.
+RNNKERN_INLINE RawTypes<BfloatPair>::Raw wide_bits(const bfloat16* p, int n) {
 #if defined(__AVX512BF16__)
-// The bits of n bfloat16, each in a lane of 32.
-RNNKERN_INLINE __m512i wide_bits(const bfloat16* p, int n) {
-  return _mm512_cvtepu16_epi32(n == 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
-                                       : _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
-}
+  return RawTypes<BfloatPair>::Raw(
+      _mm512_cvtepu16_epi32(n == 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                    : _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p)));
+#else
+  RawTypes<BfloatPair>::Raw bits{};
+  for (int l = 0; l < n; ++l) bits[l] = p[l].bits;
+  return bits;
 #endif
+}
 
 template <class T>
 struct Vec {
@@ -137,19 +142,19 @@ struct Vec {
   }
 #endif
 
-#if defined(__AVX512BF16__)
   // Of bfloat16, and rounded to it.
-  RNNKERN_INLINE static Vec load(const bfloat16* p, int n) {
-    return Raw(_mm512_slli_epi32(wide_bits(p, n), 16));
-  }
+  RNNKERN_INLINE static Vec load(const bfloat16* p, int n) { return Raw(wide_bits(p, n) << 16); }
   RNNKERN_INLINE void store(bfloat16* p, int n) const {
+#if defined(__AVX512BF16__)
     const __m256i bits = __m256i(_mm512_cvtneps_pbh(v));
     if (n == kLanes)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
     else
       _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), bits);
-  }
+#else
+    for (int l = 0; l < n; ++l) p[l] = nearest(v[l]);
 #endif
+  }
 
   friend RNNKERN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   friend RNNKERN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
@@ -179,21 +184,23 @@ RNNKERN_INLINE void add_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>:
 #else
     sum += a * b;
 #endif
-  }
+  } else {
 #if defined(__AVX512BF16__)
-  else
     sum = _mm512_dpbf16_ps(sum, __m512bh(a), __m512bh(b));
+#else
+    using Floats = Vec<float>::Raw;
+    sum += Floats(a & ~0xFFFF) * Floats(b & ~0xFFFF);  // the second of each pair
+    sum += Floats(a << 16) * Floats(b << 16);
 #endif
+  }
 }
 
 // The first n lanes of a row and of the one after it, as pairs of a column; or with zeros.
-#if defined(__AVX512BF16__)
 RNNKERN_INLINE Vec<BfloatPair> zip_rows(const bfloat16* row, const bfloat16* next, int n) {
-  __m512i pairs = wide_bits(row, n);
-  if (next) pairs = _mm512_or_si512(pairs, _mm512_slli_epi32(wide_bits(next, n), 16));
-  return Vec<BfloatPair>::Raw(pairs);
+  RawTypes<BfloatPair>::Raw pairs = wide_bits(row, n);
+  if (next) pairs |= wide_bits(next, n) << 16;
+  return pairs;
 }
-#endif
 template <class T>
 RNNKERN_INLINE Vec<T> zip_rows(const T* row, const T*, int n) {
   return Vec<T>::load(row, n);

@@ -9,9 +9,10 @@ cases=${1:-100}
 common="-std=c++20 -O1 -g -w"
 declare -A levels=(
   [baseline]=""
+  [baseline_bf16]="-DRNNKERN_BF16"
   [avx2]="-mavx2 -mfma"
   [avx512]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512"
-  [avx512_bf16]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512 -mavx512bf16"
+  [avx512_bf16]="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512 -mavx512bf16 -DRNNKERN_BF16"
 )
 for sanitizer in address,undefined thread; do
   flags="$common -fsanitize=$sanitizer -fno-sanitize-recover=all"
