@@ -91,13 +91,24 @@ def outcome(
             return None
 
 
+def onednn_has_bfloat16() -> bool:
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
     ("name", "extra"), [*((n, {}) for n in LAYERS + CELLS), ("LSTM", {"proj_size": 2})]
 )
 def test_autocast_dtypes(name: str, extra: dict[str, int], packed: bool) -> None:
-    """bfloat16 autocast gives the dtypes that torch.nn gives, irregular as they are."""
+    """bfloat16 autocast gives the dtypes that torch.nn gives, irregular as they are.
+
+    Its LSTM on padded input is oneDNN's, which turns all but float64 to bfloat16. On a CPU whose
+    oneDNN has no bfloat16, torch.nn refuses some of these calls and takes its other path, with
+    other dtypes, for the rest; ours are the same on every CPU.
+    """
     cell = name in CELLS
+    elsewhere = name == "LSTM" and not (extra or packed or onednn_has_bfloat16())
     if cell and packed:
         pytest.skip("cells take no packed sequences")
     kinds = (torch.float32, torch.bfloat16, torch.float64)
@@ -112,6 +123,8 @@ def test_autocast_dtypes(name: str, extra: dict[str, int], packed: bool) -> None
                     hx = (hx[0][..., :2], hx[1])
                 args = (pack(x, [5, 3]) if packed else x, hx)
                 theirs, ours = (outcome(m, args, torch.bfloat16) for m in pair)
+                if elsewhere and torch.float64 not in (weight, kind, hidden):
+                    theirs = [torch.bfloat16] * 3
                 assert ours == theirs, (weight, kind, hidden)
 
 
