@@ -1,5 +1,6 @@
 """Properties of the fused kernels themselves, over sizes, strides, threads and instruction sets."""
 
+import copy
 import json
 import os
 import subprocess
@@ -151,6 +152,35 @@ def test_not_finite(cell: str, P: int, value: float, dtype: torch.dtype) -> None
     assert torch.equal(ours[:2], clean[:2])
     if value != value:
         assert ours[2, 3].isnan().any()
+
+
+def test_rounding_to_bfloat16() -> None:
+    """To the nearest, of two as near to the even one: 1 to 2 in steps of 1/256 of the spacing."""
+    exact = 1 + torch.arange(2**15) / 2**15
+    upper = exact.to(HALF)
+    x = torch.stack([upper, (exact - upper.float()).to(HALF)], -1)
+    layer = rnnkern.RNN(2, 2, nonlinearity="relu", bias=False, dtype=HALF)
+    torch.nn.init.ones_(layer.weight_ih_l0)
+    with torch.no_grad():
+        assert torch.equal(layer(x[None])[0][0], upper[:, None].expand(-1, 2))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_states_of_bfloat16(name: str) -> None:
+    """They are carried on in float32: each step adds less than bfloat16 can tell."""
+    layer = getattr(rnnkern, name)(2, 2, dtype=HALF)
+    with torch.no_grad():
+        for p in layer.parameters():
+            torch.nn.init.zeros_(p)
+        first, keep, new = layer.bias_ih_l0.view(-1, 2)[:3]
+        first.fill_(-7 if name == "LSTM" else 0)  # the input gate, or the reset gate
+        keep.fill_(7)
+        new.fill_(1)
+        x = torch.zeros(1000, 3, 2)
+        wide = copy.deepcopy(layer).double()
+        torch.testing.assert_close(
+            layer(x.to(HALF))[0].double(), wide(x.double())[0], rtol=torch.finfo(HALF).eps, atol=0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)

@@ -15,13 +15,14 @@ def test_table(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_accuracy(cell: str) -> None:
+def test_accuracy(cell: str, dtype: torch.dtype) -> None:
     """Over all results of the table, the error is at most 1.5 times torch.nn's, with no floor: the
     geometric mean of the ratio of root mean square errors."""
     ratios = []
     for case in TABLE:
-        if case.cell == cell and case.dtype is torch.float32:
+        if case.cell == cell and case.dtype is dtype:
             for mine, other in judge(case).errors().values():
                 if other.any():
                     ratios.append((mine.square().mean() / other.square().mean()).sqrt().item())
