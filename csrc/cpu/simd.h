@@ -173,7 +173,7 @@ RNNKERN_INLINE void add_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>:
                                 typename Vec<F>::Raw b) {
   if constexpr (std::is_same_v<F, Sum<F>>) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    // In place: of 16 registers the compiler would spend some on moving sums to and fro. It sees
+    // In place: of 16 registers the compiler would spend some on shuffling sums around. It sees
     // through arrays of sums only if they are not the operand itself.
     auto s = sum;
     if constexpr (sizeof(F) == 4)
