@@ -29,6 +29,7 @@ class BackwardBlock {
   static constexpr bool kHasC = Cell::kStates > 1;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   static constexpr bool kSameSums = Cell::kInputSum == Cell::kHiddenSum;
+  static constexpr bool kByColumns = kMatrixRegisters && kTerms<T> > 1;
   static_assert(Cell::kGates <= kMaxTerms);
 
  public:
@@ -39,7 +40,11 @@ class BackwardBlock {
 
   // Elements of a thread's buffer for a panel of x or h and for thin columns.
   static int64_t buffer_size(const Backward<T>& p, const Plan& plan) {
-    return chunk_rows(p, plan) * (kPanel + ThinGradient<T>::kMostColumns) + 16;
+    return (chunk_rows(p, plan) + kTerms<T> * 16) * (kPanel + ThinGradient<T>::kMostColumns) + 16;
+  }
+
+  static int64_t most_pairs(const Backward<T>& p, const Plan& plan) {
+    return whole_blocks(chunk_rows(p, plan) / kTerms<T> + 1);
   }
 
   // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
@@ -61,13 +66,16 @@ class BackwardBlock {
         dsums_(take_sums(p, plan, chunk_rows(p, plan), Cell::kSums * p.hidden_size / kTerms<T>,
                          scratch)),
         by_rows_(kTerms<T> == 1 ? dsums_
-                                : take_sums(p, plan, chunk_rows(p, plan) / kTerms<T> + 1,
+                                : take_sums(p, plan, most_pairs(p, plan),
                                             Cell::kSums * p.hidden_size, scratch)),
+        by_columns_{nullptr, odd_lines<F>(most_pairs(p, plan))},
         dh_{nullptr, odd_lines<S>(hh_.panels.row())},
         dc_{nullptr, units_.row()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
         thin_(thin_columns(p, true, kSameSums), Cell::kGates, p.hidden_size, scratch),
         thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch) {
+    if (kByColumns)
+      by_columns_.data = scratch.take<F>(Cell::kSums * p.hidden_size * by_columns_.stride);
     dh_.data = scratch.take<S>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.take<S>(seq_.batch * dc_.stride);
   }
@@ -262,12 +270,25 @@ class BackwardBlock {
   // The chunk's dsums once more, as pairs of two rows, which the weight gradients add up over.
   void pair_rows(int64_t rows, Team team) {
     const int64_t sums = Cell::kSums * p_.hidden_size, pairs = (rows + 1) / 2;
-    for (int64_t k = team.begin(pairs); k < team.end(pairs); ++k)
-      for (int64_t c = 0; c < sums; c += kLanes)
-        zip_rows(sums_at(dsums_, 2 * k, c),
-                 2 * k + 1 < rows ? sums_at(dsums_, 2 * k + 1, c) : nullptr,
-                 int(least<int64_t>(sums - c, kLanes)))
-            .store(by_rows_.at(k, c), int(least<int64_t>(sums - c, kLanes)));
+    const int64_t end = kByColumns ? whole_blocks(pairs) : pairs;
+    for (int64_t k = team.begin(end); k < team.end(end); ++k)
+      for (int64_t c = 0; c < sums; c += kLanes) {
+        const int lanes = int(least<int64_t>(sums - c, kLanes));
+        const T* const row = k < pairs ? sums_at(dsums_, 2 * k, c) : nullptr;
+        const T* const next = 2 * k + 1 < rows ? sums_at(dsums_, 2 * k + 1, c) : nullptr;
+        (row ? zip_rows(row, next, lanes) : Vec<F>(typename Vec<F>::Raw{}))
+            .store(by_rows_.at(k, c), lanes);
+      }
+    team.sync();
+    if (!kByColumns) return;
+    const int64_t width = by_rows_.in_blocks() ? kSumBlock : sums;
+    for (int64_t k = 0; k < end; k += kLanes)
+      for (int64_t c = 0; c < sums; c += width)
+        if (const int64_t begin = greatest(c, team.begin(sums)),
+            stop = least(c + width, team.end(sums));
+            begin < stop)
+          pack_transposed(by_rows_.at(k, begin), by_rows_.row, int(least<int64_t>(end - k, kLanes)),
+                          stop - begin, by_columns_[begin] + k, by_columns_.stride, false);
     team.sync();
   }
 
@@ -303,7 +324,8 @@ class BackwardBlock {
             end == seq_.steps,
             team,
             reinterpret_cast<F*>(buffer_),
-            reinterpret_cast<F*>(buffer_ + chunk_rows(p_, plan_) * kPanel)};
+            reinterpret_cast<F*>(buffer_ + (chunk_rows(p_, plan_) + kTerms<T> * 16) * kPanel),
+            {by_columns_.data, by_columns_.stride}};
   }
 
   // dx = dsums W_ih for the chunk, its rows split over the team.
@@ -365,6 +387,7 @@ class BackwardBlock {
   const Panels<F> units_;
   const Blocked<F> dsums_;    // (chunk rows, kSums H)
   const Blocked<F> by_rows_;  // the same, or pairs of two rows: (chunk rows / 2, kSums H)
+  RowsOf<F> by_columns_;      // these, for matrix registers: (kSums H, chunk rows / 2)
   RowsOf<S> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
   Projection projection_;
   ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ

@@ -2,6 +2,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "engine.h"
 
 namespace rnnkern {
@@ -22,6 +27,9 @@ extern const Engine engine;
 namespace avx512_bf16 {
 extern const EngineOf<bfloat16> engine;
 }
+namespace avx512_amx {
+extern const EngineOf<bfloat16> engine;
+}
 #endif
 
 namespace {
@@ -32,8 +40,20 @@ Engine with_bf16(Engine engine, const char* name, const EngineOf<bfloat16>& bf16
   return engine;
 }
 
+#if defined(__x86_64__)
+// Matrix registers make the state of a thread so large that Linux wants to be asked for them.
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 struct Levels {
-  const Engine* engines[5];
+  const Engine* engines[6];
   int count = 0;
   const Engine* chosen;
 
@@ -53,6 +73,11 @@ struct Levels {
     if (count == 4 && __builtin_cpu_supports("avx512bf16")) {
       static const Engine native = with_bf16(avx512::engine, "avx512_bf16", avx512_bf16::engine);
       engines[count++] = &native;
+    }
+    if (count == 5 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+        may_use_amx()) {
+      static const Engine matrices = with_bf16(avx512::engine, "avx512_amx", avx512_amx::engine);
+      engines[count++] = &matrices;
     }
 #endif
     chosen = engines[count - 1];

@@ -3,7 +3,7 @@
 #pragma once
 #include <utility>
 
-#include "product.h"
+#include "matrix_product.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -158,14 +158,17 @@ RNNKERN_INLINE void take_rows(RowOf& row_of, int64_t k, int64_t rows, int64_t fi
   }
 }
 
-// The panel of a matrix whose rows are contiguous in memory, row_of(k), asked for in turn.
+// The panel of a matrix whose rows are contiguous in memory, row_of(k), asked for in turn; and
+// zeros, until it is `depth` factors deep.
 template <class T, class RowOf>
 RNNKERN_INLINE void pack_rows(const Panels<Factor<T>>& panels, int64_t panel, int64_t rows,
-                              RowOf row_of, Factor<T>* out) {
+                              RowOf row_of, int64_t depth, Factor<T>* out) {
   const int64_t first = panels.first_unit(panel), step = panels.step(panel);
   const int64_t columns = least(step, panels.units - first);
+  const Factor<T>* const end = out + depth * step;
   for (int64_t k = 0; k < rows; k += kTerms<T>, out += step)
     take_rows<T>(row_of, k, rows, first, columns, out, true);
+  if (out < end) std::memset(out, 0, (end - out) * sizeof *out);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

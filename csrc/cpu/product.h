@@ -8,7 +8,7 @@
 #pragma once
 #include <utility>
 
-#include "simd.h"
+#include "matrix_registers.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -79,7 +79,7 @@ struct Tile {
 template <class T>
 constexpr T kZeroSums[kTileVectors * Vec<T>::kLanes] = {};
 
-constexpr int kGroupRows = 36;  // that go through a block of a panel in turn
+constexpr int kGroupRows = kMatrixRegisters ? 32 : 36;  // that go through a panel's block in turn
 constexpr int kMaxTerms = 4;
 
 // What the first `tiles` tiles of a block fetch into the second-level cache while they work from
@@ -315,11 +315,10 @@ void block_product(int rows, const Term<F>* terms, int count, const Tile<Sum<F>>
   run(height - 1, tiles - high);
 }
 
-// The sum of up to kMaxTerms terms for a group of rows, and 1 to kTileVectors vectors: block by
-// block of their depth, tile by tile. Terms of one block each go through the tiles together. Left
-// operands in columns come as one term, without init.
+// A product (matrix_product.h) in vectors: block by block of the depth, tile by tile. Terms of one
+// block each go through the tiles together.
 template <class F>
-void product(int rows, int vectors, const Term<F>* terms, int count, Tile<Sum<F>> tile) {
+void vector_product(int rows, int vectors, const Term<F>* terms, int count, Tile<Sum<F>> tile) {
   const auto multiply = [&](const Term<F>* blocks, int n, const Ahead<F>& ahead) {
     const auto of_kind = [&]<class Kind>(Kind) {
       using BlockProduct = void (*)(int, const Term<F>*, int, const Tile<Sum<F>>&, Ahead<F>);

@@ -2,6 +2,7 @@
 // panels are walked, and how a call gets its buffers and its team.
 #pragma once
 #include "arena.h"
+#include "matrix_registers.h"
 #include "params.h"
 #include "plan.h"
 #include "team.h"
@@ -31,7 +32,12 @@ void run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
   Call(p, plan, Arena(nullptr), &bytes);
   Call call(p, plan, Arena(workspace.reserve(bytes)));
   run_team(
-      parallel, plan.threads, [](void* c, Team team) { static_cast<Call*>(c)->run(team); }, &call);
+      parallel, plan.threads,
+      [](void* c, Team team) {
+        [[maybe_unused]] const MatrixRegisters registers;
+        static_cast<Call*>(c)->run(team);
+      },
+      &call);
   workspace.trim();
 }
 

@@ -8,6 +8,9 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+// Factors of a depth that matrix registers take whole.
+constexpr int64_t whole_blocks(int64_t depth) { return (depth + 15) / 16 * 16; }
+
 template <class T>
 struct ChunkGradients {
   const Sequence& sequence;
@@ -18,6 +21,9 @@ struct ChunkGradients {
   bool first;  // nothing has been summed yet
   Team team;
   Factor<T>*panel, *thin;  // for a panel of the right operand, and for its thin columns
+  // dsums once more for matrix registers, whose left operands stand in rows: a row for each column,
+  // filled up with zeros to whole blocks.
+  RowsOf<const Factor<T>> by_columns;
 
   int64_t depth() const { return (rows + kTerms<T> - 1) / kTerms<T>; }  // rows, in factors
 
@@ -128,6 +134,7 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
   using S = Sum<T>;
   const int64_t H = chunk.hidden, columns = panels.units;
   const int64_t begin = chunk.team.begin(chunk.gates * H), end = chunk.team.end(chunk.gates * H);
+  const bool in_columns = !chunk.by_columns.data;
   const bool far = chunk.rows * chunk.gates * H * int64_t(sizeof(T)) > resident();
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     const int64_t first = panels.first_unit(panel), left = columns - first;
@@ -135,7 +142,8 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
       thin.gather(chunk, grad, columns, first, left, row_at);
       continue;
     }
-    pack_rows<T>(panels, panel, chunk.rows, chunk.in_turn(row_at), chunk.panel);
+    const int64_t depth = in_columns ? chunk.depth() : whole_blocks(chunk.depth());
+    pack_rows<T>(panels, panel, chunk.rows, chunk.in_turn(row_at), depth, chunk.panel);
     const int width = int(panels.step(panel));
     for (int64_t k = begin, stop; k < end; k = stop) {  // gate by gate, and block by block of it
       const int64_t s = k / H;
@@ -145,10 +153,15 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
       S* const out = grad + (gate_of(int(s)) - s) * H * columns + first;
       for_row_groups(stop - k, [&](int64_t r, int n) {
         alignas(64) S tile[kGroupRows * kTileVectors * Vec<S>::kLanes];
-        Term<Factor<T>> term{dsums + r, 1, chunk.dsums.row, chunk.depth(), chunk.panel, width};
-        const int64_t next = k + r + n;
-        term.fetch = far;
-        if (far && next < end) term.after = chunk.dsums.at(0, first_sum * H + next);
+        Term<Factor<T>> term{dsums + r, 1, chunk.dsums.row, depth, chunk.panel, width};
+        if (in_columns) {
+          const int64_t next = k + r + n;
+          term.fetch = far;
+          if (far && next < end) term.after = chunk.dsums.at(0, first_sum * H + next);
+        } else {
+          term.a = chunk.by_columns[first_sum * H + k + r];
+          term.row = chunk.by_columns.stride, term.col = 1;
+        }
         product(n, panels.vectors(panel), &term, 1, Tile<S>{nullptr, 0, tile, width});
         add_tile(tile, width, n, left, out + (k + r) * columns, columns, !chunk.first);
       });

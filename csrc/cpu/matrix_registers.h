@@ -1,0 +1,149 @@
+// Matrix registers (Intel's AMX): one instruction multiplies up to 16 rows of 16 pairs of bfloat16
+// by 16 vectors of a panel, in the time of a dozen multiply-adds of one vector.
+//
+// Levels compiled with RNNKERN_AMX have them; where the instructions are not there, in plain code,
+// for tests: the same sums in the same order.
+#pragma once
+#include "simd.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+#if defined(RNNKERN_AMX)
+constexpr bool kMatrixRegisters = true;
+#else
+constexpr bool kMatrixRegisters = false;
+#endif
+
+#if defined(RNNKERN_AMX)
+
+constexpr int kMatrixRows = 16;
+constexpr int kMatrixDepth = 16;  // factors
+
+// Registers 0 to 6 are sums or left operands of as many rows as set; 7 is a block of a panel.
+constexpr int kPanelRegister = 7;
+
+#if defined(__AMX_BF16__)
+class MatrixRegisters {
+ public:
+  // While one lives, this thread may use the registers; in the end they are as never used, so that
+  // the system need not save them.
+  MatrixRegisters() { rows_of_this_thread() = 0; }
+  ~MatrixRegisters() {
+    if (rows_of_this_thread()) asm volatile("tilerelease");
+  }
+  MatrixRegisters(const MatrixRegisters&) = delete;
+
+  // Costs as much as a dozen products, if it changes anything.
+  static void set_rows(int rows) {
+    if (rows == rows_of_this_thread()) return;
+    rows_of_this_thread() = rows;
+    struct {
+      uint8_t palette = 1, unused[15] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shape;
+    for (int i = 0; i < 8; ++i) {
+      shape.row_bytes[i] = 64;
+      shape.rows[i] = uint8_t(i == kPanelRegister ? kMatrixDepth : rows);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(shape));
+  }
+  template <int kRegister>
+  RNNKERN_INLINE static void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(kRegister));
+  }
+  // Rows of sums, and of factors, with a stride in bytes.
+  template <int kRegister>
+  RNNKERN_INLINE static void load(const float* data, int64_t stride) {
+    load_rows<kRegister>(data, stride);
+  }
+  template <int kRegister>
+  RNNKERN_INLINE static void load(const BfloatPair* data, int64_t stride) {
+    load_rows<kRegister>(data, stride);
+  }
+  template <int kRegister>
+  RNNKERN_INLINE static void store(float* data, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(data), "r"(stride), "i"(kRegister)
+                 : "memory");
+  }
+  // sums += left panel
+  template <int kSums, int kLeft>
+  RNNKERN_INLINE static void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft),
+                 "i"(kPanelRegister));
+  }
+
+ private:
+  template <int kRegister>
+  RNNKERN_INLINE static void load_rows(const void* data, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "r"(stride), "i"(kRegister)
+                 : "memory");
+  }
+  static int& rows_of_this_thread() {
+    static thread_local int rows;
+    return rows;
+  }
+};
+#else
+class MatrixRegisters {
+  static constexpr int kLanes = Vec<float>::kLanes;
+
+ public:
+  static void set_rows(int rows) { of_this_thread().rows = rows; }
+  template <int kRegister>
+  static void zero() {
+    std::memset(of_this_thread().sums[kRegister], 0, sizeof of_this_thread().sums[kRegister]);
+  }
+  template <int kRegister>
+  static void load(const float* data, int64_t stride) {
+    for (int r = 0; r < of_this_thread().rows; ++r)
+      std::memcpy(of_this_thread().sums[kRegister][r],
+                  reinterpret_cast<const char*>(data) + r * stride, kBytes);
+  }
+  template <int kRegister>
+  static void load(const BfloatPair* data, int64_t stride) {
+    constexpr bool kPanel = kRegister == kPanelRegister;
+    for (int r = 0; r < (kPanel ? kMatrixDepth : of_this_thread().rows); ++r)
+      std::memcpy(of_this_thread().factors[kRegister][r],
+                  reinterpret_cast<const char*>(data) + r * stride,
+                  kPanel ? kBytes : kMatrixDepth * sizeof(BfloatPair));
+  }
+  template <int kRegister>
+  static void store(float* data, int64_t stride) {
+    for (int r = 0; r < of_this_thread().rows; ++r)
+      std::memcpy(reinterpret_cast<char*>(data) + r * stride, of_this_thread().sums[kRegister][r],
+                  kBytes);
+  }
+  template <int kSums, int kLeft>
+  static void multiply() {
+    File& file = of_this_thread();
+    for (int r = 0; r < file.rows; ++r)
+      for (int c = 0; c < kLanes; ++c) {
+        float first = 0, second = 0;
+        for (int k = 0; k < kMatrixDepth; ++k) {
+          const BfloatPair a = file.factors[kLeft][r][k], b = file.factors[kPanelRegister][k][c];
+          first += value(a.first) * value(b.first);
+          second += value(a.second) * value(b.second);
+        }
+        file.sums[kSums][r][c] += first + second;
+      }
+  }
+
+ private:
+  struct File {
+    int rows;
+    float sums[kPanelRegister][kMatrixRows][kLanes];
+    BfloatPair factors[kPanelRegister + 1][kMatrixRows][kMatrixDepth];
+  };
+  static File& of_this_thread() {
+    static thread_local File file;
+    return file;
+  }
+};
+#endif
+
+#else
+class MatrixRegisters {};
+#endif
+
+}  // namespace rnnkern::RNNKERN_ISA
