@@ -14,6 +14,7 @@ struct DirectTerm {
   const F* a;
   int64_t row, depth;
   const F* weight[kTileVectors];
+  int64_t first = 0;  // k with which the sum begins; what comes before it has been added up
 };
 
 // total += the product of a and one vector's rows, over the n <= kSumBlock elements from k on: a
@@ -65,12 +66,59 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count
   for (int r = 0; r < kRows; ++r)
     total[r] = init ? V::load(init + r * init_row + v * V::kLanes).v : typename V::Raw{};
   for (const DirectTerm<F>* t = terms; t < terms + count; ++t)
-    for (int64_t k = 0; k < t->depth; k += kSumBlock)
+    for (int64_t k = t->first; k < t->depth; k += kSumBlock)
       add_block<F, kRows>(t->a, t->row, t->weight[v], t->depth, k, least(kSumBlock, t->depth - k),
                           k || (tile.add && t == terms), total);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) V(total[r]).store(tile.out + r * tile.out_row + v * V::kLanes);
 }
+
+#if defined(RNNKERN_AMX)
+
+// The whole blocks of a term's depth, for at most kDirectRows rows. The weights are the left
+// operand, as they lie, and the rows become the columns of a panel.
+inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<BfloatPair>& term,
+                                 const Tile<float>& tile) {
+  using M = MatrixRegisters;
+  constexpr int kLanes = Vec<float>::kLanes, kLeft = kTileVectors;
+  alignas(64) float sums[kTileVectors][kLanes][kLanes] = {};
+  const float* const init = tile.add ? tile.out : tile.init;
+  const int64_t init_row = tile.add ? tile.out_row : tile.init_row;
+  for (int r = 0; init && r < rows; ++r)
+    for (int v = 0; v < vectors; ++v)
+      for (int l = 0; l < kLanes; ++l) sums[v][l][r] = init[r * init_row + v * kLanes + l];
+  M::set_rows(kLanes);
+  const auto each_vector = [&](auto f) __attribute__((always_inline)) {
+    for_each_of<kTileVectors>([&](auto v) __attribute__((always_inline)) {
+      if (v < vectors) f(v);
+    });
+  };
+  each_vector([&](auto v)
+                  __attribute__((always_inline)) { M::load<v>(sums[v][0], sizeof sums[v][0]); });
+  const int64_t row = term.depth * sizeof(BfloatPair);
+  for (int64_t k = 0; k < term.depth / kMatrixDepth * kMatrixDepth; k += kMatrixDepth) {
+    alignas(64) BfloatPair panel[kMatrixDepth * kDirectRows + kLanes] = {};
+    for (int r = 0; r < rows; ++r)
+      for (int i = 0; i < kMatrixDepth; ++i) panel[i * rows + r] = term.a[r * term.row + k + i];
+    M::load<kPanelRegister>(panel, rows * sizeof(BfloatPair));
+    // What comes a few blocks later, in the next rows if need be.
+    const int64_t next =
+        k + kSumBlock < term.depth ? k + kSumBlock : k + kSumBlock + (kLanes - 1) * term.depth;
+    each_vector([&](auto v) __attribute__((always_inline)) {
+      for (int l = 0; l < kLanes; ++l)
+        __builtin_prefetch(term.weight[v] + l * term.depth + next, 0, 3);
+      M::load<kLeft>(term.weight[v] + k, row);
+      M::multiply<v, kLeft>();
+    });
+  }
+  each_vector([&](auto v)
+                  __attribute__((always_inline)) { M::store<v>(sums[v][0], sizeof sums[v][0]); });
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v)
+      for (int l = 0; l < kLanes; ++l) tile.out[r * tile.out_row + v * kLanes + l] = sums[v][l][r];
+}
+
+#endif
 
 // rows in 1..kGroupRows, vectors in 1..kTileVectors
 template <class F>
@@ -89,7 +137,21 @@ RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<F>* t
     Tile<Sum<F>> part = tile;
     if (tile.init) part.init += r * tile.init_row;
     part.out += r * tile.out_row;
+#if defined(RNNKERN_AMX)
+    // Term by term, in the order of matrix_product().
+    for (DirectTerm<F>* term = shifted; term < shifted + count; ++term) {
+      term->first = term->depth / kMatrixDepth * kMatrixDepth;
+      if (term->first || !term->depth) {
+        direct_matrix_blocks(n, vectors, *term, part);
+        part = {part.out, part.out_row, part.out, part.out_row};
+      }
+      if (term->first == term->depth) continue;
+      for (int v = 0; v < vectors; ++v) of_rows[n - 1](term, 1, v, part);
+      part = {part.out, part.out_row, part.out, part.out_row};
+    }
+#else
     for (int v = 0; v < vectors; ++v) of_rows[n - 1](shifted, count, v, part);
+#endif
   }
 }
 

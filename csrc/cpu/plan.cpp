@@ -57,14 +57,9 @@ Plan make_plan(const PlanInput& in) {
   // steps and rows where its product comes ahead. Packing costs some such readings: the more, the
   // farther away the packed copy stands. Backward, they cost nothing but cache misses on every
   // further tile.
-  // Pairs of bfloat16 are then added up in another order, which threads must not change.
-  const bool pairs = in.element_size == 2;
-  const int64_t rows_lying = pairs ? in.batch : rows_here, split_lying = pairs ? 1 : split;
-  const int64_t tiles = in.steps * ((rows_lying + 3) / 4);
-  const int64_t input_tiles = plan.fused_input && !pairs ? tiles : (in.steps * rows_lying + 3) / 4;
-  const int64_t readings = weights <= kept * split_lying       ? 2
-                           : weights < (4 << 20) * split_lying ? 4
-                                                               : 6;
+  const int64_t tiles = in.steps * ((rows_here + 3) / 4);
+  const int64_t input_tiles = plan.fused_input ? tiles : (in.steps * rows_here + 3) / 4;
+  const int64_t readings = weights <= kept * split ? 2 : weights < (4 << 20) * split ? 4 : 6;
   plan.direct = in.backward
                     ? in.rows <= 16
                     : tiles * recurrent + input_tiles * (weights - recurrent) <= readings * weights;
