@@ -41,21 +41,27 @@ void matrix_tiles(int64_t second, const Term<BfloatPair>* terms, int count,
   });
   for (const Term<BfloatPair>* term = terms; term < terms + count; ++term) {
     const int64_t row = term->row * sizeof(BfloatPair), step = term->panel_step * sizeof(float);
-    for (int64_t k = 0; k + kMatrixDepth <= term->depth; k += kMatrixDepth) {
-      const BfloatPair* const a = term->a + k / kSumBlock * term->block + k % kSumBlock;
-      const BfloatPair* const b = term->b + k * term->panel_step;
-      const auto load_left = [&](auto t) __attribute__((always_inline)) {
-        constexpr int kLeft = kSums + (kOneLeft ? 0 : decltype(t)::value);
-        M::load<kLeft>(a + t * second * term->row, row);
-      };
-      if (!kOneLeft) for_each_of<kTiles>(load_left);
-      for_each_of<kVectors>([&](auto v) __attribute__((always_inline)) {
-        M::load<kPanelRegister>(b + v * kLanes, step);
-        for_each_of<kTiles>([&](auto t) __attribute__((always_inline)) {
-          if (kOneLeft) load_left(t);
-          M::multiply<t * kVectors + v, kSums + (kOneLeft ? 0 : t)>();
+    const BfloatPair* b = term->b;
+    for (int64_t left = term->depth / kMatrixDepth, block = 0; left > 0; ++block) {
+      const BfloatPair* a = term->a + block * term->block;
+      const BfloatPair* const a_second = a + second * term->row;
+      const int64_t blocks = least(left, kSumBlock / kMatrixDepth);
+      left -= blocks;
+      for (int64_t k = 0; k < blocks * kMatrixDepth; k += kMatrixDepth) {
+        const auto load_left = [&](auto t) __attribute__((always_inline)) {
+          constexpr int kLeft = kSums + (kOneLeft ? 0 : decltype(t)::value);
+          M::load<kLeft>((t ? a_second : a) + k, row);
+        };
+        if (!kOneLeft) for_each_of<kTiles>(load_left);
+        for_each_of<kVectors>([&](auto v) __attribute__((always_inline)) {
+          M::load<kPanelRegister>(b + v * kLanes, step);
+          for_each_of<kTiles>([&](auto t) __attribute__((always_inline)) {
+            if (kOneLeft) load_left(t);
+            M::multiply<t * kVectors + v, kSums + (kOneLeft ? 0 : t)>();
+          });
         });
-      });
+        b += kMatrixDepth * term->panel_step;
+      }
     }
   }
   each_sum([&](auto sum, int t, int v) __attribute__((always_inline)) {

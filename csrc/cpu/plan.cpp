@@ -64,8 +64,9 @@ Plan make_plan(const PlanInput& in) {
                     ? in.rows <= 16
                     : tiles * recurrent + input_tiles * (weights - recurrent) <= readings * weights;
   // Rows are taken in blocks by whoever is free: on a machine with other work, threads differ.
-  constexpr int64_t kRowBlock = 24;
-  const int64_t turns = recurrent > kept / 4 ? 1 : in.batch / (kRowBlock * team) + 1;
+  // Matrix registers want more of them at a time.
+  const int64_t rows_at_a_time = in.element_size == 2 ? 48 : 24;
+  const int64_t turns = recurrent > kept / 4 ? 1 : in.batch / (rows_at_a_time * team) + 1;
   plan.row_block = plan.by_units ? in.batch : (in.batch + turns * team - 1) / (turns * team);
   const int64_t block = std::min(plan.row_block, rows_here);
   const int64_t row_bytes = std::max<int64_t>(G * H / split * in.element_size, 1);
