@@ -161,7 +161,8 @@ def write_json(path: Path, facts: dict[str, object], results: list[Result]) -> N
     rows = []
     for r in results:
         call = {k: str(v) if isinstance(v, torch.dtype) else v for k, v in asdict(r.row).items()}
-        times = {k: v for k, v in asdict(r).items() if k != "row"}
+        times = {k: v for k, v in asdict(r).items() if k not in ("row", "machine")}
+        times |= {"threads": r.threads, "limit": r.limit}
         derived = (
             {}
             if r.wrong

@@ -94,8 +94,7 @@ def main() -> int:
     _ = ours.LSTM  # rnnkern loads its library on first use, and the library measures the peak
     seconds = args.seconds or (0.6 if args.quick else 2.5)
     machines = [Machine.measure(n) for n in thread_counts(args)]
-    facts = machine_facts(machines)
-    show_machine(console, facts)
+    show_machine(console, machine_facts(machines))
     if args.busy:
         console.print(slowdowns(chosen, machines, ours, theirs, seconds))
         return 0
@@ -113,6 +112,8 @@ def main() -> int:
                 }
             results.append(result)
             console.print(line(result, peers), highlight=False, soft_wrap=True)
+    facts = machine_facts(machines)  # with the highest limits that were seen
+    show_machine(console, facts)
     console.print(summary(results))
     console.print(memory_summary(results), highlight=False)
     args.out.parent.mkdir(parents=True, exist_ok=True)
