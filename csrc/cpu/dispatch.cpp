@@ -58,7 +58,7 @@ struct Levels {
   const Engine* chosen;
 
   Levels() {
-    // First, so that it is nobody's highest: it emulates the instruction, for tests.
+    // First, so that it is nobody's fastest: it emulates the instruction, for tests.
     static const Engine emulated =
         with_bf16(baseline::engine, "baseline_bf16", baseline_bf16::engine);
     engines[count++] = &emulated;
@@ -68,16 +68,18 @@ struct Levels {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       engines[count++] = &avx2::engine;
     if (count == 3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      engines[count++] = &avx512::engine;
-    if (count == 4 && __builtin_cpu_supports("avx512bf16")) {
-      static const Engine native = with_bf16(avx512::engine, "avx512_bf16", avx512_bf16::engine);
-      engines[count++] = &native;
-    }
-    if (count == 5 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-        may_use_amx()) {
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      static const Engine pairs = with_bf16(avx512::engine, "avx512_bf16", avx512_bf16::engine);
       static const Engine matrices = with_bf16(avx512::engine, "avx512_amx", avx512_amx::engine);
-      engines[count++] = &matrices;
+      const bool has_pairs = __builtin_cpu_supports("avx512bf16");
+      // Intel's processors multiply pairs at half the speed of float32.
+      const bool slow = __builtin_cpu_is("intel");
+      if (has_pairs && slow) engines[count++] = &pairs;
+      engines[count++] = &avx512::engine;
+      if (has_pairs && !slow) engines[count++] = &pairs;
+      if (has_pairs && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+          may_use_amx())
+        engines[count++] = &matrices;
     }
 #endif
     chosen = engines[count - 1];

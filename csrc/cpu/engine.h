@@ -35,10 +35,10 @@ struct Engine {
   }
 };
 
-// The levels that this CPU can run, lowest first; count receives their number.
+// The levels that this CPU can run, slowest first; count receives their number.
 const Engine* const* available_engines(int* count);
 
-// The highest available level, or the one that RNNKERN_CPU names if that is lower.
+// The fastest available level, or the one that RNNKERN_CPU names.
 const Engine& engine();
 
 // Whether the engine takes layers of T as they are. Pairs of bfloat16 need even sizes.

@@ -154,8 +154,8 @@ __attribute__((noinline)) void tile_products(const Term<F>* terms, int count, in
             bv[v] = Vec<F>::load(b + v * V::kLanes).v;
 #pragma GCC unroll 12
             for (int r = 0; r < kRows; ++r)
-              if constexpr (kRows == 1 && std::is_same_v<F, T>)
-                sum[r][v] += av[r] * bv[v];  // straight from memory
+              if constexpr (kRows == 1)
+                add_loaded_product<F>(sum[r][v], av[r], bv[v]);
               else
                 add_product<F>(sum[r][v], av[r], bv[v]);
           }

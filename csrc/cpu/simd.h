@@ -195,6 +195,21 @@ RNNKERN_INLINE void add_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>:
   }
 }
 
+// The same, where the compiler may take b straight from memory. Rounded once, too, at any level of
+// optimisation: a row alone must give the bits of a row among others.
+template <class F>
+RNNKERN_INLINE void add_loaded_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>::Raw a,
+                                       typename Vec<F>::Raw b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (std::is_same_v<F, float>)
+    sum = _mm256_fmadd_ps(a, b, sum);
+  else
+    sum = _mm256_fmadd_pd(a, b, sum);
+#else
+  add_product<F>(sum, a, b);
+#endif
+}
+
 // The first n lanes of a row and of the one after it, as pairs of a column; or with zeros.
 RNNKERN_INLINE Vec<BfloatPair> zip_rows(const bfloat16* row, const bfloat16* next, int n) {
   RawTypes<BfloatPair>::Raw pairs = wide_bits(row, n);

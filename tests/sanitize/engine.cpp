@@ -125,8 +125,10 @@ void run_case() {
   const auto one = run(1);
   for (int threads : {2, 3})
     if (run(threads) != one) {
-      std::printf("%d threads differ: cell %d T %ld B %ld I %ld H %ld P %ld D %ld packed %d\n",
-                  threads, int(cell), T_, B, I, H, P, D, packed);
+      std::printf(
+          "%s, %zu bytes: %d threads differ: cell %d T %ld B %ld I %ld H %ld P %ld D %ld packed "
+          "%d\n",
+          engine().name, sizeof(T), threads, int(cell), T_, B, I, H, P, D, packed);
       std::exit(1);
     }
 }
