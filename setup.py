@@ -29,10 +29,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx2"] = ["-mavx2", "-mfma"]
     LEVELS["avx512"] = ["-mfma", *AVX512]
     LEVELS["avx512_bf16"] = ["-mfma", *AVX512, "-mavx512bf16", "-DRNNKERN_BF16"]
-    LEVELS["avx512_amx"] = [
-        *LEVELS["avx512_bf16"],
-        *("-mamx-tile", "-mamx-bf16", "-DRNNKERN_AMX"),
-    ]
+    AMX = ["-mamx-tile", "-mamx-bf16", "-DRNNKERN_AMX"]
+    LEVELS["avx512_amx"] = [*LEVELS["avx512_bf16"], *AMX]
 
 # The stable ABI of torch 2.10: what is compiled against newer headers loads in every later torch.
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]

@@ -37,15 +37,11 @@ class Machine:
     @classmethod
     def measure(cls, threads: int) -> Machine:
         torch.set_num_threads(threads)  # another count's measurement may have left its own
-        ops = torch.ops.rnnkern
-        loaded = hasattr(ops, "peak")
-        return cls(
-            threads,
-            float(ops.peak(threads)) if loaded else None,
-            threads * _cache_bandwidth(),
-            _memory_bandwidth(threads),
-            threads * _sigmoid_rate() if loaded else None,
-        )
+        loaded = 0.0 if hasattr(torch.ops.rnnkern, "peak") else None
+        cache, memory = threads * _cache_bandwidth(), _memory_bandwidth(threads)
+        machine = cls(threads, loaded, cache, memory, loaded)
+        machine.look_again()
+        return machine
 
     def look_again(self) -> None:
         """Raises the arithmetic's limits to what the cores give now, if that is more: where others

@@ -11,6 +11,7 @@
 // always summed in the same order.
 #pragma once
 #include "backward_shared.h"
+#include "chunk_sums.h"
 #include "math.h"
 #include "walk.h"
 
@@ -29,7 +30,6 @@ class BackwardBlock {
   static constexpr bool kHasC = Cell::kStates > 1;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   static constexpr bool kSameSums = Cell::kInputSum == Cell::kHiddenSum;
-  static constexpr bool kByColumns = kMatrixRegisters && kTerms<T> > 1;
   static_assert(Cell::kGates <= kMaxTerms);
 
  public:
@@ -40,11 +40,7 @@ class BackwardBlock {
 
   // Elements of a thread's buffer for a panel of x or h and for thin columns.
   static int64_t buffer_size(const Backward<T>& p, const Plan& plan) {
-    return (chunk_rows(p, plan) + kTerms<T> * 16) * (kPanel + ThinGradient<T>::kMostColumns) + 16;
-  }
-
-  static int64_t most_pairs(const Backward<T>& p, const Plan& plan) {
-    return whole_blocks(chunk_rows(p, plan) / kTerms<T> + 1);
+    return panel_rows(p, plan) * kPanel + chunk_rows(p, plan) * ThinGradient<T>::kMostColumns + 16;
   }
 
   // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
@@ -63,19 +59,12 @@ class BackwardBlock {
         dx_(dx),
         add_(add),
         units_(p.hidden_size, 1),
-        dsums_(take_sums(p, plan, chunk_rows(p, plan), Cell::kSums * p.hidden_size / kTerms<T>,
-                         scratch)),
-        by_rows_(kTerms<T> == 1 ? dsums_
-                                : take_sums(p, plan, most_pairs(p, plan),
-                                            Cell::kSums * p.hidden_size, scratch)),
-        by_columns_{nullptr, odd_lines<F>(most_pairs(p, plan))},
+        dsums_(chunk_rows(p, plan), Cell::kSums * p.hidden_size, in_blocks(p, plan), scratch),
         dh_{nullptr, odd_lines<S>(hh_.panels.row())},
         dc_{nullptr, units_.row()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
         thin_(thin_columns(p, true, kSameSums), Cell::kGates, p.hidden_size, scratch),
         thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch) {
-    if (kByColumns)
-      by_columns_.data = scratch.take<F>(Cell::kSums * p.hidden_size * by_columns_.stride);
     dh_.data = scratch.take<S>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.take<S>(seq_.batch * dc_.stride);
   }
@@ -89,7 +78,7 @@ class BackwardBlock {
       team.sync();
       const ChunkGradients<T> gradients = chunk(begin, end, team);
       input_gradient(gradients, team);
-      if constexpr (kTerms<T> > 1) pair_rows(gradients.rows, team);
+      dsums_.pair(gradients.rows, team);
       weight_gradients(gradients);
       team.sync();
       end = begin;
@@ -99,16 +88,15 @@ class BackwardBlock {
   }
 
  private:
-  // dsums of many units stand in blocks: in rows, each row of a column that the weight gradients
-  // read would be on a page of its own, more of them than the first-level TLB has entries.
-  static Blocked<F> take_sums(const Backward<T>& p, const Plan& plan, int64_t rows, int64_t sums,
-                              Arena& scratch) {
+  // Whether dsums stand in blocks of whole units.
+  static bool in_blocks(const Backward<T>& p, const Plan& plan) {
     const int64_t block = kSumBlock * kTerms<T>;
-    if (p.hidden_size > block && p.hidden_size % block == 0 && !plan.direct)
-      return {scratch.take<F>(sums / kSumBlock * (rows * kSumBlock + kLine<F>)), kSumBlock,
-              rows * kSumBlock + kLine<F>};
-    const int64_t row = odd_lines<F>(sums);
-    return {scratch.take<F>(rows * row), row, kSumBlock};
+    return p.hidden_size > block && p.hidden_size % block == 0 && !plan.direct;
+  }
+
+  // Rows of a panel of the right operand, or of dx.
+  static int64_t panel_rows(const Backward<T>& p, const Plan& plan) {
+    return greatest(chunk_rows(p, plan), ChunkSums<T>::depth(chunk_rows(p, plan)));
   }
 
   // Columns of x, of h and of the biases that are thin.
@@ -246,7 +234,7 @@ class BackwardBlock {
         for (int i = 0; i < kVectors; ++i) {
           const int64_t u = unit + i * kLanes;
           for (int k = 0; k < Cell::kSums; ++k)
-            dsum[k].v[i].store(sums_at(dsums, b, k * H + u), lanes);
+            dsum[k].v[i].store(ChunkSums<T>::element(dsums, b, k * H + u), lanes);
           if (flow_h) dnext[0].v[i].store(flow_h + (row + b) * H + u, lanes);
           dprev[0].v[i].store(dh + u);
           if constexpr (kHasC) {
@@ -261,35 +249,6 @@ class BackwardBlock {
       for (; u < last; u += kLanes)
         units(std::integral_constant<int, 1>(), u, int(least<int64_t>(last - u, kLanes)));
     }
-  }
-
-  static T* sums_at(Blocked<F> dsums, int64_t row, int64_t column) {
-    return reinterpret_cast<T*>(dsums.at(row, column / kTerms<T>));
-  }
-
-  // The chunk's dsums once more, as pairs of two rows, which the weight gradients add up over.
-  void pair_rows(int64_t rows, Team team) {
-    const int64_t sums = Cell::kSums * p_.hidden_size, pairs = (rows + 1) / 2;
-    const int64_t end = kByColumns ? whole_blocks(pairs) : pairs;
-    for (int64_t k = team.begin(end); k < team.end(end); ++k)
-      for (int64_t c = 0; c < sums; c += kLanes) {
-        const int lanes = int(least<int64_t>(sums - c, kLanes));
-        const T* const row = k < pairs ? sums_at(dsums_, 2 * k, c) : nullptr;
-        const T* const next = 2 * k + 1 < rows ? sums_at(dsums_, 2 * k + 1, c) : nullptr;
-        (row ? zip_rows(row, next, lanes) : Vec<F>(typename Vec<F>::Raw{}))
-            .store(by_rows_.at(k, c), lanes);
-      }
-    team.sync();
-    if (!kByColumns) return;
-    const int64_t width = by_rows_.in_blocks() ? kSumBlock : sums;
-    for (int64_t k = 0; k < end; k += kLanes)
-      for (int64_t c = 0; c < sums; c += width)
-        if (const int64_t begin = greatest(c, team.begin(sums)),
-            stop = least(c + width, team.end(sums));
-            begin < stop)
-          pack_transposed(by_rows_.at(k, begin), by_rows_.row, int(least<int64_t>(end - k, kLanes)),
-                          stop - begin, by_columns_[begin] + k, by_columns_.stride, false);
-    team.sync();
   }
 
   // dh += dsums W_hh, for the worker's rows below `active` and its units; dx = dsums W_ih, where
@@ -318,21 +277,21 @@ class BackwardBlock {
             t0,
             t1,
             seq_.rows(t0, t1),
-            by_rows_,
+            dsums_.by_rows(),
             p_.hidden_size,
             Cell::kGates,
             end == seq_.steps,
             team,
             reinterpret_cast<F*>(buffer_),
-            reinterpret_cast<F*>(buffer_ + (chunk_rows(p_, plan_) + kTerms<T> * 16) * kPanel),
-            {by_columns_.data, by_columns_.stride}};
+            reinterpret_cast<F*>(buffer_ + panel_rows(p_, plan_) * kPanel),
+            dsums_.by_columns()};
   }
 
   // dx = dsums W_ih for the chunk, its rows split over the team.
   void input_gradient(const ChunkGradients<T>& chunk, Team team) {
     if (!dx_.data || hh_.beside) return;
     const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
-    const Blocked<F> dsums = dsums_.from(first, Cell::kInputSum * p_.hidden_size / kTerms<T>);
+    const Blocked<F> dsums = dsums_.from(first, Cell::kInputSum * p_.hidden_size);
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
       const int64_t width = ih_.panels.step(panel), column = ih_.panels.first_unit(panel);
       std::memset(buffer_, 0, count * width * sizeof(S));
@@ -385,9 +344,7 @@ class BackwardBlock {
   const Rows<S> dx_;
   const bool add_;
   const Panels<F> units_;
-  const Blocked<F> dsums_;    // (chunk rows, kSums H)
-  const Blocked<F> by_rows_;  // the same, or pairs of two rows: (chunk rows / 2, kSums H)
-  RowsOf<F> by_columns_;      // these, for matrix registers: (kSums H, chunk rows / 2)
+  const ChunkSums<T> dsums_;
   RowsOf<S> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
   Projection projection_;
   ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ

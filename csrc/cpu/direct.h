@@ -59,12 +59,11 @@ template <class F, int kRows>
 __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count, int v,
                                            Tile<Sum<F>> tile) {
   using V = Vec<Sum<F>>;
-  const Sum<F>* const init = tile.add ? tile.out : tile.init;
-  const int64_t init_row = tile.add ? tile.out_row : tile.init_row;
+  const RowsOf<const Sum<F>> init = tile.begin();
   typename V::Raw total[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
-    total[r] = init ? V::load(init + r * init_row + v * V::kLanes).v : typename V::Raw{};
+    total[r] = init.data ? V::load(init[r] + v * V::kLanes).v : typename V::Raw{};
   for (const DirectTerm<F>* t = terms; t < terms + count; ++t)
     for (int64_t k = t->first; k < t->depth; k += kSumBlock)
       add_block<F, kRows>(t->a, t->row, t->weight[v], t->depth, k, least(kSumBlock, t->depth - k),
@@ -82,11 +81,10 @@ inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<BfloatP
   using M = MatrixRegisters;
   constexpr int kLanes = Vec<float>::kLanes, kLeft = kTileVectors;
   alignas(64) float sums[kTileVectors][kLanes][kLanes] = {};
-  const float* const init = tile.add ? tile.out : tile.init;
-  const int64_t init_row = tile.add ? tile.out_row : tile.init_row;
-  for (int r = 0; init && r < rows; ++r)
+  const RowsOf<const float> init = tile.begin();
+  for (int r = 0; init.data && r < rows; ++r)
     for (int v = 0; v < vectors; ++v)
-      for (int l = 0; l < kLanes; ++l) sums[v][l][r] = init[r * init_row + v * kLanes + l];
+      for (int l = 0; l < kLanes; ++l) sums[v][l][r] = init[r][v * kLanes + l];
   M::set_rows(kLanes);
   const auto each_vector = [&](auto f) __attribute__((always_inline)) {
     for_each_of<kTileVectors>([&](auto v) __attribute__((always_inline)) {
@@ -96,8 +94,8 @@ inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<BfloatP
   each_vector([&](auto v)
                   __attribute__((always_inline)) { M::load<v>(sums[v][0], sizeof sums[v][0]); });
   const int64_t row = term.depth * sizeof(BfloatPair);
-  for (int64_t k = 0; k < term.depth / kMatrixDepth * kMatrixDepth; k += kMatrixDepth) {
-    alignas(64) BfloatPair panel[kMatrixDepth * kDirectRows + kLanes] = {};
+  alignas(64) BfloatPair panel[kMatrixDepth * kDirectRows + kLanes] = {};
+  for (int64_t k = 0; k < whole_blocks(term.depth); k += kMatrixDepth) {
     for (int r = 0; r < rows; ++r)
       for (int i = 0; i < kMatrixDepth; ++i) panel[i * rows + r] = term.a[r * term.row + k + i];
     M::load<kPanelRegister>(panel, rows * sizeof(BfloatPair));
@@ -140,14 +138,14 @@ RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<F>* t
 #if defined(RNNKERN_AMX)
     // Term by term, in the order of matrix_product().
     for (DirectTerm<F>* term = shifted; term < shifted + count; ++term) {
-      term->first = term->depth / kMatrixDepth * kMatrixDepth;
+      term->first = whole_blocks(term->depth);
       if (term->first || !term->depth) {
         direct_matrix_blocks(n, vectors, *term, part);
-        part = {part.out, part.out_row, part.out, part.out_row};
+        part = part.further();
       }
       if (term->first == term->depth) continue;
       for (int v = 0; v < vectors; ++v) of_rows[n - 1](term, 1, v, part);
-      part = {part.out, part.out_row, part.out, part.out_row};
+      part = part.further();
     }
 #else
     for (int v = 0; v < vectors; ++v) of_rows[n - 1](shifted, count, v, part);

@@ -31,11 +31,10 @@ void matrix_tiles(int64_t second, const Term<BfloatPair>* terms, int count,
       });
     });
   };
-  const float* const init = tile.add ? tile.out : tile.init;
-  const int64_t init_row = tile.add ? tile.out_row : tile.init_row;
+  const RowsOf<const float> init = tile.begin();
   each_sum([&](auto sum, int t, int v) __attribute__((always_inline)) {
-    if (init)
-      M::load<sum>(init + t * second * init_row + v * kLanes, init_row * sizeof(float));
+    if (init.data)
+      M::load<sum>(init[t * second] + v * kLanes, init.stride * sizeof(float));
     else
       M::zero<sum>();
   });
@@ -98,10 +97,10 @@ inline void matrix_product(int rows, int vectors, const Term<BfloatPair>* terms,
     int end = i;
     while (end + 1 < count && terms[end].depth % kMatrixDepth == 0) ++end;
     const Term<BfloatPair>& last = terms[end++];
-    const int64_t whole = last.depth / kMatrixDepth * kMatrixDepth;
+    const int64_t whole = whole_blocks(last.depth);
     if (whole || end - i > 1 || !last.depth) {
       matrix_blocks(rows, vectors, terms + i, end - i, tile);
-      tile = {tile.out, tile.out_row, tile.out, tile.out_row};
+      tile = tile.further();
     }
     if (whole < last.depth) {
       const Term<BfloatPair> rest{last.a + whole / kSumBlock * last.block + whole % kSumBlock,
@@ -112,7 +111,7 @@ inline void matrix_product(int rows, int vectors, const Term<BfloatPair>* terms,
                                   last.panel_step};
       if (whole) tile.init = nullptr, tile.add = true;
       vector_product(rows, vectors, &rest, 1, tile);
-      tile = {tile.out, tile.out_row, tile.out, tile.out_row};
+      tile = tile.further();
     }
     i = end;
   }

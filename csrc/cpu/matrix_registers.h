@@ -14,10 +14,14 @@ constexpr bool kMatrixRegisters = true;
 constexpr bool kMatrixRegisters = false;
 #endif
 
-#if defined(RNNKERN_AMX)
-
 constexpr int kMatrixRows = 16;
 constexpr int kMatrixDepth = 16;  // factors
+
+// What they multiply of a depth, and a depth that is filled up for them.
+constexpr int64_t whole_blocks(int64_t depth) { return depth / kMatrixDepth * kMatrixDepth; }
+constexpr int64_t filled_blocks(int64_t depth) { return whole_blocks(depth + kMatrixDepth - 1); }
+
+#if defined(RNNKERN_AMX)
 
 // Registers 0 to 6 are sums or left operands of as many rows as set; 7 is a block of a panel.
 constexpr int kPanelRegister = 7;
@@ -52,14 +56,11 @@ class MatrixRegisters {
   RNNKERN_INLINE static void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(kRegister));
   }
-  // Rows of sums, and of factors, with a stride in bytes.
+  // Rows of sums or of factors, with a stride in bytes.
   template <int kRegister>
-  RNNKERN_INLINE static void load(const float* data, int64_t stride) {
-    load_rows<kRegister>(data, stride);
-  }
-  template <int kRegister>
-  RNNKERN_INLINE static void load(const BfloatPair* data, int64_t stride) {
-    load_rows<kRegister>(data, stride);
+  RNNKERN_INLINE static void load(const void* data, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "r"(stride), "i"(kRegister)
+                 : "memory");
   }
   template <int kRegister>
   RNNKERN_INLINE static void store(float* data, int64_t stride) {
@@ -74,11 +75,6 @@ class MatrixRegisters {
   }
 
  private:
-  template <int kRegister>
-  RNNKERN_INLINE static void load_rows(const void* data, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "r"(stride), "i"(kRegister)
-                 : "memory");
-  }
   static int& rows_of_this_thread() {
     static thread_local int rows;
     return rows;

@@ -73,6 +73,13 @@ struct Tile {
   T* out;
   int64_t out_row;
   bool add = false;
+
+  // What sums begin with that have no registers of their own; null if with zeros.
+  RowsOf<const T> begin() const {
+    return add ? RowsOf<const T>{out, out_row} : RowsOf<const T>{init, init_row};
+  }
+  // Where further terms go on.
+  Tile further() const { return {out, out_row, out, out_row}; }
 };
 
 // What is added to sums that nothing is added to.
@@ -346,7 +353,7 @@ void vector_product(int rows, int vectors, const Term<F>* terms, int count, Tile
       const Term<F> block = block_of(last, k);
       multiply(&block, 1, after_block(last, rows, vectors, k));
     }
-    tile.init = tile.out, tile.init_row = tile.out_row, tile.add = false;
+    tile = tile.further();
   }
 }
 

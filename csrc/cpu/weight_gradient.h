@@ -8,9 +8,6 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Factors of a depth that matrix registers take whole.
-constexpr int64_t whole_blocks(int64_t depth) { return (depth + 15) / 16 * 16; }
-
 template <class T>
 struct ChunkGradients {
   const Sequence& sequence;
@@ -142,7 +139,7 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
       thin.gather(chunk, grad, columns, first, left, row_at);
       continue;
     }
-    const int64_t depth = in_columns ? chunk.depth() : whole_blocks(chunk.depth());
+    const int64_t depth = in_columns ? chunk.depth() : filled_blocks(chunk.depth());
     pack_rows<T>(panels, panel, chunk.rows, chunk.in_turn(row_at), depth, chunk.panel);
     const int width = int(panels.step(panel));
     for (int64_t k = begin, stop; k < end; k = stop) {  // gate by gate, and block by block of it
