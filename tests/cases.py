@@ -109,6 +109,25 @@ class Case:
         return (x.transpose(0, 1).contiguous() if self.batch_first else x), states
 
 
+_BF16, _FP16 = torch.bfloat16, torch.float16
+#: Half precision at sizes for which the CUDA engine keeps the recurrent weights on the chip: in one
+#: block, in clusters of several, and (H > 512) partly in shared memory; with several clusters.
+ON_CHIP = [
+    case
+    for cell in CELLS
+    for case in (
+        Case(cell, T=9, B=5, I=6, H=20, bidirectional=True, hx=True, dtype=_BF16),
+        Case(cell, T=6, B=19, I=4, H=128, dtype=_FP16),
+        Case(
+            cell, T=24, B=3, H=140, bidirectional=True, packed=True, batch_first=True, dtype=_FP16
+        ),
+        Case(cell, T=12, B=9, H=200, hx=True, batch_first=True, dtype=_BF16),
+        Case(cell, T=7, B=17, H=300, hx=True, bias=False, dtype=_FP16),
+        Case(cell, T=6, B=3, H=530, dtype=_BF16),
+    )
+]
+
+
 def call(
     case: Case, layer: torch.nn.RNNBase, x: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:

@@ -34,7 +34,7 @@ class Differentiable:
 def units_on(case: Case, output: Tensor) -> Iterator[Tensor]:
     """Which units are on at each step, in the order in which a layer takes them."""
     sizes = [sum(length > t for length in case.lengths()) for t in range(case.T)]
-    steps = output.split(sizes) if case.packed else output.unbind()
+    steps = output.split(sizes) if case.packed else output.unbind(int(case.batch_first))
     for direction in range(case.directions):
         for step in steps[:: -1 if direction else 1]:
             yield step.chunk(case.directions, -1)[direction] > 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import test_kernels
 import torch
-from cases import CELLS, TABLE, Case, check, results
+from cases import CELLS, ON_CHIP, TABLE, Case, check, results
 from relu import judge
 from test_kernels import (  # noqa: F401
     test_gradcheck,
@@ -44,7 +44,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     path = tmp_path_factory.mktemp("cuda_on_host") / "cuda_on_host.so"
     flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"]
     flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
-    flags += ["-isystem", str(TORCH / "include")]
+    flags += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
     link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
     sources = [str(ROOT / source) for source in SOURCES]
     subprocess.run([compiler, *flags, *sources, "-o", str(path), *link], check=True)
@@ -111,6 +111,36 @@ def test_chunks_of_halves(dtype: torch.dtype) -> None:
         found = results(case, rnnkern)
         errors.append(max((found[k] - truth[k]).abs().max().item() for k in found if "weight" in k))
     assert errors[0] <= 1.1 * errors[1]
+
+
+@pytest.fixture
+def runs() -> Iterator[None]:
+    """Steps are taken together, with fibers for threads; chunks are as large as ever."""
+    torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
+    torch.ops.rnnkern_cuda_on_host.set_runs(True, 0)
+    yield
+    torch.ops.rnnkern_cuda_on_host.set_runs(False, 0)
+
+
+@pytest.mark.parametrize("case", ON_CHIP, ids=str)
+def test_on_chip(runs: None, case: Case) -> None:
+    before = torch.ops.rnnkern_cuda_on_host.run_launches()
+    judge(case).assert_as_good_as_torch()
+    assert torch.ops.rnnkern_cuda_on_host.run_launches() >= before + 2
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_on_chip_in_any_order(runs: None, cell: str, dtype: torch.dtype) -> None:
+    """However the threads of a cluster take turns and however long messages take, the bits are the
+    same, also where a run ends with a chunk."""
+    case = Case(cell, T=13, B=10, H=150, bidirectional=True, packed=True, hx=True, dtype=dtype)
+    found = []
+    for seed in range(6):
+        torch.ops.rnnkern_cuda_on_host.set_runs(True, seed)
+        found.append(results(case, rnnkern))
+    for other in found[1:]:
+        assert all(torch.equal(other[name], value) for name, value in found[0].items())
 
 
 def test_launches() -> None:

@@ -22,9 +22,14 @@
 namespace {
 
 using namespace rnnkern;
+using cuda::BackwardRun;
 using cuda::BackwardStep;
+using cuda::ForwardRun;
 using cuda::ForwardStep;
 using cuda::Storage;
+
+// A run loads the recurrent weights once: not worth it for a step or two.
+constexpr int64_t kShortestRun = 4;
 
 // Steps are taken in chunks that hold so many sums at a time, 256 MB in float32: what a call needs
 // beyond its results and what is saved stays bounded, and no product has more elements than an int
@@ -100,12 +105,21 @@ ForwardResult forward(Tensor input, MaybeTensor batch_sizes, Tensors state, Tens
       multiply(walk.rows(input, begin, end), w_ih,
                matrix(scratch, scratch_begin + (walk.row(begin) - first) * step.input_row,
                       walk.row(end) - walk.row(begin), columns, step.input_row));
-      for (int64_t k = done; k < ready; ++k) {
+      for (int64_t k = done, count; k < ready; k += count) {
         const int64_t t = walk.time(d, k);
+        count = walk.alike(d, k, ready);
         step.batch = walk.active(t);
         step.row = walk.row(t);
         step.input_offset = (step.row - first) * step.input_row;
         step.y_offset = step.row * step.y_row;
+        if (count >= kShortestRun && !projected &&
+            on_chip(int(call.cell), storage, H, step.batch, false).blocks) {
+          const ForwardRun run{step, count, d ? -step.batch : step.batch, address(w[1])};
+          check_launch(launch_forward_run(int(call.cell), storage, run, device.stream()));
+          h_is_zero = false;
+          continue;
+        }
+        count = 1;
         if (step.batch != bound) {
           bound = step.batch;
           h_rows = matrix(h_n, h_state, bound, R, R);
@@ -253,16 +267,36 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
       const int64_t t0 = d ? T - end : begin, t1 = d ? T - begin : end;
       const int64_t first = walk.row(t0), rows = walk.row(t1) - first;
 
-      for (int64_t k = end - 1; k >= begin; --k) {
+      for (int64_t k = end - 1, count; k >= begin; k -= count) {
         const int64_t t = walk.time(d, k), before = walk.time(d, k - 1);
+        count = walk.alike(d, k, begin - 1);
         step.batch = walk.active(t);
         step.row = walk.row(t);
         step.chunk_row = step.row - first;
         step.y_offset = walk.offset(output, t);
         step.dy_offset = grad_output ? walk.offset(*grad_output, t) : 0;
-        step.previous_batch = k ? std::min(step.batch, walk.active(before)) : 0;
-        step.previous_row = k ? walk.row(before) : 0;
-        step.previous_y_offset = k ? walk.offset(output, before) : 0;
+        const auto set_previous = [&](int64_t k, auto* batch, auto* row, auto* y_offset) {
+          const int64_t before = walk.time(d, k - 1);
+          *batch = k ? std::min(step.batch, walk.active(before)) : 0;
+          *row = k ? walk.row(before) : 0;
+          *y_offset = k ? walk.offset(output, before) : 0;
+        };
+        set_previous(k, &step.previous_batch, &step.previous_row, &step.previous_y_offset);
+        if (count >= kShortestRun && !projected &&
+            on_chip(int(call.cell), storage, H, step.batch, true).blocks) {
+          BackwardRun run{};
+          run.step = step;
+          run.steps = count;
+          run.row_step = d ? step.batch : -step.batch;
+          run.y_step = walk.offset(output, before) - step.y_offset;
+          run.dy_step = grad_output ? walk.offset(*grad_output, before) - step.dy_offset : 0;
+          set_previous(k - count + 1, &run.last_previous_batch, &run.last_previous_row,
+                       &run.last_previous_y_offset);
+          run.w_hh = address(w[1]);
+          check_launch(launch_backward_run(int(call.cell), storage, run, device.stream()));
+          continue;
+        }
+        count = 1;
         if (projected) {
           check_launch(launch_total(storage, step, device.stream()));
           multiply(matrix(total, step.chunk_row * R, step.batch, R, R), w[call.per_direction - 1],

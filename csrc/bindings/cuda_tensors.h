@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../cuda/step.h"
+#include "../cuda/run.h"
 #include "call.h"
 
 namespace rnnkern {
@@ -134,6 +134,14 @@ struct Walk {
   }
   // The t of the k-th step of a direction.
   int64_t time(int direction, int64_t k) const { return direction ? call.steps - 1 - k : k; }
+  // How many steps have the same rows: the k-th and those after it, up to `end`; or, where `end` is
+  // before k, the k-th and those before it, down to `end`.
+  int64_t alike(int direction, int64_t k, int64_t end) const {
+    const int64_t onward = k < end ? 1 : -1, rows = active(time(direction, k));
+    int64_t count = 1;
+    for (k += onward; k != end && active(time(direction, k)) == rows; k += onward) ++count;
+    return count;
+  }
 
   int64_t row_stride(const Tensor& t) const {
     return t.stride(call.packed || call.batch_first ? 0 : 1);

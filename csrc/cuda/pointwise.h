@@ -40,43 +40,77 @@ inline Grid make_grid(int64_t rows, int64_t units) {
   return g;
 }
 
+// The biases of one unit's sums.
 template <class Cell, class T>
-RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
+RNNKERN_CELL void load_bias(const ForwardStep& p, int64_t u, Accumulated<T>* bias) {
   using A = Accumulated<T>;
-  constexpr int G = Cell::kGates;
-  const int64_t H = p.units, state = b * H + u, row = p.row + b;
   const auto bias_ih = static_cast<const T*>(p.bias_ih);
   const auto bias_hh = static_cast<const T*>(p.bias_hh);
-  const auto input = static_cast<const A*>(p.input) + p.input_offset + b * p.input_row + u;
-  const auto hidden = static_cast<const A*>(p.hidden);
-
-  A sum[Cell::kSums] = {};
-  for (int s = 0; s < G; ++s) {
-    const int64_t gate = Cell::input_gate(s) * H;
-    sum[Cell::kInputSum + s] += input[gate];
-    if (bias_ih) sum[Cell::kInputSum + s] += A(bias_ih[gate + u]);
+  for (int s = 0; s < Cell::kSums; ++s) bias[s] = A(0);
+  for (int s = 0; s < Cell::kGates; ++s) {
+    if (bias_ih) bias[Cell::kInputSum + s] += A(bias_ih[Cell::input_gate(s) * p.units + u]);
+    if (bias_hh) bias[Cell::kHiddenSum + s] += A(bias_hh[Cell::hidden_gate(s) * p.units + u]);
   }
-  for (int s = 0; s < G; ++s) {
-    const int64_t gate = Cell::hidden_gate(s) * H;
-    if (hidden) sum[Cell::kHiddenSum + s] += hidden[b * G * H + gate + u];
-    if (bias_hh) sum[Cell::kHiddenSum + s] += A(bias_hh[gate + u]);
-  }
+}
 
-  A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
-  prev[0] = p.h ? static_cast<A*>(p.h)[state] : A(0);
-  if constexpr (Cell::kStates == 2) prev[1] = static_cast<A*>(p.c)[state];
-  Cell::forward(sum, prev, next, saved);
+// W_ih x, for the sums from kInputSum on.
+template <class Cell, class T>
+RNNKERN_CELL void load_input(const ForwardStep& p, int64_t b, int64_t u, Accumulated<T>* input) {
+  const auto from =
+      static_cast<const Accumulated<T>*>(p.input) + p.input_offset + b * p.input_row + u;
+  for (int s = 0; s < Cell::kGates; ++s) input[s] = from[Cell::input_gate(s) * p.units];
+}
 
-  if (p.h) static_cast<A*>(p.h)[state] = next[0];
-  if (p.h_operand) static_cast<T*>(p.h_operand)[state] = T(next[0]);
+// All that a step leaves but the running states.
+template <class Cell, class T>
+RNNKERN_CELL void store_forward(const ForwardStep& p, int64_t b, int64_t u,
+                                const Accumulated<T>* next, const Accumulated<T>* saved) {
+  using A = Accumulated<T>;
+  const int64_t H = p.units, row = p.row + b;
   if (p.y) static_cast<T*>(p.y)[p.y_offset + b * p.y_row + u] = T(next[0]);
   if (p.saved)
     for (int s = 0; s < Cell::kSaved; ++s)
       static_cast<A*>(p.saved)[(row * Cell::kSaved + s) * H + u] = saved[s];
-  if constexpr (Cell::kStates == 2) {
-    static_cast<A*>(p.c)[state] = next[1];
+  if constexpr (Cell::kStates == 2)
     if (p.cells) static_cast<A*>(p.cells)[row * H + u] = next[1];
-  }
+}
+
+template <class Cell, class T>
+RNNKERN_CELL void load_states(const ForwardStep& p, int64_t b, int64_t u, Accumulated<T>* state) {
+  using A = Accumulated<T>;
+  const int64_t at = b * p.units + u;
+  state[0] = p.h ? static_cast<A*>(p.h)[at] : A(0);
+  if constexpr (Cell::kStates == 2) state[1] = static_cast<A*>(p.c)[at];
+}
+
+template <class Cell, class T>
+RNNKERN_CELL void store_states(const ForwardStep& p, int64_t b, int64_t u,
+                               const Accumulated<T>* state) {
+  using A = Accumulated<T>;
+  const int64_t at = b * p.units + u;
+  if (p.h) static_cast<A*>(p.h)[at] = state[0];
+  if (p.h_operand) static_cast<T*>(p.h_operand)[at] = T(state[0]);
+  if constexpr (Cell::kStates == 2) static_cast<A*>(p.c)[at] = state[1];
+}
+
+template <class Cell, class T>
+RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
+  using A = Accumulated<T>;
+  constexpr int G = Cell::kGates;
+  const auto hidden = static_cast<const A*>(p.hidden);
+
+  A sum[Cell::kSums], input[G];
+  load_bias<Cell, T>(p, u, sum);
+  load_input<Cell, T>(p, b, u, input);
+  for (int s = 0; s < G; ++s) sum[Cell::kInputSum + s] += input[s];
+  for (int s = 0; hidden && s < G; ++s)
+    sum[Cell::kHiddenSum + s] += hidden[(b * G + Cell::hidden_gate(s)) * p.units + u];
+
+  A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
+  load_states<Cell, T>(p, b, u, prev);
+  Cell::forward(sum, prev, next, saved);
+  store_states<Cell, T>(p, b, u, next);
+  store_forward<Cell, T>(p, b, u, next, saved);
 }
 
 // h before the step.
@@ -108,48 +142,69 @@ RNNKERN_CELL void total_element(const BackwardStep& p, int64_t b, int64_t u) {
   if (p.flow_h) static_cast<A*>(p.flow_h)[(p.row + b) * R + u] = total;
 }
 
+// What forward left of one unit at one step. A cell that is projected asks for neither h.
 template <class Cell, class T>
-RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) {
-  using A = Accumulated<T>;
-  const int64_t H = p.units, state = b * H + u, row = p.row + b, chunk_row = p.chunk_row + b;
+struct Kept {
+  T h_before, h;
+  Accumulated<T> c_before, c, saved[Cell::kSaved + 1];
+};
 
-  A prev[Cell::kStates], next[Cell::kStates], dnext[Cell::kStates], dprev[Cell::kStates];
-  if (p.dm) {  // a cell that is projected asks for neither h
-    prev[0] = next[0] = A(0);
-    dnext[0] = static_cast<const A*>(p.dm)[state];
-  } else {
-    const T before = previous_h<T>(p, b, u);
-    prev[0] = A(before);
-    next[0] = A(static_cast<const T*>(p.y)[p.y_offset + b * p.y_row + u]);
-    dnext[0] = total_dh<T>(p, b, u);
-    if (p.previous) static_cast<T*>(p.previous)[chunk_row * H + u] = before;
+template <class Cell, class T>
+RNNKERN_CELL Kept<Cell, T> load_kept(const BackwardStep& p, int64_t b, int64_t u) {
+  using A = Accumulated<T>;
+  const int64_t H = p.units, row = p.row + b;
+  Kept<Cell, T> kept{};
+  if (!p.dm) {
+    kept.h_before = previous_h<T>(p, b, u);
+    kept.h = static_cast<const T*>(p.y)[p.y_offset + b * p.y_row + u];
   }
   if constexpr (Cell::kStates == 2) {
-    const bool began = b >= p.previous_batch;
     const auto cells = static_cast<const A*>(p.cells);
     const auto c0 = static_cast<const T*>(p.c0);
-    prev[1] = !began ? cells[(p.previous_row + b) * H + u] : c0 ? A(c0[state]) : A(0);
-    next[1] = cells[row * H + u];
-    dnext[1] = static_cast<A*>(p.dc)[state];
+    const bool began = b >= p.previous_batch;
+    kept.c_before = !began ? cells[(p.previous_row + b) * H + u] : c0 ? A(c0[b * H + u]) : A(0);
+    kept.c = cells[row * H + u];
   }
-  A saved[Cell::kSaved + 1], dsum[Cell::kSums];
   for (int s = 0; s < Cell::kSaved; ++s)
-    saved[s] = static_cast<const A*>(p.saved)[(row * Cell::kSaved + s) * H + u];
+    kept.saved[s] = static_cast<const A*>(p.saved)[(row * Cell::kSaved + s) * H + u];
+  return kept;
+}
 
-  Cell::backward(saved, prev, next, dnext, dprev, dsum);
+// The cell's adjoint, from dnext (csrc/cells/cell.h), and all that a step leaves but dprev.
+template <class Cell, class T>
+RNNKERN_CELL void adjoin(const BackwardStep& p, int64_t b, int64_t u, const Kept<Cell, T>& kept,
+                         Accumulated<T>* dnext, Accumulated<T>* dprev, Accumulated<T>* dsum) {
+  using A = Accumulated<T>;
+  const int64_t H = p.units, row = p.row + b, chunk_row = p.chunk_row + b;
+  A prev[Cell::kStates], next[Cell::kStates];
+  prev[0] = A(kept.h_before);
+  next[0] = A(kept.h);
+  if constexpr (Cell::kStates == 2) prev[1] = kept.c_before, next[1] = kept.c;
+
+  Cell::backward(kept.saved, prev, next, dnext, dprev, dsum);
 
   for (int s = 0; s < Cell::kSums; ++s)
     static_cast<T*>(p.dsum)[(chunk_row * Cell::kSums + s) * H + u] = T(dsum[s]);
   if (!p.dm) {
-    static_cast<A*>(p.dh)[state] = dprev[0];
+    if (p.previous) static_cast<T*>(p.previous)[chunk_row * H + u] = kept.h_before;
     if (p.flow_h) static_cast<A*>(p.flow_h)[row * H + u] = dnext[0];
   }
-  if constexpr (Cell::kStates == 2) {
-    static_cast<A*>(p.dc)[state] = dprev[1];
+  if constexpr (Cell::kStates == 2)
     if (p.flow_c) static_cast<A*>(p.flow_c)[row * H + u] = dnext[1];
-  }
   if constexpr (Cell::kProjects)
-    if (p.m) static_cast<T*>(p.m)[chunk_row * H + u] = T(Cell::hidden(saved, next));
+    if (p.m) static_cast<T*>(p.m)[chunk_row * H + u] = T(Cell::hidden(kept.saved, next));
+}
+
+template <class Cell, class T>
+RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) {
+  using A = Accumulated<T>;
+  const int64_t state = b * p.units + u;
+  A dnext[Cell::kStates], dprev[Cell::kStates], dsum[Cell::kSums];
+  dnext[0] = p.dm ? static_cast<const A*>(p.dm)[state] : total_dh<T>(p, b, u);
+  if constexpr (Cell::kStates == 2) dnext[1] = static_cast<A*>(p.dc)[state];
+  adjoin<Cell, T>(p, b, u, load_kept<Cell, T>(p, b, u), dnext, dprev, dsum);
+  if (!p.dm) static_cast<A*>(p.dh)[state] = dprev[0];
+  if constexpr (Cell::kStates == 2) static_cast<A*>(p.dc)[state] = dprev[1];
 }
 
 // What one thread does.

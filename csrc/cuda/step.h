@@ -49,7 +49,7 @@ struct BackwardStep {
   const void *saved, *cells;  // A
   const void* dy;             // T, or null for zeros
   int64_t dy_offset, dy_row;
-  const void* recurrent;  // A (batch, R): W_hh^T dsum of the step after
+  void* recurrent;        // A (batch, R): W_hh^T dsum of the step after
   void *dh, *dc;          // A (batch, R), (batch, H): derivative by the states, after and before;
                           // dc or null
   void *flow_h, *flow_c;  // A (rows, R), (rows, H): dL/dh_t and dL/dc_t; null where not wanted

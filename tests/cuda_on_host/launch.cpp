@@ -10,7 +10,7 @@
 
 #include <vector>
 
-#include "../../csrc/cuda/pointwise.h"
+#include "../../csrc/cuda/cluster.h"
 
 namespace rnnkern::cuda {
 namespace {
@@ -92,7 +92,82 @@ const char* launch_add(Storage storage, bool accumulated, int64_t count, const v
 
 namespace {
 
+bool runs = false;  // whether steps are taken together where a shape serves
+int64_t run_launches = 0;
+
+// bfloat16 has eight batch rows to a cluster, float16 sixteen: both widths run, and no more than
+// these are compiled.
+template <class F>
+bool visit_run(int cell, Storage storage, int64_t units, F&& f) {
+  bool found = false;
+  visit_cell(CellId(cell), [&](auto c) {
+    using Cell = decltype(c);
+    if (storage == Storage::bfloat16)
+      found = visit_shape<Cell, 1>(units, [&](auto shape) { f(c, c10::BFloat16{}, shape); });
+    else if (storage == Storage::float16)
+      found = visit_shape<Cell, 2>(units, [&](auto shape) { f(c, c10::Half{}, shape); });
+  });
+  return found;
+}
+
+template <class S, class F>
+void run_all(const S&, int64_t units, int64_t batch, size_t bytes, F&& body) {
+  ++run_launches;
+  run_clusters(blocks_for<S>(units), int((batch + S::kRows - 1) / S::kRows), S::kThreads, bytes,
+               body);
+}
+
+}  // namespace
+
+OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward) {
+  constexpr size_t kMost = 227 << 10;  // Hopper's shared memory for a block
+  OnChip chosen;
+  if (runs && batch)
+    visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
+      using Cell = decltype(c);
+      using T = decltype(type);
+      using S = decltype(shape);
+      const int blocks = blocks_for<S>(units);
+      if ((backward ? BackwardMemory<Cell, T, S>(nullptr, blocks).bytes
+                    : ForwardMemory<Cell, T, S>(nullptr).bytes) <= kMost)
+        chosen = {blocks, int((batch + S::kRows - 1) / S::kRows), S::kRows};
+    });
+  return chosen;
+}
+
+const char* launch_forward_run(int cell, Storage storage, const ForwardRun& run, Stream) {
+  const int64_t units = run.step.units;
+  visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
+    using Cell = decltype(c);
+    using T = decltype(type);
+    using S = decltype(shape);
+    run_all(shape, units, run.step.batch, ForwardMemory<Cell, T, S>(nullptr).bytes,
+            [&] { forward_cluster<Cell, T, S>(run); });
+  });
+  return nullptr;
+}
+
+const char* launch_backward_run(int cell, Storage storage, const BackwardRun& run, Stream) {
+  const int64_t units = run.step.units;
+  visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
+    using Cell = decltype(c);
+    using T = decltype(type);
+    using S = decltype(shape);
+    run_all(shape, units, run.step.batch,
+            BackwardMemory<Cell, T, S>(nullptr, blocks_for<S>(units)).bytes,
+            [&] { backward_cluster<Cell, T, S>(run); });
+  });
+  return nullptr;
+}
+
+namespace {
+
 int64_t count() { return launches; }
+int64_t count_runs() { return run_launches; }
+bool set_runs(bool wanted, int64_t seed) {
+  delivery_seed = int(seed);
+  return std::exchange(runs, wanted);
+}
 
 std::vector<int64_t> grid(int64_t rows, int64_t units) {
   const Grid g = make_grid(rows, units);
@@ -114,10 +189,14 @@ STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
       "Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)");
   m.def("set_chunk(int sums) -> int");
   m.def("launches() -> int");
+  m.def("run_launches() -> int");
+  m.def("set_runs(bool wanted, int seed) -> bool");
   m.def("grid(int rows, int units) -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern_cuda_on_host, CompositeExplicitAutograd, m) {
   m.impl("launches", TORCH_BOX(&rnnkern::cuda::count));
+  m.impl("run_launches", TORCH_BOX(&rnnkern::cuda::count_runs));
+  m.impl("set_runs", TORCH_BOX(&rnnkern::cuda::set_runs));
   m.impl("grid", TORCH_BOX(&rnnkern::cuda::grid));
 }

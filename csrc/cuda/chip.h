@@ -1,0 +1,134 @@
+// What the persistent kernels (cluster.h) ask of the chip: who a thread is, waiting, stores into
+// the shared memory of other blocks, matrix products. PTX of Hopper (sm_90) on a GPU; the tests
+// bring their own in its place, where every thread is a fiber (tests/cuda_on_host/chip_on_host.h).
+#pragma once
+#include <cstdint>
+
+namespace rnnkern::cuda {
+
+struct alignas(16) Words4 {
+  uint32_t word[4];
+};
+struct alignas(8) Words2 {
+  uint32_t word[2];
+};
+
+}  // namespace rnnkern::cuda
+
+#if defined(__CUDACC__)
+#define RNNKERN_UNROLL _Pragma("unroll")
+#define RNNKERN_DEVICE_MEMBER __device__ __forceinline__
+#define RNNKERN_BOTH_MEMBER __host__ __device__ __forceinline__
+#else
+#define RNNKERN_UNROLL
+#define RNNKERN_DEVICE_MEMBER inline
+#define RNNKERN_BOTH_MEMBER inline
+#endif
+
+#if defined(RNNKERN_CUDA_ON_HOST)
+#include "chip_on_host.h"
+#else
+
+#define RNNKERN_DEVICE __device__ __forceinline__ static
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace rnnkern::cuda {
+
+RNNKERN_DEVICE int thread_index() { return int(threadIdx.x); }
+
+// A grid is (blocks of a cluster, clusters).
+RNNKERN_DEVICE int block_index() { return int(blockIdx.x); }
+RNNKERN_DEVICE int block_count() { return int(gridDim.x); }
+RNNKERN_DEVICE int cluster_index() { return int(blockIdx.y); }
+
+// The block's dynamic shared memory.
+RNNKERN_DEVICE char* shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+
+RNNKERN_DEVICE void sync_warp() { __syncwarp(); }
+RNNKERN_DEVICE void sync_block() { __syncthreads(); }
+
+RNNKERN_DEVICE void sync_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;\n" ::
+          : "memory");
+}
+
+RNNKERN_DEVICE uint32_t shared_address(const void* p) {
+  return uint32_t(__cvta_generic_to_shared(p));
+}
+
+// A barrier in shared memory counts the bytes that arrive by send(). One phase is over when as many
+// have come as were expected; phases are told apart by their parity, the first is 0. One thread
+// opens it, and before the others use it all blocks wait for each other (sync_cluster).
+RNNKERN_DEVICE void open_barrier(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// Says how many bytes the current phase is to get: once for each phase, by one thread.
+RNNKERN_DEVICE void expect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+
+// Waits for the end of the phase of this parity; what was sent can be read then.
+RNNKERN_DEVICE void wait(uint64_t* barrier, uint32_t parity) {
+  uint32_t over;
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(over)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (!over);
+}
+
+// Stores 16 bytes to where `to` is in a block of the cluster, and counts them at its `barrier`;
+// both are given as addresses in this block's own shared memory.
+RNNKERN_DEVICE void send(void* to, uint64_t* barrier, int block, const Words4& value) {
+  asm volatile(
+      "{\n.reg .b32 to, barrier;\n"
+      "mapa.shared::cluster.u32 to, %0, %2;\n"
+      "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%3, %4, %5, %6}, "
+      "[barrier];\n}\n" ::"r"(shared_address(to)),
+      "r"(shared_address(barrier)), "r"(block), "r"(value.word[0]), "r"(value.word[1]),
+      "r"(value.word[2]), "r"(value.word[3])
+      : "memory");
+}
+
+// sum += a b for a warp: a is 16 x 16, b 16 x 8, their elements two to a word as PTX lays them out
+// (mma.m16n8k16): with g = lane / 4 and q = lane % 4,
+//   a   rows g, g + 8, g, g + 8 of columns 2q, 2q + 1 (words 0, 1) and 2q + 8, 2q + 9 (words 2, 3)
+//   b   column g of rows 2q, 2q + 1 and 2q + 8, 2q + 9
+//   sum row g of columns 2q, 2q + 1, then row g + 8
+template <class T>
+RNNKERN_DEVICE void multiply_add(float (&sum)[4], const Words4& a, const Words2& b);
+
+#define RNNKERN_MMA(T, TYPE)                                                                   \
+  template <>                                                                                  \
+  RNNKERN_MMA_INLINE void multiply_add<T>(float (&sum)[4], const Words4& a, const Words2& b) { \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                                 \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"               \
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                               \
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]),      \
+          "r"(b.word[1]));                                                                     \
+  }
+#define RNNKERN_MMA_INLINE __device__ __forceinline__
+RNNKERN_MMA(__nv_bfloat16, "bf16")
+RNNKERN_MMA(__half, "f16")
+#undef RNNKERN_MMA_INLINE
+#undef RNNKERN_MMA
+
+}  // namespace rnnkern::cuda
+#endif

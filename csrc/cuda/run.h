@@ -1,0 +1,39 @@
+// Several time steps of one direction in one kernel, with the recurrent weights on the chip.
+//
+// All steps of a run have the same batch rows. The results are those of the steps one by one.
+#pragma once
+#include "step.h"
+
+namespace rnnkern::cuda {
+
+struct ForwardRun {
+  ForwardStep step;  // the first; of `hidden` nothing is read
+  int64_t steps;
+  int64_t row_step;  // from one step's rows to those of the next
+  const void* w_hh;  // T (gates * H, H)
+};
+
+struct BackwardRun {
+  BackwardStep step;  // the first that is walked, which is the latest in time
+  int64_t steps;
+  int64_t row_step, y_step, dy_step;
+  // What comes before the last step, and so need not follow from `step`.
+  int64_t last_previous_batch, last_previous_row, last_previous_y_offset;
+  const void* w_hh;
+};
+
+// How a layer's recurrent weights lie on the chip; no blocks: they do not.
+struct OnChip {
+  int blocks = 0;    // that hold the weights together and exchange h each step
+  int clusters = 0;  // of so many blocks each, that the batch is shared by
+  int rows = 0;      // of the batch, to a cluster
+};
+
+// How the current device would take a run.
+OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward);
+
+const char* launch_forward_run(int cell, Storage storage, const ForwardRun& run, Stream stream);
+// `recurrent` holds W_hh^T dsum of the last step afterwards.
+const char* launch_backward_run(int cell, Storage storage, const BackwardRun& run, Stream stream);
+
+}  // namespace rnnkern::cuda

@@ -1,0 +1,54 @@
+// How a layer lies on a cluster of blocks (cluster.h), and which layers lie how.
+#pragma once
+#include "../cells/cells.h"
+
+namespace rnnkern::cuda {
+
+constexpr int kTileUnits = 16, kTileRows = 8, kTileValues = kTileUnits * kTileRows;
+constexpr int kLanes = 32;
+
+// Groups: tiles of units that a block owns. Deep: tiles of units of the whole layer for each warp.
+// Wide: tiles of batch rows of a cluster. Of a warp's fragments of the weights Held are kept in
+// registers, the rest in shared memory.
+template <int Groups, int Deep, int Wide, int Warps, int Held>
+struct Shape {
+  static constexpr int kGroups = Groups, kDeep = Deep, kWide = Wide, kWarps = Warps, kHeld = Held;
+  static constexpr int kThreads = Warps * kLanes;
+  static constexpr int kTiles = Deep * Warps;  // of units of a layer, at most
+  static constexpr int kUnits = kTiles * kTileUnits;
+  static constexpr int kRows = Wide * kTileRows;
+  static constexpr int kParts = Warps / Groups;  // warps that share the depth of a product
+  static constexpr int kValues = Groups * Wide * kTileValues;  // (unit, row) pairs of a block
+  static constexpr int kSlots = (kValues + kThreads - 1) / kThreads;  // of them, to a thread
+  static constexpr int fragments(int gates) { return gates * Groups * Deep; }
+  static constexpr int held(int gates) { return fragments(gates) < Held ? fragments(gates) : Held; }
+  static_assert(Warps % Groups == 0);
+};
+
+// Calls f(S{}) with the shape for a cell of so many gates and units, or returns false: none.
+// Each is the one with the fewest blocks that holds the weights of so many units.
+template <class Cell, int Wide, class F>
+bool visit_shape(int64_t units, F&& f) {
+  if (units <= 128)
+    f(Shape<8, 1, Wide, 8, 32>{});
+  else if (units <= 256)
+    f(Shape<4, 2, Wide, 8, 32>{});
+  else if (units <= 512)
+    f(Shape<2, 4, Wide, 8, 32>{});
+  else if constexpr (Cell::kGates == 1) {
+    if (units > 1024) return false;
+    f(Shape<4, 8, Wide, 8, 32>{});
+  } else {
+    if (units > 768) return false;
+    f(Shape<3, 4, Wide, 12, 24>{});
+  }
+  return true;
+}
+
+template <class S>
+int blocks_for(int64_t units) {
+  const int64_t tiles = (units + kTileUnits - 1) / kTileUnits;
+  return int((tiles + S::kGroups - 1) / S::kGroups);
+}
+
+}  // namespace rnnkern::cuda
