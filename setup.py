@@ -136,7 +136,7 @@ def cuda_ops() -> list[Extension]:
     nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
     extension = CUDAExtension(
         "rnnkern._C_cuda",
-        ["csrc/bindings/cuda_ops.cpp", "csrc/cuda/kernels.cu"],
+        ["csrc/bindings/cuda_ops.cpp", *map(str, sorted(Path("csrc/cuda").glob("*.cu")))],
         extra_compile_args={
             "cxx": [*CFLAGS, *TORCH, "-DUSE_CUDA", "-Wno-unused-parameter"],
             "nvcc": nvcc,

@@ -110,20 +110,21 @@ class Case:
 
 
 _BF16, _FP16 = torch.bfloat16, torch.float16
-#: Half precision at sizes for which the CUDA engine keeps the recurrent weights on the chip: in one
-#: block, in clusters of several, and (H > 512) partly in shared memory; with several clusters.
+#: Sizes for which the CUDA engine keeps the recurrent weights on the chip: in clusters of one block
+#: to sixteen, partly in shared memory, and with several clusters.
 ON_CHIP = [
     case
     for cell in CELLS
     for case in (
         Case(cell, T=9, B=5, I=6, H=20, bidirectional=True, hx=True, dtype=_BF16),
-        Case(cell, T=6, B=19, I=4, H=128, dtype=_FP16),
-        Case(
-            cell, T=24, B=3, H=140, bidirectional=True, packed=True, batch_first=True, dtype=_FP16
-        ),
+        Case(cell, T=6, B=19, H=128, dtype=_FP16),
+        Case(cell, T=24, H=140, bidirectional=True, packed=True, batch_first=True, dtype=_FP16),
         Case(cell, T=12, B=9, H=200, hx=True, batch_first=True, dtype=_BF16),
         Case(cell, T=7, B=17, H=300, hx=True, bias=False, dtype=_FP16),
-        Case(cell, T=6, B=3, H=530, dtype=_BF16),
+        Case(cell, T=6, H=530, dtype=_BF16),
+        Case(cell, T=24, H=70, bidirectional=True, packed=True, hx=True),
+        Case(cell, T=8, B=9, H=150, batch_first=True),
+        Case(cell, T=6, H=300, hx=True),
     )
 ]
 

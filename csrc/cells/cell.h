@@ -31,7 +31,8 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#define RNNKERN_CELL __host__ __device__ __forceinline__ static
+#define RNNKERN_CELL_MEMBER __host__ __device__ __forceinline__
 #else
-#define RNNKERN_CELL inline __attribute__((always_inline)) static
+#define RNNKERN_CELL_MEMBER inline __attribute__((always_inline))
 #endif
+#define RNNKERN_CELL RNNKERN_CELL_MEMBER static

@@ -3,6 +3,7 @@
 // bring their own in its place, where every thread is a fiber (tests/cuda_on_host/chip_on_host.h).
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 namespace rnnkern::cuda {
 
@@ -112,23 +113,72 @@ RNNKERN_DEVICE void send(void* to, uint64_t* barrier, int block, const Words4& v
 //   a   rows g, g + 8, g, g + 8 of columns 2q, 2q + 1 (words 0, 1) and 2q + 8, 2q + 9 (words 2, 3)
 //   b   column g of rows 2q, 2q + 1 and 2q + 8, 2q + 9
 //   sum row g of columns 2q, 2q + 1, then row g + 8
+// For float a is 16 x 8, b 8 x 8 and each element a word (mma.m16n8k8): columns of a, and rows of
+// b, q and q + 4.
 template <class T>
-RNNKERN_DEVICE void multiply_add(float (&sum)[4], const Words4& a, const Words2& b);
+RNNKERN_DEVICE void multiply_fragments(float (&sum)[4], const Words4& a, const Words2& b);
 
-#define RNNKERN_MMA(T, TYPE)                                                                   \
-  template <>                                                                                  \
-  RNNKERN_MMA_INLINE void multiply_add<T>(float (&sum)[4], const Words4& a, const Words2& b) { \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                                 \
-        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"               \
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                               \
-        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]),      \
-          "r"(b.word[1]));                                                                     \
+#define RNNKERN_MMA(T, MMA)                                                               \
+  template <>                                                                             \
+  __device__ __forceinline__ void multiply_fragments<T>(float (&sum)[4], const Words4& a, \
+                                                        const Words2& b) {                \
+    asm("mma.sync.aligned." MMA                                                           \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"          \
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                          \
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), \
+          "r"(b.word[1]));                                                                \
   }
-#define RNNKERN_MMA_INLINE __device__ __forceinline__
-RNNKERN_MMA(__nv_bfloat16, "bf16")
-RNNKERN_MMA(__half, "f16")
-#undef RNNKERN_MMA_INLINE
+RNNKERN_MMA(__nv_bfloat16, "m16n8k16.row.col.f32.bf16.bf16")
+RNNKERN_MMA(__half, "m16n8k16.row.col.f32.f16.f16")
+RNNKERN_MMA(float, "m16n8k8.row.col.f32.tf32.tf32")
 #undef RNNKERN_MMA
 
 }  // namespace rnnkern::cuda
 #endif
+
+namespace rnnkern::cuda {
+
+// A right operand, ready for products.
+template <class T>
+struct Right {
+  Words2 words;
+
+  RNNKERN_DEVICE_MEMBER explicit Right(const Words2& w) : words(w) {}
+};
+
+template <class T>
+RNNKERN_DEVICE void multiply_add(float (&sum)[4], const Words4& a, const Right<T>& b) {
+  multiply_fragments<T>(sum, a, b.words);
+}
+
+// Matrix units take 11 significant bits of a float (TF32). Split in two such parts, and without the
+// product of both lower parts, a product is right to about 2^-22.
+RNNKERN_DEVICE void split(uint32_t word, uint32_t* high, uint32_t* low) {
+  *high = (word + 0x1000u) & 0xffffe000u;
+  float whole, upper;
+  memcpy(&whole, &word, 4);
+  memcpy(&upper, high, 4);
+  const float rest = whole - upper;
+  memcpy(low, &rest, 4);
+}
+
+template <>
+struct Right<float> {
+  Words2 high, low;
+
+  RNNKERN_DEVICE_MEMBER explicit Right(const Words2& w) {
+    RNNKERN_UNROLL
+    for (int i = 0; i < 2; ++i) split(w.word[i], &high.word[i], &low.word[i]);
+  }
+};
+
+RNNKERN_DEVICE void multiply_add(float (&sum)[4], const Words4& a, const Right<float>& b) {
+  Words4 high, low;
+  RNNKERN_UNROLL
+  for (int i = 0; i < 4; ++i) split(a.word[i], &high.word[i], &low.word[i]);
+  multiply_fragments<float>(sum, low, b.high);
+  multiply_fragments<float>(sum, high, b.low);
+  multiply_fragments<float>(sum, high, b.high);
+}
+
+}  // namespace rnnkern::cuda

@@ -24,14 +24,28 @@
 
 namespace rnnkern::cuda {
 
+// How elements lie in the operands of multiply_add: one or two to a word, so a fragment of the
+// weights is 8 or 16 units deep.
+template <class T>
+constexpr int kPerWord = 4 / int(sizeof(T));
+template <class T>
+constexpr int kFragmentUnits = 8 * kPerWord<T>;
+template <class T>
+constexpr int kFragmentsOfTile = kTileUnits / kFragmentUnits<T>;
+template <class T>
+constexpr int kPerPiece = 16 / int(sizeof(T));  // of what is sent
+
 // A (unit, row) pair of a tile, by its place among the elements of the right operand of a product.
 struct Place {
   int unit, row;
 };
 
+template <class T>
 RNNKERN_DEVICE Place place(int element) {
-  const int lane = element / 4 % kLanes;
-  return {element / 2 % 2 * 8 + lane % 4 * 2 + element % 2, lane / 4};
+  constexpr int P = kPerWord<T>;
+  const int lane = element / (2 * P) % kLanes, word = element / P % 2;
+  const int fragment = element / (2 * P * kLanes);
+  return {fragment * kFragmentUnits<T> + word * 4 * P + lane % 4 * P + element % P, lane / 4};
 }
 
 // Where a lane puts its four sums of a tile, and where the sum of a pair is found then: in such an
@@ -72,15 +86,18 @@ class Fragments {
   // value(fragment, row, column) is what stands there.
   template <class F>
   RNNKERN_DEVICE_MEMBER void load(Words4* shared, int warp, int lane, F&& value) {
+    constexpr int P = kPerWord<T>;
     rest_ = shared + warp * kLanes + lane;
-    const int g = lane / 4, q = lane % 4 * 2;
     RNNKERN_UNROLL
     for (int f = 0; f < Count; ++f) {
       Words4 words;
       RNNKERN_UNROLL
       for (int w = 0; w < 4; ++w) {
-        const int row = g + w % 2 * 8, column = q + w / 2 * 8;
-        words.word[w] = pair(value(f, row, column), value(f, row, column + 1));
+        const int row = lane / 4 + w % 2 * 8, column = lane % 4 * P + w / 2 * 4 * P;
+        T elements[P];
+        RNNKERN_UNROLL
+        for (int i = 0; i < P; ++i) elements[i] = value(f, row, column + i);
+        memcpy(&words.word[w], elements, sizeof(elements));
       }
       if (f < Held)
         held_[f] = words;
@@ -94,20 +111,17 @@ class Fragments {
   static constexpr int kShared = (Count - Held) * Warps * kLanes;  // words of 16 bytes
 
  private:
-  RNNKERN_DEVICE_MEMBER static uint32_t pair(T low, T high) {
-    const T both[2] = {low, high};
-    uint32_t word;
-    memcpy(&word, both, sizeof(word));
-    return word;
-  }
   Words4 held_[Held];
   Words4* rest_;
 };
 
+template <class T, class S, int Gates, int Count = S::fragments(Gates) * kFragmentsOfTile<T>>
+using FragmentsOf = Fragments<T, Count, (Count < S::kHeld ? Count : S::kHeld), S::kWarps>;
+
 template <class Cell, class T, class S>
 struct ForwardMemory {
   static constexpr int G = Cell::kGates;
-  using Weights = Fragments<T, S::fragments(G), S::held(G), S::kWarps>;
+  using Weights = FragmentsOf<T, S, G>;
   static constexpr int kOperand = S::kTiles * S::kWide * kTileValues;
 
   uint64_t* arrived;  // of the two buffers
@@ -131,7 +145,7 @@ struct ForwardMemory {
 template <class Cell, class T, class S>
 struct BackwardMemory {
   static constexpr int G = Cell::kGates;
-  using Weights = Fragments<T, S::fragments(G), S::held(G), S::kWarps>;
+  using Weights = FragmentsOf<T, S, G>;
   static constexpr int kOperand = G * S::kGroups * S::kWide * kTileValues;
 
   uint64_t* arrived;
@@ -151,17 +165,18 @@ struct BackwardMemory {
 };
 
 // What a thread finishes of each step: up to kSlots (unit, row) pairs of its block.
-template <class S>
+template <class T, class S>
 struct Share {
   int slot_tile[S::kSlots];  // (tile of units, row tile) within the block; -1: none
   int unit[S::kSlots], row[S::kSlots];
   bool real[S::kSlots];  // not beyond the last unit or batch row
-  Place at;
-  int element;  // within a tile
+  int element;           // within a tile
+  int sum;               // where its sums are found
 
   RNNKERN_DEVICE_MEMBER Share(int64_t units, int64_t batch) {
     element = thread_index() % kTileValues;
-    at = place(element);
+    const Place at = place<T>(element);
+    sum = sum_slot(at);
     RNNKERN_UNROLL
     for (int slot = 0; slot < S::kSlots; ++slot) {
       const int value = slot * S::kThreads + thread_index(), tile = value / kTileValues;
@@ -183,7 +198,7 @@ RNNKERN_DEVICE void open_both(uint64_t* arrived, int bytes) {
   sync_cluster();
 }
 
-// Waits for what is sent to be there in step i (the first has nothing to wait for).
+// Waits for what was sent in the step before.
 RNNKERN_DEVICE void wait_for_step(uint64_t* arrived, int64_t i, int bytes) {
   wait(arrived + i % 2, uint32_t((i - 1) / 2 % 2));
   if (thread_index() == 0) expect(arrived + i % 2, uint32_t(bytes));
@@ -191,27 +206,27 @@ RNNKERN_DEVICE void wait_for_step(uint64_t* arrived, int64_t i, int bytes) {
 
 template <class Cell, class T, class S>
 RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
-  constexpr int G = Cell::kGates, kDepth = S::kGroups * S::kDeep;
+  constexpr int G = Cell::kGates, kDepth = S::kGroups * S::kDeep * kFragmentsOfTile<T>;
   using Memory = ForwardMemory<Cell, T, S>;
-  ForwardStep step = run.step;
+  const ForwardStep& step = run.step;
   const int thread = thread_index(), warp = thread / kLanes, lane = thread % kLanes;
   const int group = warp % S::kGroups, part = warp / S::kGroups;
   const int me = block_index(), blocks = block_count(), H = int(step.units);
   const int bytes = blocks * S::kValues * int(sizeof(T));
   const Memory memory(shared_memory());
-  const Share<S> share(H, step.batch);
+  const Share<T, S> share(H, step.batch);
 
   typename Memory::Weights weights;
   const auto w_hh = static_cast<const T*>(run.w_hh);
   weights.load(memory.weights, warp, lane, [&](int f, int row, int column) {
     const int unit = (me * S::kGroups + group) * kTileUnits + row;
-    const int k = (part * kDepth + f / G) * kTileUnits + column;
+    const int k = (part * kDepth + f / G) * kFragmentUnits<T> + column;
     return unit < H && k < H ? w_hh[(int64_t(Cell::hidden_gate(f % G)) * H + unit) * H + k]
                              : T(0.f);
   });
-  const auto first_h = static_cast<const T*>(step.h_operand);
+  const auto first_h = static_cast<const T*>(step.h_operand ? step.h_operand : step.h);
   for (int i = thread; i < Memory::kOperand; i += S::kThreads) {
-    const Place at = place(i % kTileValues);
+    const Place at = place<T>(i % kTileValues);
     const int tile = i / kTileValues, unit = tile / S::kWide * kTileUnits + at.unit;
     const int64_t row = cluster_index() * S::kRows + tile % S::kWide * kTileRows + at.row;
     memory.h[i] = unit < H && row < step.batch ? first_h[row * H + unit] : T(0.f);
@@ -219,12 +234,16 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
   }
 
   float state[S::kSlots][Cell::kStates], bias[S::kSlots][Cell::kSums], input[S::kSlots][G];
+  ForwardAt at[S::kSlots];
+  const ForwardAt onward{run.row_step * step.input_row, run.row_step * step.y_row,
+                         run.row_step * Cell::kSaved * H, run.row_step * H};
   RNNKERN_UNROLL
   for (int slot = 0; slot < S::kSlots; ++slot)
     if (share.real[slot]) {
+      at[slot] = forward_at<Cell>(step, share.row[slot], share.unit[slot]);
       load_bias<Cell, T>(step, share.unit[slot], bias[slot]);
       load_states<Cell, T>(step, share.row[slot], share.unit[slot], state[slot]);
-      load_input<Cell, T>(step, share.row[slot], share.unit[slot], input[slot]);
+      load_input<Cell, T>(step, at[slot], input[slot]);
     }
   open_both(memory.arrived, bytes);
 
@@ -235,11 +254,14 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
     const auto operand = reinterpret_cast<const Words2*>(memory.h + i % 2 * Memory::kOperand) +
                          part * kDepth * S::kWide * kLanes + lane;
     RNNKERN_UNROLL
-    for (int d = 0; d < kDepth; ++d) RNNKERN_UNROLL
-    for (int w = 0; w < S::kWide; ++w) {
-      const Words2 h = operand[(d * S::kWide + w) * kLanes];
+    for (int d = 0; d < kDepth; ++d) {
+      constexpr int F = kFragmentsOfTile<T>;
       RNNKERN_UNROLL
-      for (int s = 0; s < G; ++s) multiply_add<T>(sum[w][s], weights[d * G + s], h);
+      for (int w = 0; w < S::kWide; ++w) {
+        const Right<T> h(operand[((d / F * S::kWide + w) * F + d % F) * kLanes]);
+        RNNKERN_UNROLL
+        for (int s = 0; s < G; ++s) multiply_add(sum[w][s], weights[d * G + s], h);
+      }
     }
     const auto sums = reinterpret_cast<Words4*>(memory.sums);
     RNNKERN_UNROLL
@@ -257,49 +279,46 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
         float total[Cell::kSums], next[Cell::kStates];
         RNNKERN_UNROLL
         for (int s = 0; s < Cell::kSums; ++s) total[s] = bias[slot][s];
+        const float* products = memory.sums + share.sum +
+                                (tile / S::kWide * S::kWide + tile % S::kWide) * G * kTileValues;
         RNNKERN_UNROLL
         for (int s = 0; s < G; ++s) {
           total[Cell::kInputSum + s] += input[slot][s];
           float product = 0.f;
           RNNKERN_UNROLL
-          for (int p = 0; p < S::kParts; ++p) {
-            const int of_warp = p * S::kGroups + tile / S::kWide;
-            product += memory.sums[((of_warp * S::kWide + tile % S::kWide) * G + s) * kTileValues +
-                                   sum_slot(share.at)];
-          }
+          for (int p = 0; p < S::kParts; ++p)
+            product += products[(p * S::kGroups * S::kWide * G + s) * kTileValues];
           total[Cell::kHiddenSum + s] += product;
         }
-        Cell::forward(total, state[slot], next, saved[slot]);
+        cell_forward<Cell, T>(total, state[slot], next, saved[slot]);
         RNNKERN_UNROLL
         for (int s = 0; s < Cell::kStates; ++s) state[slot][s] = next[s];
       }
       if (i + 1 == run.steps) continue;
 
-      // A warp's 32 values, two rows of a tile, go out as four pieces of 16 bytes each.
+      // A warp's 32 values go out together, in pieces of 16 bytes, to every block.
+      constexpr int kPieces = kLanes / kPerPiece<T>, kAtOnce = kLanes / kPieces;
       memory.staged[thread] = share.real[slot] ? T(state[slot][0]) : T(0.f);
       sync_warp();
-      const int piece = lane % 4;
+      const int piece = lane % kPieces;
       const Words4 value = reinterpret_cast<const Words4*>(memory.staged + warp * kLanes)[piece];
       T* to = memory.h + (i + 1) % 2 * Memory::kOperand +
-              (me * S::kGroups * S::kWide + tile) * kTileValues + share.element - lane + piece * 8;
-      for (int k = lane / 4; k < blocks; k += kLanes / 4) {
-        const int block = k + me < blocks ? k + me : k + me - blocks;
-        send(to, memory.arrived + (i + 1) % 2, block, value);
-      }
+              (me * S::kGroups * S::kWide + tile) * kTileValues + share.element - lane +
+              piece * kPerPiece<T>;
+      RNNKERN_UNROLL
+      for (int k = 0; k < kMostBlocks; k += kAtOnce)
+        if (const int block = k + lane / kPieces; block < blocks)
+          send(to, memory.arrived + (i + 1) % 2, block, value);
       sync_warp();
     }
 
     // While that is on its way.
-    const ForwardStep done = step;
-    step.row += run.row_step;
-    step.input_offset += run.row_step * step.input_row;
-    step.y_offset += run.row_step * step.y_row;
     RNNKERN_UNROLL
     for (int slot = 0; slot < S::kSlots; ++slot)
       if (share.real[slot]) {
-        store_forward<Cell, T>(done, share.row[slot], share.unit[slot], state[slot], saved[slot]);
-        if (i + 1 < run.steps)
-          load_input<Cell, T>(step, share.row[slot], share.unit[slot], input[slot]);
+        store_forward<Cell, T>(step, at[slot], state[slot], saved[slot]);
+        at[slot] += onward;
+        if (i + 1 < run.steps) load_input<Cell, T>(step, at[slot], input[slot]);
       }
   }
   RNNKERN_UNROLL
@@ -311,53 +330,55 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
 
 template <class Cell, class T, class S>
 RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
-  constexpr int G = Cell::kGates, kDepth = G * S::kGroups;
+  constexpr int G = Cell::kGates, kTileDepth = G * S::kGroups;
+  constexpr int kDepth = kTileDepth * kFragmentsOfTile<T>;
   using Memory = BackwardMemory<Cell, T, S>;
-  BackwardStep step = run.step;
+  const BackwardStep& step = run.step;
   const int thread = thread_index(), warp = thread / kLanes, lane = thread % kLanes;
   const int me = block_index(), blocks = block_count(), H = int(step.units);
   const int bytes = blocks * S::kValues * int(sizeof(float));
   const Memory memory(shared_memory(), blocks);
-  const Share<S> share(H, step.batch);
+  const Share<T, S> share(H, step.batch);
 
   typename Memory::Weights weights;
   const auto w_hh = static_cast<const T*>(run.w_hh);
   weights.load(memory.weights, warp, lane, [&](int f, int row, int column) {
-    const int tile = warp * S::kDeep + f / kDepth, k = f % kDepth;
-    const int to = tile * kTileUnits + row;
-    const int unit = (me * S::kGroups + k % S::kGroups) * kTileUnits + column;
-    return unit < H && to < H
-               ? w_hh[(int64_t(Cell::hidden_gate(k / S::kGroups)) * H + unit) * H + to]
-               : T(0.f);
+    constexpr int F = kFragmentsOfTile<T>;
+    const int to = (warp * S::kDeep + f / kDepth) * kTileUnits + row;
+    const int tile = f % kDepth / F, gate = tile / S::kGroups, group = tile % S::kGroups;
+    const int unit = (me * S::kGroups + group) * kTileUnits + f % F * kFragmentUnits<T> + column;
+    return unit < H && to < H ? w_hh[(int64_t(Cell::hidden_gate(gate)) * H + unit) * H + to]
+                              : T(0.f);
   });
 
   float dh[S::kSlots], dc[S::kSlots], recurrent[S::kSlots];
   T dy[S::kSlots];
   Kept<Cell, T> kept[S::kSlots];
-  const auto load = [&](int64_t i) {
+  BackwardAt at[S::kSlots];
+  const BackwardAt onward{
+      run.y_step, run.dy_step, run.row_step * Cell::kSaved * H, run.row_step * H,
+      0,          0,           run.row_step * Cell::kSums * H,  run.row_step * H,
+      0,          false};
+  const auto load = [&](int slot, int64_t i) {
     if (i + 1 == run.steps) {
-      step.previous_batch = run.last_previous_batch;
-      step.previous_row = run.last_previous_row;
-      step.previous_y_offset = run.last_previous_y_offset;
+      const int64_t b = share.row[slot], u = share.unit[slot];
+      at[slot].began = b >= run.last_previous_batch;
+      at[slot].y_before = run.last_previous_y_offset + b * step.y_row + u;
+      at[slot].row_before = (run.last_previous_row + b) * H + u;
     }
-    RNNKERN_UNROLL
-    for (int slot = 0; slot < S::kSlots; ++slot)
-      if (share.real[slot]) {
-        const int64_t b = share.row[slot], u = share.unit[slot];
-        kept[slot] = load_kept<Cell, T>(step, b, u);
-        if (step.dy)
-          dy[slot] = static_cast<const T*>(step.dy)[step.dy_offset + b * step.dy_row + u];
-      }
+    load_kept<Cell, T>(step, at[slot], &kept[slot]);
+    if (step.dy) dy[slot] = static_cast<const T*>(step.dy)[at[slot].dy];
   };
   RNNKERN_UNROLL
   for (int slot = 0; slot < S::kSlots; ++slot)
     if (share.real[slot]) {
-      const int64_t state = int64_t(share.row[slot]) * H + share.unit[slot];
-      dh[slot] = static_cast<const float*>(step.dh)[state];
-      recurrent[slot] = static_cast<const float*>(step.recurrent)[state];
-      if constexpr (Cell::kStates == 2) dc[slot] = static_cast<const float*>(step.dc)[state];
+      at[slot] = backward_at<Cell>(step, share.row[slot], share.unit[slot]);
+      const int64_t first = at[slot].first;
+      dh[slot] = static_cast<const float*>(step.dh)[first];
+      recurrent[slot] = static_cast<const float*>(step.recurrent)[first];
+      if constexpr (Cell::kStates == 2) dc[slot] = static_cast<const float*>(step.dc)[first];
+      load(slot, 0);
     }
-  load(0);
   open_both(memory.arrived, bytes);
 
   const auto receive = [&](int64_t i) {
@@ -365,10 +386,12 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
     RNNKERN_UNROLL
     for (int slot = 0; slot < S::kSlots; ++slot)
       if (share.slot_tile[slot] >= 0) {
-        float total = 0.f;
         const float* from = memory.received + i % 2 * blocks * S::kValues +
-                            share.slot_tile[slot] * kTileValues + sum_slot(share.at);
-        for (int block = 0; block < blocks; ++block) total += from[block * S::kValues];
+                            share.slot_tile[slot] * kTileValues + share.sum;
+        float total = 0.f;
+        RNNKERN_UNROLL
+        for (int block = 0; block < kMostBlocks; ++block)
+          if (block < blocks) total += from[block * S::kValues];
         recurrent[slot] = total;
       }
   };
@@ -376,23 +399,26 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
   for (int64_t i = 0; i < run.steps; ++i) {
     if (i) receive(i);
     T* const operand = memory.dsum + i % 2 * Memory::kOperand;
+    float dnext[S::kSlots][Cell::kStates], dsum[S::kSlots][Cell::kSums];
     RNNKERN_UNROLL
     for (int slot = 0; slot < S::kSlots; ++slot) {
       const int tile = share.slot_tile[slot];
       if (tile < 0) continue;
-      float dnext[Cell::kStates], dprev[Cell::kStates], dsum[Cell::kSums] = {};
+      RNNKERN_UNROLL
+      for (int s = 0; s < Cell::kSums; ++s) dsum[slot][s] = 0.f;
       if (share.real[slot]) {
-        dnext[0] = dh[slot] + recurrent[slot];
-        if (step.dy) dnext[0] += float(dy[slot]);
-        if constexpr (Cell::kStates == 2) dnext[1] = dc[slot];
-        adjoin<Cell, T>(step, share.row[slot], share.unit[slot], kept[slot], dnext, dprev, dsum);
+        float dprev[Cell::kStates];
+        dnext[slot][0] = dh[slot] + recurrent[slot];
+        if (step.dy) dnext[slot][0] += float(dy[slot]);
+        if constexpr (Cell::kStates == 2) dnext[slot][1] = dc[slot];
+        cell_backward<Cell, T>(kept[slot], dnext[slot], dprev, dsum[slot]);
         dh[slot] = dprev[0];
         if constexpr (Cell::kStates == 2) dc[slot] = dprev[1];
       }
       RNNKERN_UNROLL
       for (int s = 0; s < G; ++s)
         operand[(s * S::kGroups * S::kWide + tile) * kTileValues + share.element] =
-            T(dsum[Cell::kHiddenSum + s]);
+            T(dsum[slot][Cell::kHiddenSum + s]);
     }
     sync_block();
 
@@ -401,12 +427,15 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
     float sum[kChains][S::kDeep][S::kWide][4] = {};
     const auto right = reinterpret_cast<const Words2*>(operand) + lane;
     RNNKERN_UNROLL
-    for (int d = 0; d < kDepth; ++d) RNNKERN_UNROLL
-    for (int w = 0; w < S::kWide; ++w) {
-      const Words2 values = right[(d * S::kWide + w) * kLanes];
+    for (int d = 0; d < kDepth; ++d) {
+      constexpr int F = kFragmentsOfTile<T>;
       RNNKERN_UNROLL
-      for (int m = 0; m < S::kDeep; ++m)
-        multiply_add<T>(sum[d % kChains][m][w], weights[m * kDepth + d], values);
+      for (int w = 0; w < S::kWide; ++w) {
+        const Right<T> values(right[((d / F * S::kWide + w) * F + d % F) * kLanes]);
+        RNNKERN_UNROLL
+        for (int m = 0; m < S::kDeep; ++m)
+          multiply_add(sum[d % kChains][m][w], weights[m * kDepth + d], values);
+      }
     }
     RNNKERN_UNROLL
     for (int m = 0; m < S::kDeep; ++m) {
@@ -425,24 +454,22 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
     }
 
     // While that is on its way.
-    if (i + 1 < run.steps) {
-      step.row += run.row_step;
-      step.chunk_row += run.row_step;
-      step.y_offset += run.y_step;
-      step.dy_offset += run.dy_step;
-      step.previous_row += run.row_step;
-      step.previous_y_offset += run.y_step;
-      load(i + 1);
-    }
+    RNNKERN_UNROLL
+    for (int slot = 0; slot < S::kSlots; ++slot)
+      if (share.real[slot]) {
+        store_backward<Cell, T>(step, at[slot], kept[slot], dnext[slot], dsum[slot]);
+        at[slot] += onward;
+        if (i + 1 < run.steps) load(slot, i + 1);
+      }
   }
   receive(run.steps);
   RNNKERN_UNROLL
   for (int slot = 0; slot < S::kSlots; ++slot)
     if (share.real[slot]) {
-      const int64_t state = int64_t(share.row[slot]) * H + share.unit[slot];
-      static_cast<float*>(step.dh)[state] = dh[slot];
-      static_cast<float*>(step.recurrent)[state] = recurrent[slot];
-      if constexpr (Cell::kStates == 2) static_cast<float*>(step.dc)[state] = dc[slot];
+      const int64_t first = at[slot].first;
+      static_cast<float*>(step.dh)[first] = dh[slot];
+      static_cast<float*>(step.recurrent)[first] = recurrent[slot];
+      if constexpr (Cell::kStates == 2) static_cast<float*>(step.dc)[first] = dc[slot];
     }
   sync_cluster();
 }

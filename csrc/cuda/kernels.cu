@@ -4,8 +4,12 @@
 #include <cuda_runtime_api.h>
 
 #include "pointwise.h"
+#include "run.h"
 
 namespace rnnkern::cuda {
+
+extern const Runs runs_bfloat16, runs_float16, runs_float32;
+
 namespace {
 
 __device__ Lane this_lane() {
@@ -55,7 +59,30 @@ auto visit_storage(Storage storage, F&& f) {
   }
 }
 
+// Null for a type whose steps are never taken together.
+const Runs* runs_of(Storage storage) {
+  switch (storage) {
+    case Storage::float32: return &runs_float32;
+    case Storage::bfloat16: return &runs_bfloat16;
+    case Storage::float16: return &runs_float16;
+    default: return nullptr;
+  }
+}
+
 }  // namespace
+
+OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward) {
+  const Runs* runs = runs_of(storage);
+  return runs ? runs->on_chip(cell, units, batch, backward) : OnChip{};
+}
+
+const char* launch_forward_run(int cell, Storage storage, const ForwardRun& run, Stream stream) {
+  return runs_of(storage)->forward(cell, run, stream);
+}
+
+const char* launch_backward_run(int cell, Storage storage, const BackwardRun& run, Stream stream) {
+  return runs_of(storage)->backward(cell, run, stream);
+}
 
 const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream stream) {
   if (step.batch == 0 || step.units == 0) return nullptr;

@@ -1,6 +1,8 @@
 // The bodies of the kernels, one (batch row, hidden unit) at a time, and how threads share them.
 // Nothing here needs a GPU: the tests run the same functions on the CPU, thread by thread.
 #pragma once
+#include <type_traits>
+
 #include "scalar.h"
 #include "step.h"
 
@@ -16,6 +18,10 @@ struct Accumulation<double> {
 };
 template <class T>
 using Accumulated = typename Accumulation<T>::type;
+
+// What the cell computes with.
+template <class T>
+using CellValue = std::conditional_t<sizeof(T) == 2, Quick, Accumulated<T>>;
 
 // Threads cover rows and units in a grid-stride loop: 2-D, so that no index needs a division.
 struct Grid {
@@ -40,6 +46,34 @@ inline Grid make_grid(int64_t rows, int64_t units) {
   return g;
 }
 
+// The cell's functions, with sums and states as they are stored.
+template <class Cell, class T>
+RNNKERN_CELL void cell_forward(const Accumulated<T>* sum, const Accumulated<T>* prev,
+                               Accumulated<T>* next, Accumulated<T>* saved) {
+  using V = CellValue<T>;
+  V s[Cell::kSums], from[Cell::kStates], to[Cell::kStates], kept[Cell::kSaved + 1];
+  for (int i = 0; i < Cell::kSums; ++i) s[i] = V(sum[i]);
+  for (int i = 0; i < Cell::kStates; ++i) from[i] = V(prev[i]);
+  Cell::forward(s, from, to, kept);
+  for (int i = 0; i < Cell::kStates; ++i) next[i] = Accumulated<T>(to[i]);
+  for (int i = 0; i < Cell::kSaved; ++i) saved[i] = Accumulated<T>(kept[i]);
+}
+
+// Where one (batch row, unit) of a step lies in the tensors, in elements.
+struct ForwardAt {
+  int64_t input, y, saved, row;  // row: where there is one value for each row and unit
+
+  RNNKERN_CELL_MEMBER void operator+=(const ForwardAt& step) {
+    input += step.input, y += step.y, saved += step.saved, row += step.row;
+  }
+};
+
+template <class Cell>
+RNNKERN_CELL ForwardAt forward_at(const ForwardStep& p, int64_t b, int64_t u) {
+  return {p.input_offset + b * p.input_row + u, p.y_offset + b * p.y_row + u,
+          (p.row + b) * Cell::kSaved * p.units + u, (p.row + b) * p.units + u};
+}
+
 // The biases of one unit's sums.
 template <class Cell, class T>
 RNNKERN_CELL void load_bias(const ForwardStep& p, int64_t u, Accumulated<T>* bias) {
@@ -55,24 +89,22 @@ RNNKERN_CELL void load_bias(const ForwardStep& p, int64_t u, Accumulated<T>* bia
 
 // W_ih x, for the sums from kInputSum on.
 template <class Cell, class T>
-RNNKERN_CELL void load_input(const ForwardStep& p, int64_t b, int64_t u, Accumulated<T>* input) {
-  const auto from =
-      static_cast<const Accumulated<T>*>(p.input) + p.input_offset + b * p.input_row + u;
+RNNKERN_CELL void load_input(const ForwardStep& p, const ForwardAt& at, Accumulated<T>* input) {
+  const auto from = static_cast<const Accumulated<T>*>(p.input) + at.input;
   for (int s = 0; s < Cell::kGates; ++s) input[s] = from[Cell::input_gate(s) * p.units];
 }
 
 // All that a step leaves but the running states.
 template <class Cell, class T>
-RNNKERN_CELL void store_forward(const ForwardStep& p, int64_t b, int64_t u,
+RNNKERN_CELL void store_forward(const ForwardStep& p, const ForwardAt& at,
                                 const Accumulated<T>* next, const Accumulated<T>* saved) {
   using A = Accumulated<T>;
-  const int64_t H = p.units, row = p.row + b;
-  if (p.y) static_cast<T*>(p.y)[p.y_offset + b * p.y_row + u] = T(next[0]);
+  if (p.y) static_cast<T*>(p.y)[at.y] = T(next[0]);
   if (p.saved)
     for (int s = 0; s < Cell::kSaved; ++s)
-      static_cast<A*>(p.saved)[(row * Cell::kSaved + s) * H + u] = saved[s];
+      static_cast<A*>(p.saved)[at.saved + s * p.units] = saved[s];
   if constexpr (Cell::kStates == 2)
-    if (p.cells) static_cast<A*>(p.cells)[row * H + u] = next[1];
+    if (p.cells) static_cast<A*>(p.cells)[at.row] = next[1];
 }
 
 template <class Cell, class T>
@@ -98,19 +130,20 @@ RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
   using A = Accumulated<T>;
   constexpr int G = Cell::kGates;
   const auto hidden = static_cast<const A*>(p.hidden);
+  const ForwardAt at = forward_at<Cell>(p, b, u);
 
   A sum[Cell::kSums], input[G];
   load_bias<Cell, T>(p, u, sum);
-  load_input<Cell, T>(p, b, u, input);
+  load_input<Cell, T>(p, at, input);
   for (int s = 0; s < G; ++s) sum[Cell::kInputSum + s] += input[s];
   for (int s = 0; hidden && s < G; ++s)
     sum[Cell::kHiddenSum + s] += hidden[(b * G + Cell::hidden_gate(s)) * p.units + u];
 
   A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
   load_states<Cell, T>(p, b, u, prev);
-  Cell::forward(sum, prev, next, saved);
+  cell_forward<Cell, T>(sum, prev, next, saved);
   store_states<Cell, T>(p, b, u, next);
-  store_forward<Cell, T>(p, b, u, next, saved);
+  store_forward<Cell, T>(p, at, next, saved);
 }
 
 // h before the step.
@@ -142,6 +175,34 @@ RNNKERN_CELL void total_element(const BackwardStep& p, int64_t b, int64_t u) {
   if (p.flow_h) static_cast<A*>(p.flow_h)[(p.row + b) * R + u] = total;
 }
 
+struct BackwardAt {
+  int64_t y, dy, saved, row;     // as in ForwardAt
+  int64_t y_before, row_before;  // of the step before in time
+  int64_t dsum, chunk_row;       // within the chunk
+  int64_t first;                 // among the initial states
+  bool began;                    // at this step, from them
+
+  RNNKERN_CELL_MEMBER void operator+=(const BackwardAt& step) {
+    y += step.y, dy += step.dy, saved += step.saved, row += step.row;
+    y_before += step.y, row_before += step.row, dsum += step.dsum, chunk_row += step.chunk_row;
+  }
+};
+
+template <class Cell>
+RNNKERN_CELL BackwardAt backward_at(const BackwardStep& p, int64_t b, int64_t u) {
+  const int64_t H = p.units, row = p.row + b, chunk_row = p.chunk_row + b;
+  return {p.y_offset + b * p.y_row + u,
+          p.dy_offset + b * p.dy_row + u,
+          row * Cell::kSaved * H + u,
+          row * H + u,
+          p.previous_y_offset + b * p.y_row + u,
+          (p.previous_row + b) * H + u,
+          chunk_row * Cell::kSums * H + u,
+          chunk_row * H + u,
+          b * H + u,
+          b >= p.previous_batch};
+}
+
 // What forward left of one unit at one step. A cell that is projected asks for neither h.
 template <class Cell, class T>
 struct Kept {
@@ -150,61 +211,83 @@ struct Kept {
 };
 
 template <class Cell, class T>
-RNNKERN_CELL Kept<Cell, T> load_kept(const BackwardStep& p, int64_t b, int64_t u) {
+RNNKERN_CELL void load_kept(const BackwardStep& p, const BackwardAt& at, Kept<Cell, T>* kept) {
   using A = Accumulated<T>;
-  const int64_t H = p.units, row = p.row + b;
-  Kept<Cell, T> kept{};
+  const auto y = static_cast<const T*>(p.y), h0 = static_cast<const T*>(p.h0);
+  const auto c0 = static_cast<const T*>(p.c0);
+  const auto cells = static_cast<const A*>(p.cells);
   if (!p.dm) {
-    kept.h_before = previous_h<T>(p, b, u);
-    kept.h = static_cast<const T*>(p.y)[p.y_offset + b * p.y_row + u];
+    kept->h = y[at.y];
+    if (!at.began)
+      kept->h_before = y[at.y_before];
+    else
+      kept->h_before = h0 ? h0[at.first] : T(0.f);
   }
   if constexpr (Cell::kStates == 2) {
-    const auto cells = static_cast<const A*>(p.cells);
-    const auto c0 = static_cast<const T*>(p.c0);
-    const bool began = b >= p.previous_batch;
-    kept.c_before = !began ? cells[(p.previous_row + b) * H + u] : c0 ? A(c0[b * H + u]) : A(0);
-    kept.c = cells[row * H + u];
+    kept->c = cells[at.row];
+    if (!at.began)
+      kept->c_before = cells[at.row_before];
+    else
+      kept->c_before = c0 ? A(c0[at.first]) : A(0);
   }
   for (int s = 0; s < Cell::kSaved; ++s)
-    kept.saved[s] = static_cast<const A*>(p.saved)[(row * Cell::kSaved + s) * H + u];
-  return kept;
+    kept->saved[s] = static_cast<const A*>(p.saved)[at.saved + s * p.units];
 }
 
-// The cell's adjoint, from dnext (csrc/cells/cell.h), and all that a step leaves but dprev.
+// The cell's adjoint (csrc/cells/cell.h): dnext becomes total.
 template <class Cell, class T>
-RNNKERN_CELL void adjoin(const BackwardStep& p, int64_t b, int64_t u, const Kept<Cell, T>& kept,
-                         Accumulated<T>* dnext, Accumulated<T>* dprev, Accumulated<T>* dsum) {
+RNNKERN_CELL void cell_backward(const Kept<Cell, T>& kept, Accumulated<T>* dnext,
+                                Accumulated<T>* dprev, Accumulated<T>* dsum) {
   using A = Accumulated<T>;
-  const int64_t H = p.units, row = p.row + b, chunk_row = p.chunk_row + b;
-  A prev[Cell::kStates], next[Cell::kStates];
-  prev[0] = A(kept.h_before);
-  next[0] = A(kept.h);
-  if constexpr (Cell::kStates == 2) prev[1] = kept.c_before, next[1] = kept.c;
+  using V = CellValue<T>;
+  V saved[Cell::kSaved + 1], prev[Cell::kStates], next[Cell::kStates], dn[Cell::kStates];
+  V dp[Cell::kStates], ds[Cell::kSums];
+  for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(kept.saved[i]);
+  prev[0] = V(A(kept.h_before));
+  next[0] = V(A(kept.h));
+  if constexpr (Cell::kStates == 2) prev[1] = V(kept.c_before), next[1] = V(kept.c);
+  for (int i = 0; i < Cell::kStates; ++i) dn[i] = V(dnext[i]);
+  Cell::backward(saved, prev, next, dn, dp, ds);
+  for (int i = 0; i < Cell::kStates; ++i) dnext[i] = A(dn[i]), dprev[i] = A(dp[i]);
+  for (int i = 0; i < Cell::kSums; ++i) dsum[i] = A(ds[i]);
+}
 
-  Cell::backward(kept.saved, prev, next, dnext, dprev, dsum);
-
-  for (int s = 0; s < Cell::kSums; ++s)
-    static_cast<T*>(p.dsum)[(chunk_row * Cell::kSums + s) * H + u] = T(dsum[s]);
+// All that a step leaves but the running derivatives by the states.
+template <class Cell, class T>
+RNNKERN_CELL void store_backward(const BackwardStep& p, const BackwardAt& at,
+                                 const Kept<Cell, T>& kept, const Accumulated<T>* dnext,
+                                 const Accumulated<T>* dsum) {
+  using A = Accumulated<T>;
+  using V = CellValue<T>;
+  for (int s = 0; s < Cell::kSums; ++s) static_cast<T*>(p.dsum)[at.dsum + s * p.units] = T(dsum[s]);
   if (!p.dm) {
-    if (p.previous) static_cast<T*>(p.previous)[chunk_row * H + u] = kept.h_before;
-    if (p.flow_h) static_cast<A*>(p.flow_h)[row * H + u] = dnext[0];
+    if (p.previous) static_cast<T*>(p.previous)[at.chunk_row] = kept.h_before;
+    if (p.flow_h) static_cast<A*>(p.flow_h)[at.row] = dnext[0];
   }
   if constexpr (Cell::kStates == 2)
-    if (p.flow_c) static_cast<A*>(p.flow_c)[row * H + u] = dnext[1];
+    if (p.flow_c) static_cast<A*>(p.flow_c)[at.row] = dnext[1];
   if constexpr (Cell::kProjects)
-    if (p.m) static_cast<T*>(p.m)[chunk_row * H + u] = T(Cell::hidden(kept.saved, next));
+    if (p.m) {
+      V saved[Cell::kSaved + 1], next[Cell::kStates];
+      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(kept.saved[i]);
+      next[0] = V(0), next[Cell::kStates - 1] = V(kept.c);
+      static_cast<T*>(p.m)[at.chunk_row] = T(A(Cell::hidden(saved, next)));
+    }
 }
 
 template <class Cell, class T>
 RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) {
   using A = Accumulated<T>;
-  const int64_t state = b * p.units + u;
+  const BackwardAt at = backward_at<Cell>(p, b, u);
+  Kept<Cell, T> kept{};
   A dnext[Cell::kStates], dprev[Cell::kStates], dsum[Cell::kSums];
-  dnext[0] = p.dm ? static_cast<const A*>(p.dm)[state] : total_dh<T>(p, b, u);
-  if constexpr (Cell::kStates == 2) dnext[1] = static_cast<A*>(p.dc)[state];
-  adjoin<Cell, T>(p, b, u, load_kept<Cell, T>(p, b, u), dnext, dprev, dsum);
-  if (!p.dm) static_cast<A*>(p.dh)[state] = dprev[0];
-  if constexpr (Cell::kStates == 2) static_cast<A*>(p.dc)[state] = dprev[1];
+  load_kept<Cell, T>(p, at, &kept);
+  dnext[0] = p.dm ? static_cast<const A*>(p.dm)[at.first] : total_dh<T>(p, b, u);
+  if constexpr (Cell::kStates == 2) dnext[1] = static_cast<A*>(p.dc)[at.first];
+  cell_backward<Cell, T>(kept, dnext, dprev, dsum);
+  store_backward<Cell, T>(p, at, kept, dnext, dsum);
+  if (!p.dm) static_cast<A*>(p.dh)[at.first] = dprev[0];
+  if constexpr (Cell::kStates == 2) static_cast<A*>(p.dc)[at.first] = dprev[1];
 }
 
 // What one thread does.

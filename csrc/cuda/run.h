@@ -36,4 +36,11 @@ const char* launch_forward_run(int cell, Storage storage, const ForwardRun& run,
 // `recurrent` holds W_hh^T dsum of the last step afterwards.
 const char* launch_backward_run(int cell, Storage storage, const BackwardRun& run, Stream stream);
 
+// The same for one storage type.
+struct Runs {
+  OnChip (*on_chip)(int cell, int64_t units, int64_t batch, bool backward);
+  const char* (*forward)(int cell, const ForwardRun& run, Stream stream);
+  const char* (*backward)(int cell, const BackwardRun& run, Stream stream);
+};
+
 }  // namespace rnnkern::cuda

@@ -6,6 +6,7 @@ namespace rnnkern::cuda {
 
 constexpr int kTileUnits = 16, kTileRows = 8, kTileValues = kTileUnits * kTileRows;
 constexpr int kLanes = 32;
+constexpr int kMostBlocks = 16;  // of a cluster on Hopper
 
 // Groups: tiles of units that a block owns. Deep: tiles of units of the whole layer for each warp.
 // Wide: tiles of batch rows of a cluster. Of a warp's fragments of the weights Held are kept in
@@ -20,19 +21,17 @@ struct Shape {
   static constexpr int kParts = Warps / Groups;  // warps that share the depth of a product
   static constexpr int kValues = Groups * Wide * kTileValues;  // (unit, row) pairs of a block
   static constexpr int kSlots = (kValues + kThreads - 1) / kThreads;  // of them, to a thread
-  static constexpr int fragments(int gates) { return gates * Groups * Deep; }
-  static constexpr int held(int gates) { return fragments(gates) < Held ? fragments(gates) : Held; }
+  static constexpr int fragments(int gates) { return gates * Groups * Deep; }  // 16 units deep
   static_assert(Warps % Groups == 0);
 };
 
-// Calls f(S{}) with the shape for a cell of so many gates and units, or returns false: none.
-// Each is the one with the fewest blocks that holds the weights of so many units.
+// Calls f(S{}) with the shape for a cell of so many units, or returns false: none.
 template <class Cell, int Wide, class F>
 bool visit_shape(int64_t units, F&& f) {
   if (units <= 128)
-    f(Shape<8, 1, Wide, 8, 32>{});
+    f(Shape<2, 1, Wide, 8, 32>{});
   else if (units <= 256)
-    f(Shape<4, 2, Wide, 8, 32>{});
+    f(Shape<2, 2, Wide, 8, 32>{});
   else if (units <= 512)
     f(Shape<2, 4, Wide, 8, 32>{});
   else if constexpr (Cell::kGates == 1) {

@@ -66,9 +66,9 @@ inline char* map_pages(size_t bytes) {
   return begin + bytes;
 }
 
-enum In { kRunning, kSyncWarp, kSyncBlock, kSyncCluster, kWait, kMultiplyAdd, kReturned, kIns };
-constexpr const char* kNames[kIns] = {"running", "sync_warp",    "sync_block", "sync_cluster",
-                                      "wait",    "multiply_add", "returned"};
+enum In { kRunning, kSyncWarp, kSyncBlock, kSyncCluster, kWait, kMultiply, kReturned, kIns };
+constexpr const char* kNames[kIns] = {"running", "sync_warp",          "sync_block", "sync_cluster",
+                                      "wait",    "multiply_fragments", "returned"};
 
 // What is in the 64 bits of a barrier. 0xFF in all bytes, as at the start, is not an open one.
 struct [[gnu::may_alias]] Barrier {
@@ -287,26 +287,33 @@ inline void run_cluster() {
 template <class T>
 void multiply(Warp& warp) {
   using Row [[gnu::vector_size(32)]] = float;
-  const auto element = [](uint32_t word, int half) {
-    static_assert(sizeof(T) == 2);
-    const auto bits = uint16_t(word >> 16 * half);
-    T value;
-    memcpy(&value, &bits, sizeof value);
-    return static_cast<float>(value);
+  constexpr int P = 4 / int(sizeof(T));  // elements of a word
+  const auto element = [](uint32_t word, int i) {
+    if constexpr (sizeof(T) == 4) {
+      word &= 0xffffe000u;  // of a float the matrix units take 11 significant bits
+      float value;
+      memcpy(&value, &word, sizeof value);
+      return value;
+    } else {
+      const auto bits = uint16_t(word >> 16 * i);
+      T value;
+      memcpy(&value, &bits, sizeof value);
+      return static_cast<float>(value);
+    }
   };
-  float a[16][16];
-  Row b[16], sum[16];
+  float a[16][8 * P];
+  Row b[8 * P], sum[16];
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, q = lane % 4;
-    for (int i = 0; i < 8; ++i)
-      a[g + i / 2 % 2 * 8][2 * q + i / 4 * 8 + i % 2] = element(warp.a[lane].word[i / 2], i % 2);
-    for (int i = 0; i < 4; ++i) {
-      b[2 * q + i / 2 * 8 + i % 2][g] = element(warp.b[lane].word[i / 2], i % 2);
-      sum[g + i / 2 * 8][2 * q + i % 2] = warp.sum[lane][i];
-    }
+    for (int i = 0; i < 4 * P; ++i)
+      a[g + i / P % 2 * 8][q * P + i / P / 2 * 4 * P + i % P] =
+          element(warp.a[lane].word[i / P], i % P);
+    for (int i = 0; i < 2 * P; ++i)
+      b[q * P + i / P * 4 * P + i % P][g] = element(warp.b[lane].word[i / P], i % P);
+    for (int i = 0; i < 4; ++i) sum[g + i / 2 * 8][2 * q + i % 2] = warp.sum[lane][i];
   }
   for (int row = 0; row < 16; ++row)
-    for (int k = 0; k < 16; ++k) sum[row] += a[row][k] * b[k];
+    for (int k = 0; k < 8 * P; ++k) sum[row] += a[row][k] * b[k];
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < 4; ++i)
       warp.sum[lane][i] = sum[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
@@ -348,14 +355,14 @@ RNNKERN_DEVICE void send(void* to, uint64_t* barrier, int block, const Words4& v
 }
 
 template <class T>
-inline void multiply_add(float (&sum)[4], const Words4& a, const Words2& b) {
+inline void multiply_fragments(float (&sum)[4], const Words4& a, const Words2& b) {
   on_host::Warp& warp = on_host::warp();
   const int lane = thread_index() % 32;
   warp.a[lane] = a;
   warp.b[lane] = b;
   memcpy(warp.sum[lane], sum, sizeof sum);
   if (warp.product.arrived == 31) on_host::multiply<T>(warp);
-  on_host::meet(warp.product, on_host::kMultiplyAdd);
+  on_host::meet(warp.product, on_host::kMultiply);
   memcpy(sum, warp.sum[lane], sizeof sum);
 }
 

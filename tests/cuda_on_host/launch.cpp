@@ -95,7 +95,7 @@ namespace {
 bool runs = false;  // whether steps are taken together where a shape serves
 int64_t run_launches = 0;
 
-// bfloat16 has eight batch rows to a cluster, float16 sixteen: both widths run, and no more than
+// float16 has sixteen batch rows to a cluster, the others eight: both widths run, and no more than
 // these are compiled.
 template <class F>
 bool visit_run(int cell, Storage storage, int64_t units, F&& f) {
@@ -106,6 +106,8 @@ bool visit_run(int cell, Storage storage, int64_t units, F&& f) {
       found = visit_shape<Cell, 1>(units, [&](auto shape) { f(c, c10::BFloat16{}, shape); });
     else if (storage == Storage::float16)
       found = visit_shape<Cell, 2>(units, [&](auto shape) { f(c, c10::Half{}, shape); });
+    else if (storage == Storage::float32)
+      found = visit_shape<Cell, 1>(units, [&](auto shape) { f(c, float{}, shape); });
   });
   return found;
 }

@@ -1,14 +1,21 @@
-// The persistent kernels, and which shape of a cluster a layer takes.
+// The persistent kernels of one storage type: how a run is put on the device. Each runs_*.cu is
+// this for one type, so that they compile side by side.
+#pragma once
 #include <cuda_runtime.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
+#include <string_view>
 #include <tuple>
 
 #include "cluster.h"
 
 namespace rnnkern::cuda {
 namespace {
+
+// A call with more clusters than that many times what the device takes at once goes step by step.
+constexpr int kMostWaves = 4;
 
 template <class Cell, class T, class S>
 __global__ void __launch_bounds__(S::kThreads, 1) forward_run_kernel(const ForwardRun run) {
@@ -23,11 +30,6 @@ __global__ void __launch_bounds__(S::kThreads, 1) backward_run_kernel(const Back
   backward_cluster<Cell, T, S>(run);
 #endif
 }
-
-template <class T>
-struct Type {
-  using type = T;
-};
 
 template <class Run>
 struct Launch {
@@ -88,21 +90,23 @@ int clusters_at_once(const Launch<Run>& launch) {
   return entry->second;
 }
 
-template <int Wide, class Run>
-bool find(int cell, Storage storage, int64_t units, Launch<Run>* launch) {
+template <class T, int Wide, class Run>
+bool find(int cell, int64_t units, Launch<Run>* launch) {
   bool found = false;
   visit_cell(CellId(cell), [&](auto c) {
     using Cell = decltype(c);
     found = visit_shape<Cell, Wide>(units, [&](auto shape) {
       using S = decltype(shape);
-      const int blocks = blocks_for<S>(units);
-      if (storage == Storage::bfloat16)
-        launch_of<Cell, __nv_bfloat16, S>(launch, blocks);
-      else
-        launch_of<Cell, __half, S>(launch, blocks);
+      launch_of<Cell, T, S>(launch, blocks_for<S>(units));
     });
   });
   return found;
+}
+
+// RNNKERN_ON_CHIP=0 in the environment takes every step by itself, to compare.
+bool wanted() {
+  static const char* const set = std::getenv("RNNKERN_ON_CHIP");
+  return !set || std::string_view(set) != "0";
 }
 
 bool hopper() {
@@ -111,33 +115,31 @@ bool hopper() {
          !cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) && major >= 9;
 }
 
-// Eight rows of the batch to a cluster, or sixteen where the device does not take that many at
-// once.
-template <class Run>
-OnChip choose(int cell, Storage storage, int64_t units, int64_t batch, Launch<Run>* launch) {
-  const bool half = storage == Storage::bfloat16 || storage == Storage::float16;
-  if (!half || units < 1 || batch < 1 || !hopper()) return {};
+// Eight rows of the batch to a cluster, or sixteen where the device does not take that many
+// clusters at once.
+template <class T, class Run>
+OnChip choose(int cell, int64_t units, int64_t batch, Launch<Run>* launch) {
+  if (units < 1 || batch < 1 || !wanted() || !hopper()) return {};
   OnChip best;
-  for (const int wide : {1, 2}) {
-    Launch<Run> found;
-    if (!(wide == 1 ? find<1>(cell, storage, units, &found)
-                    : find<2>(cell, storage, units, &found)))
-      break;
-    const int64_t clusters = (batch + found.rows - 1) / found.rows;
-    const int at_once = clusters_at_once(found);
-    if (!at_once || clusters > 65535) continue;
-    best = {found.blocks, int(clusters), found.rows};
-    *launch = found;
-    if (clusters <= at_once) break;
-  }
+  const auto fits = [&](bool found, const Launch<Run>& candidate) {
+    const int at_once = found ? clusters_at_once(candidate) : 0;
+    const int64_t clusters = at_once ? (batch + candidate.rows - 1) / candidate.rows : 0;
+    if (!at_once || clusters > int64_t(kMostWaves) * at_once) return false;
+    best = {candidate.blocks, int(clusters), candidate.rows};
+    *launch = candidate;
+    return clusters <= at_once;
+  };
+  Launch<Run> narrow, wide;
+  if (!fits(find<T, 1>(cell, units, &narrow), narrow) && sizeof(T) == 2)
+    fits(find<T, sizeof(T) == 2 ? 2 : 1>(cell, units, &wide), wide);
   return best;
 }
 
-template <class Run>
-const char* start(int cell, Storage storage, const Run& run, Stream stream) {
+template <class T, class Run>
+const char* start(int cell, const Run& run, Stream stream) {
   if (run.steps < 1) return nullptr;
   Launch<Run> launch;
-  const OnChip chosen = choose<Run>(cell, storage, run.step.units, run.step.batch, &launch);
+  const OnChip chosen = choose<T>(cell, run.step.units, run.step.batch, &launch);
   if (!chosen.blocks) return "no cluster holds the recurrent weights";
   const Config config(launch, chosen.clusters, stream);
   const cudaError_t error = cudaLaunchKernelEx(&config.config, launch.kernel, run);
@@ -146,19 +148,15 @@ const char* start(int cell, Storage storage, const Run& run, Stream stream) {
 
 }  // namespace
 
-OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward) {
-  Launch<ForwardRun> forward;
-  Launch<BackwardRun> back;
-  return backward ? choose(cell, storage, units, batch, &back)
-                  : choose(cell, storage, units, batch, &forward);
-}
-
-const char* launch_forward_run(int cell, Storage storage, const ForwardRun& run, Stream stream) {
-  return start(cell, storage, run, stream);
-}
-
-const char* launch_backward_run(int cell, Storage storage, const BackwardRun& run, Stream stream) {
-  return start(cell, storage, run, stream);
+template <class T>
+constexpr Runs runs_of() {
+  return {[](int cell, int64_t units, int64_t batch, bool backward) {
+            Launch<ForwardRun> forward;
+            Launch<BackwardRun> back;
+            return backward ? choose<T>(cell, units, batch, &back)
+                            : choose<T>(cell, units, batch, &forward);
+          },
+          start<T, ForwardRun>, start<T, BackwardRun>};
 }
 
 }  // namespace rnnkern::cuda
