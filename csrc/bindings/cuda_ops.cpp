@@ -225,7 +225,7 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
   Tensor dh = start_from(grad_h, input, wide, {D, B, R});
   Tensor dc = has_c ? start_from(grad_c, input, wide, {D, B, H}) : empty(input, wide, {0});
   Tensor recurrent = start_from({}, input, wide, {D, B, R});
-  const bool want_weights = needs & kNeedWeights, many = chunk < T;
+  const bool want_weights = needs & kNeedWeights;
   const int64_t chunk_rows = std::min(chunk * B, call.rows);
   Tensor dsum = empty(input, dtype, {chunk_rows, sums});
   Tensor previous = when(want_weights, dtype, {chunk_rows, R});
@@ -290,8 +290,11 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
           run.row_step = d ? step.batch : -step.batch;
           run.y_step = walk.offset(output, before) - step.y_offset;
           run.dy_step = grad_output ? walk.offset(*grad_output, before) - step.dy_offset : 0;
-          set_previous(k - count + 1, &run.last_previous_batch, &run.last_previous_row,
-                       &run.last_previous_y_offset);
+          const int64_t last = walk.time(d, k - count + 1);
+          set_previous(k - count + 1, &run.last_previous_batch, &run.last_before_row,
+                       &run.last_before_y);
+          run.last_before_row -= walk.row(last);
+          run.last_before_y -= walk.offset(output, last);
           run.w_hh = address(w[1]);
           check_launch(launch_backward_run(int(call.cell), storage, run, device.stream()));
           continue;
@@ -310,6 +313,7 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
       }
 
       if (want_weights) {
+        // Halves too are added up in the wide type, whatever way a product is split.
         ChunkOperands operands{matrix(dsum, 0, rows, sums, sums),
                                walk.rows(input, t0, t1),
                                matrix(previous, 0, rows, R, R),
@@ -319,7 +323,7 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
           operands.total = matrix(total, 0, rows, R, R);
           operands.m = matrix(m, 0, rows, H, H);
         }
-        Tensors part = chunk_weight_grads(call, gates, operands, many ? wide : dtype);
+        Tensors part = chunk_weight_grads(call, gates, operands, wide);
         for (size_t i = 0; i < sum_of_grads.size(); ++i)
           add(sum_of_grads[i], part[i], sum_of_grads[i], device);
         if (sum_of_grads.empty()) sum_of_grads = std::move(part);

@@ -80,13 +80,15 @@ RNNKERN_DEVICE void expect(uint64_t* barrier, uint32_t bytes) {
       : "memory");
 }
 
-// Waits for the end of the phase of this parity; what was sent can be read then.
+// Waits for the end of the phase of this parity; what was sent can be read then. (To acquire for
+// the whole cluster would throw away the first-level cache as well, which what is sent does not
+// touch.)
 RNNKERN_DEVICE void wait(uint64_t* barrier, uint32_t parity) {
   uint32_t over;
   do {
     asm volatile(
         "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}\n"
         : "=r"(over)
         : "r"(shared_address(barrier)), "r"(parity)
@@ -176,9 +178,13 @@ RNNKERN_DEVICE void multiply_add(float (&sum)[4], const Words4& a, const Right<f
   Words4 high, low;
   RNNKERN_UNROLL
   for (int i = 0; i < 4; ++i) split(a.word[i], &high.word[i], &low.word[i]);
-  multiply_fragments<float>(sum, low, b.high);
-  multiply_fragments<float>(sum, high, b.low);
-  multiply_fragments<float>(sum, high, b.high);
+  // Matrix units cut off what they add; so the long sum is made outside, where it is rounded.
+  float part[4] = {};
+  multiply_fragments<float>(part, low, b.high);
+  multiply_fragments<float>(part, high, b.low);
+  multiply_fragments<float>(part, high, b.high);
+  RNNKERN_UNROLL
+  for (int i = 0; i < 4; ++i) sum[i] += part[i];
 }
 
 }  // namespace rnnkern::cuda

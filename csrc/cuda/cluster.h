@@ -198,10 +198,12 @@ RNNKERN_DEVICE void open_both(uint64_t* arrived, int bytes) {
   sync_cluster();
 }
 
-// Waits for what was sent in the step before.
+// Waits for what was sent in the step before. A block alone sends nothing: it stores.
 RNNKERN_DEVICE void wait_for_step(uint64_t* arrived, int64_t i, int bytes) {
-  wait(arrived + i % 2, uint32_t((i - 1) / 2 % 2));
-  if (thread_index() == 0) expect(arrived + i % 2, uint32_t(bytes));
+  if (block_count() == 1) return sync_block();
+  const auto turn = uint32_t(i);
+  wait(arrived + turn % 2, (turn - 1) / 2 % 2);
+  if (thread_index() == 0) expect(arrived + turn % 2, uint32_t(bytes));
 }
 
 template <class Cell, class T, class S>
@@ -235,12 +237,12 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
 
   float state[S::kSlots][Cell::kStates], bias[S::kSlots][Cell::kSums], input[S::kSlots][G];
   ForwardAt at[S::kSlots];
-  const ForwardAt onward{run.row_step * step.input_row, run.row_step * step.y_row,
-                         run.row_step * Cell::kSaved * H, run.row_step * H};
+  const ForwardAt onward{run.row_step * step.input_row, run.row_step * step.y_row, run.row_step * H,
+                         0};
   RNNKERN_UNROLL
   for (int slot = 0; slot < S::kSlots; ++slot)
     if (share.real[slot]) {
-      at[slot] = forward_at<Cell>(step, share.row[slot], share.unit[slot]);
+      at[slot] = forward_at(step, share.row[slot], share.unit[slot]);
       load_bias<Cell, T>(step, share.unit[slot], bias[slot]);
       load_states<Cell, T>(step, share.row[slot], share.unit[slot], state[slot]);
       load_input<Cell, T>(step, at[slot], input[slot]);
@@ -249,9 +251,10 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
 
   for (int64_t i = 0; i < run.steps; ++i) {
     if (i) wait_for_step(memory.arrived, i, bytes);
+    const int now = int(i) & 1;
 
     float sum[S::kWide][G][4] = {};
-    const auto operand = reinterpret_cast<const Words2*>(memory.h + i % 2 * Memory::kOperand) +
+    const auto operand = reinterpret_cast<const Words2*>(memory.h + now * Memory::kOperand) +
                          part * kDepth * S::kWide * kLanes + lane;
     RNNKERN_UNROLL
     for (int d = 0; d < kDepth; ++d) {
@@ -284,9 +287,9 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
         RNNKERN_UNROLL
         for (int s = 0; s < G; ++s) {
           total[Cell::kInputSum + s] += input[slot][s];
-          float product = 0.f;
+          float product = products[s * kTileValues];
           RNNKERN_UNROLL
-          for (int p = 0; p < S::kParts; ++p)
+          for (int p = 1; p < S::kParts; ++p)
             product += products[(p * S::kGroups * S::kWide * G + s) * kTileValues];
           total[Cell::kHiddenSum + s] += product;
         }
@@ -302,13 +305,17 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
       sync_warp();
       const int piece = lane % kPieces;
       const Words4 value = reinterpret_cast<const Words4*>(memory.staged + warp * kLanes)[piece];
-      T* to = memory.h + (i + 1) % 2 * Memory::kOperand +
+      T* to = memory.h + (1 - now) * Memory::kOperand +
               (me * S::kGroups * S::kWide + tile) * kTileValues + share.element - lane +
               piece * kPerPiece<T>;
-      RNNKERN_UNROLL
-      for (int k = 0; k < kMostBlocks; k += kAtOnce)
-        if (const int block = k + lane / kPieces; block < blocks)
-          send(to, memory.arrived + (i + 1) % 2, block, value);
+      if (blocks == 1) {
+        if (lane < kPieces) *reinterpret_cast<Words4*>(to) = value;
+      } else {
+        RNNKERN_UNROLL
+        for (int k = 0; k < kMostBlocks; k += kAtOnce)
+          if (const int block = k + lane / kPieces; block < blocks)
+            send(to, memory.arrived + 1 - now, block, value);
+      }
       sync_warp();
     }
 
@@ -355,24 +362,20 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
   T dy[S::kSlots];
   Kept<Cell, T> kept[S::kSlots];
   BackwardAt at[S::kSlots];
-  const BackwardAt onward{
-      run.y_step, run.dy_step, run.row_step * Cell::kSaved * H, run.row_step * H,
-      0,          0,           run.row_step * Cell::kSums * H,  run.row_step * H,
-      0,          false};
+  const BackwardAt onward{run.y_step, run.dy_step, run.row_step * H, run.row_step * H, 0, 0, false};
   const auto load = [&](int slot, int64_t i) {
+    Before before = before_step(step);
     if (i + 1 == run.steps) {
-      const int64_t b = share.row[slot], u = share.unit[slot];
-      at[slot].began = b >= run.last_previous_batch;
-      at[slot].y_before = run.last_previous_y_offset + b * step.y_row + u;
-      at[slot].row_before = (run.last_previous_row + b) * H + u;
+      before = {run.last_before_y, run.last_before_row * H};
+      at[slot].began = share.row[slot] >= run.last_previous_batch;
     }
-    load_kept<Cell, T>(step, at[slot], &kept[slot]);
+    load_kept<Cell, T>(step, at[slot], before, &kept[slot]);
     if (step.dy) dy[slot] = static_cast<const T*>(step.dy)[at[slot].dy];
   };
   RNNKERN_UNROLL
   for (int slot = 0; slot < S::kSlots; ++slot)
     if (share.real[slot]) {
-      at[slot] = backward_at<Cell>(step, share.row[slot], share.unit[slot]);
+      at[slot] = backward_at(step, share.row[slot], share.unit[slot]);
       const int64_t first = at[slot].first;
       dh[slot] = static_cast<const float*>(step.dh)[first];
       recurrent[slot] = static_cast<const float*>(step.recurrent)[first];
@@ -386,7 +389,7 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
     RNNKERN_UNROLL
     for (int slot = 0; slot < S::kSlots; ++slot)
       if (share.slot_tile[slot] >= 0) {
-        const float* from = memory.received + i % 2 * blocks * S::kValues +
+        const float* from = memory.received + (int(i) & 1) * blocks * S::kValues +
                             share.slot_tile[slot] * kTileValues + share.sum;
         float total = 0.f;
         RNNKERN_UNROLL
@@ -398,7 +401,8 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
 
   for (int64_t i = 0; i < run.steps; ++i) {
     if (i) receive(i);
-    T* const operand = memory.dsum + i % 2 * Memory::kOperand;
+    const int now = int(i) & 1;
+    T* const operand = memory.dsum + now * Memory::kOperand;
     float dnext[S::kSlots][Cell::kStates], dsum[S::kSlots][Cell::kSums];
     RNNKERN_UNROLL
     for (int slot = 0; slot < S::kSlots; ++slot) {
@@ -446,10 +450,13 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
         RNNKERN_UNROLL
         for (int c = 1; c < kChains; ++c) RNNKERN_UNROLL
         for (int j = 0; j < 4; ++j) sum[0][m][w][j] += sum[c][m][w][j];
-        float* to = memory.received + ((i + 1) % 2 * blocks + me) * S::kValues +
+        float* to = memory.received + ((1 - now) * blocks + me) * S::kValues +
                     (tile % S::kGroups * S::kWide + w) * kTileValues;
-        send(reinterpret_cast<Words4*>(to) + lane_slot(lane), memory.arrived + (i + 1) % 2, block,
-             words(sum[0][m][w]));
+        Words4* const slot = reinterpret_cast<Words4*>(to) + lane_slot(lane);
+        if (blocks == 1)
+          *slot = words(sum[0][m][w]);
+        else
+          send(slot, memory.arrived + 1 - now, block, words(sum[0][m][w]));
       }
     }
 

@@ -61,17 +61,21 @@ RNNKERN_CELL void cell_forward(const Accumulated<T>* sum, const Accumulated<T>* 
 
 // Where one (batch row, unit) of a step lies in the tensors, in elements.
 struct ForwardAt {
-  int64_t input, y, saved, row;  // row: where there is one value for each row and unit
+  int64_t input, y, row;  // row: where there is one value for each row and unit
+  int unit;
 
+  // Where there are `values` for each row and unit.
+  RNNKERN_CELL_MEMBER int64_t first_of(int values) const {
+    return row * values - int64_t(values - 1) * unit;
+  }
   RNNKERN_CELL_MEMBER void operator+=(const ForwardAt& step) {
-    input += step.input, y += step.y, saved += step.saved, row += step.row;
+    input += step.input, y += step.y, row += step.row;
   }
 };
 
-template <class Cell>
 RNNKERN_CELL ForwardAt forward_at(const ForwardStep& p, int64_t b, int64_t u) {
   return {p.input_offset + b * p.input_row + u, p.y_offset + b * p.y_row + u,
-          (p.row + b) * Cell::kSaved * p.units + u, (p.row + b) * p.units + u};
+          (p.row + b) * p.units + u, int(u)};
 }
 
 // The biases of one unit's sums.
@@ -102,7 +106,7 @@ RNNKERN_CELL void store_forward(const ForwardStep& p, const ForwardAt& at,
   if (p.y) static_cast<T*>(p.y)[at.y] = T(next[0]);
   if (p.saved)
     for (int s = 0; s < Cell::kSaved; ++s)
-      static_cast<A*>(p.saved)[at.saved + s * p.units] = saved[s];
+      static_cast<A*>(p.saved)[at.first_of(Cell::kSaved) + s * p.units] = saved[s];
   if constexpr (Cell::kStates == 2)
     if (p.cells) static_cast<A*>(p.cells)[at.row] = next[1];
 }
@@ -130,7 +134,7 @@ RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
   using A = Accumulated<T>;
   constexpr int G = Cell::kGates;
   const auto hidden = static_cast<const A*>(p.hidden);
-  const ForwardAt at = forward_at<Cell>(p, b, u);
+  const ForwardAt at = forward_at(p, b, u);
 
   A sum[Cell::kSums], input[G];
   load_bias<Cell, T>(p, u, sum);
@@ -176,31 +180,38 @@ RNNKERN_CELL void total_element(const BackwardStep& p, int64_t b, int64_t u) {
 }
 
 struct BackwardAt {
-  int64_t y, dy, saved, row;     // as in ForwardAt
-  int64_t y_before, row_before;  // of the step before in time
-  int64_t dsum, chunk_row;       // within the chunk
-  int64_t first;                 // among the initial states
-  bool began;                    // at this step, from them
+  int64_t y, dy, row;  // as in ForwardAt
+  int64_t chunk_row;   // row, within the chunk
+  int64_t first;       // among the initial states
+  int unit;
+  bool began;  // at this step, from the initial states
 
+  RNNKERN_CELL_MEMBER int64_t first_of(int values, int64_t of_row) const {
+    return of_row * values - int64_t(values - 1) * unit;
+  }
   RNNKERN_CELL_MEMBER void operator+=(const BackwardAt& step) {
-    y += step.y, dy += step.dy, saved += step.saved, row += step.row;
-    y_before += step.y, row_before += step.row, dsum += step.dsum, chunk_row += step.chunk_row;
+    y += step.y, dy += step.dy, row += step.row, chunk_row += step.chunk_row;
   }
 };
 
-template <class Cell>
 RNNKERN_CELL BackwardAt backward_at(const BackwardStep& p, int64_t b, int64_t u) {
-  const int64_t H = p.units, row = p.row + b, chunk_row = p.chunk_row + b;
+  const int64_t H = p.units;
   return {p.y_offset + b * p.y_row + u,
           p.dy_offset + b * p.dy_row + u,
-          row * Cell::kSaved * H + u,
-          row * H + u,
-          p.previous_y_offset + b * p.y_row + u,
-          (p.previous_row + b) * H + u,
-          chunk_row * Cell::kSums * H + u,
-          chunk_row * H + u,
+          (p.row + b) * H + u,
+          (p.chunk_row + b) * H + u,
           b * H + u,
+          int(u),
           b >= p.previous_batch};
+}
+
+// How far before a step's elements those of the step before in time lie.
+struct Before {
+  int64_t y, row;
+};
+
+RNNKERN_CELL Before before_step(const BackwardStep& p) {
+  return {p.previous_y_offset - p.y_offset, (p.previous_row - p.row) * p.units};
 }
 
 // What forward left of one unit at one step. A cell that is projected asks for neither h.
@@ -211,7 +222,8 @@ struct Kept {
 };
 
 template <class Cell, class T>
-RNNKERN_CELL void load_kept(const BackwardStep& p, const BackwardAt& at, Kept<Cell, T>* kept) {
+RNNKERN_CELL void load_kept(const BackwardStep& p, const BackwardAt& at, const Before& before,
+                            Kept<Cell, T>* kept) {
   using A = Accumulated<T>;
   const auto y = static_cast<const T*>(p.y), h0 = static_cast<const T*>(p.h0);
   const auto c0 = static_cast<const T*>(p.c0);
@@ -219,19 +231,20 @@ RNNKERN_CELL void load_kept(const BackwardStep& p, const BackwardAt& at, Kept<Ce
   if (!p.dm) {
     kept->h = y[at.y];
     if (!at.began)
-      kept->h_before = y[at.y_before];
+      kept->h_before = y[at.y + before.y];
     else
       kept->h_before = h0 ? h0[at.first] : T(0.f);
   }
   if constexpr (Cell::kStates == 2) {
     kept->c = cells[at.row];
     if (!at.began)
-      kept->c_before = cells[at.row_before];
+      kept->c_before = cells[at.row + before.row];
     else
       kept->c_before = c0 ? A(c0[at.first]) : A(0);
   }
   for (int s = 0; s < Cell::kSaved; ++s)
-    kept->saved[s] = static_cast<const A*>(p.saved)[at.saved + s * p.units];
+    kept->saved[s] =
+        static_cast<const A*>(p.saved)[at.first_of(Cell::kSaved, at.row) + s * p.units];
 }
 
 // The cell's adjoint (csrc/cells/cell.h): dnext becomes total.
@@ -259,7 +272,8 @@ RNNKERN_CELL void store_backward(const BackwardStep& p, const BackwardAt& at,
                                  const Accumulated<T>* dsum) {
   using A = Accumulated<T>;
   using V = CellValue<T>;
-  for (int s = 0; s < Cell::kSums; ++s) static_cast<T*>(p.dsum)[at.dsum + s * p.units] = T(dsum[s]);
+  for (int s = 0; s < Cell::kSums; ++s)
+    static_cast<T*>(p.dsum)[at.first_of(Cell::kSums, at.chunk_row) + s * p.units] = T(dsum[s]);
   if (!p.dm) {
     if (p.previous) static_cast<T*>(p.previous)[at.chunk_row] = kept.h_before;
     if (p.flow_h) static_cast<A*>(p.flow_h)[at.row] = dnext[0];
@@ -278,10 +292,10 @@ RNNKERN_CELL void store_backward(const BackwardStep& p, const BackwardAt& at,
 template <class Cell, class T>
 RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) {
   using A = Accumulated<T>;
-  const BackwardAt at = backward_at<Cell>(p, b, u);
+  const BackwardAt at = backward_at(p, b, u);
   Kept<Cell, T> kept{};
   A dnext[Cell::kStates], dprev[Cell::kStates], dsum[Cell::kSums];
-  load_kept<Cell, T>(p, at, &kept);
+  load_kept<Cell, T>(p, at, before_step(p), &kept);
   dnext[0] = p.dm ? static_cast<const A*>(p.dm)[at.first] : total_dh<T>(p, b, u);
   if constexpr (Cell::kStates == 2) dnext[1] = static_cast<A*>(p.dc)[at.first];
   cell_backward<Cell, T>(kept, dnext, dprev, dsum);

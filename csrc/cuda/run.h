@@ -17,8 +17,9 @@ struct BackwardRun {
   BackwardStep step;  // the first that is walked, which is the latest in time
   int64_t steps;
   int64_t row_step, y_step, dy_step;
-  // What comes before the last step, and so need not follow from `step`.
-  int64_t last_previous_batch, last_previous_row, last_previous_y_offset;
+  // Of the last step, for which they need not follow from `step`: rows that had a step before, and
+  // how far before its rows and its elements of y those are.
+  int64_t last_previous_batch, last_before_row, last_before_y;
   const void* w_hh;
 };
 

@@ -73,14 +73,17 @@ int clusters_at_once(const Launch<Run>& launch) {
   static std::mutex mutex;
   static std::map<std::tuple<int, const void*, int>, int> known;
   const auto kernel = reinterpret_cast<const void*>(launch.kernel);
-  int device, count = 0;
-  if (cudaGetDevice(&device)) return 0;
+  int device, most, count = 0;
+  if (cudaGetDevice(&device) ||
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
+    return 0;
   const std::lock_guard lock(mutex);
   const auto [entry, asked] = known.try_emplace({device, kernel, launch.blocks}, 0);
   if (asked) {
     const Config config(launch, 1, nullptr);
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             int(launch.shared)) == cudaSuccess &&
+    // As much as there is, and not what this launch takes: others of the kernel take more.
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) ==
+            cudaSuccess &&
         cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
             cudaSuccess &&
         cudaOccupancyMaxActiveClusters(&count, kernel, &config.config) == cudaSuccess)
@@ -95,7 +98,7 @@ bool find(int cell, int64_t units, Launch<Run>* launch) {
   bool found = false;
   visit_cell(CellId(cell), [&](auto c) {
     using Cell = decltype(c);
-    found = visit_shape<Cell, Wide>(units, [&](auto shape) {
+    found = visit_shape<Cell, T, Wide>(units, [&](auto shape) {
       using S = decltype(shape);
       launch_of<Cell, T, S>(launch, blocks_for<S>(units));
     });

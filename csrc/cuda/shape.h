@@ -1,5 +1,7 @@
 // How a layer lies on a cluster of blocks (cluster.h), and which layers lie how.
 #pragma once
+#include <type_traits>
+
 #include "../cells/cells.h"
 
 namespace rnnkern::cuda {
@@ -25,21 +27,27 @@ struct Shape {
   static_assert(Warps % Groups == 0);
 };
 
-// Calls f(S{}) with the shape for a cell of so many units, or returns false: none.
-template <class Cell, int Wide, class F>
+// Calls f(S{}) with the shape for so many units of a cell in storage type T, or returns false:
+// none. bench/README.md has the measurements.
+template <class Cell, class T, int Wide, class F>
 bool visit_shape(int64_t units, F&& f) {
-  if (units <= 128)
-    f(Shape<2, 1, Wide, 8, 32>{});
+  constexpr bool kHalf = sizeof(T) == 2, kElman = Cell::kGates == 1;
+  if (units <= 64)
+    f(Shape<1, 1, Wide, 4, 32>{});
+  else if (units <= 128)
+    f(Shape<1, 2, Wide, 4, 32>{});
   else if (units <= 256)
-    f(Shape<2, 2, Wide, 8, 32>{});
+    f(std::conditional_t<kHalf, Shape<1, 4, Wide, 4, 32>, Shape<1, 2, Wide, 8, 32>>{});
+  else if (units <= 384)
+    f(Shape<2, 3, Wide, 8, kHalf ? 32 : 20>{});
   else if (units <= 512)
-    f(Shape<2, 4, Wide, 8, 32>{});
-  else if constexpr (Cell::kGates == 1) {
+    f(Shape<2, 4, Wide, 8, kHalf ? 32 : 20>{});
+  else if constexpr (kElman) {
     if (units > 1024) return false;
     f(Shape<4, 8, Wide, 8, 32>{});
   } else {
-    if (units > 768) return false;
-    f(Shape<3, 4, Wide, 12, 24>{});
+    if (!kHalf || units > 768) return false;
+    f(Shape<3, 4, Wide, 12, 22>{});
   }
   return true;
 }

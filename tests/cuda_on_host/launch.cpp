@@ -103,11 +103,12 @@ bool visit_run(int cell, Storage storage, int64_t units, F&& f) {
   visit_cell(CellId(cell), [&](auto c) {
     using Cell = decltype(c);
     if (storage == Storage::bfloat16)
-      found = visit_shape<Cell, 1>(units, [&](auto shape) { f(c, c10::BFloat16{}, shape); });
+      found = visit_shape<Cell, c10::BFloat16, 1>(
+          units, [&](auto shape) { f(c, c10::BFloat16{}, shape); });
     else if (storage == Storage::float16)
-      found = visit_shape<Cell, 2>(units, [&](auto shape) { f(c, c10::Half{}, shape); });
+      found = visit_shape<Cell, c10::Half, 2>(units, [&](auto shape) { f(c, c10::Half{}, shape); });
     else if (storage == Storage::float32)
-      found = visit_shape<Cell, 1>(units, [&](auto shape) { f(c, float{}, shape); });
+      found = visit_shape<Cell, float, 1>(units, [&](auto shape) { f(c, float{}, shape); });
   });
   return found;
 }
