@@ -66,8 +66,12 @@ ForwardResult forward(Tensor input, MaybeTensor batch_sizes, Tensors state, Tens
   Tensor cells = train && has_c ? empty(input, wide, {D, call.rows, H}) : empty(input, wide, {0});
 
   // Where values are saved, W_ih x goes there first and each thread overwrites what it has read.
+  // Two directions that are one run each are walked at once.
   const int64_t chunk = chunk_of_steps(call, columns);
-  Tensor scratch = save ? saved : empty(input, wide, {chunk * B, columns});
+  const bool together = D == 2 && !call.packed && chunk == T && T >= kShortestRun && !projected &&
+                        on_chip(int(call.cell), storage, H, B, false, 2).blocks;
+  std::vector<ForwardRun> runs;
+  Tensor scratch = save ? saved : empty(input, wide, {(together ? 2 : 1) * chunk * B, columns});
   Tensor hidden = empty(input, wide, {B, columns});
 
   for (int d = 0; d < D; ++d) {
@@ -75,7 +79,8 @@ ForwardResult forward(Tensor input, MaybeTensor batch_sizes, Tensors state, Tens
     const Tensor w_ih = transposed(w[0]), w_hh = transposed(w[1]);
     const Tensor w_hr = transposed(w[projected ? call.per_direction - 1 : 1]);
     const int64_t direction_rows = d * call.rows, h_state = d * B * R;
-    const int64_t scratch_begin = save ? direction_rows * S * H : 0;
+    const int64_t scratch_begin =
+        save ? direction_rows * S * H : (together ? direction_rows * columns : 0);
     ForwardStep step{};
     step.units = H;
     step.input = address(scratch, scratch_begin);
@@ -113,10 +118,13 @@ ForwardResult forward(Tensor input, MaybeTensor batch_sizes, Tensors state, Tens
         step.input_offset = (step.row - first) * step.input_row;
         step.y_offset = step.row * step.y_row;
         if (count >= kShortestRun && !projected &&
-            on_chip(int(call.cell), storage, H, step.batch, false).blocks) {
-          const ForwardRun run{step, count, d ? -step.batch : step.batch, address(w[1])};
-          check_launch(launch_forward_run(int(call.cell), storage, run, device.stream()));
+            (together || on_chip(int(call.cell), storage, H, step.batch, false, 1).blocks)) {
+          runs.push_back({step, count, d ? -step.batch : step.batch, address(w[1])});
           h_is_zero = false;
+          if (together && d == 0) continue;
+          check_launch(launch_forward_runs(int(call.cell), storage, runs.data(), int(runs.size()),
+                                           device.stream()));
+          runs.clear();
           continue;
         }
         count = 1;
@@ -142,6 +150,22 @@ ForwardResult forward(Tensor input, MaybeTensor batch_sizes, Tensors state, Tens
   return {walk.outward(output), h_n, c_n, saved, cells};
 }
 
+// out = a^T b, added up over the rows of both; out is dense and of the wide type. cuBLAS (13.0, on
+// Hopper) is wrong for halves where their number is not a multiple of 8: as if a row were missing.
+void multiply_rows(const Tensor& a, const Tensor& b, const Tensor& out, const OnDevice& device) {
+  const int64_t rows = a.size(0), whole = rows / 8 * 8, rest = rows - whole;
+  const auto multiply_some = [&](int64_t first, int64_t count, const Tensor& to) {
+    Tensor some_a = a, some_b = b;
+    multiply(transposed(stable::narrow(some_a, 0, first, count)),
+             stable::narrow(some_b, 0, first, count), to);
+  };
+  if (!is_half(a.scalar_type()) || !whole || !rest) return multiply_some(0, rows, out);
+  Tensor more = stable::empty_like(out);
+  multiply_some(0, whole, out);
+  multiply_some(whole, rest, more);
+  add(out, more, out, device);
+}
+
 // What a chunk of steps leaves for the gradients of one direction's weights, a row each.
 struct ChunkOperands {
   Tensor dsum, x, previous;
@@ -150,7 +174,7 @@ struct ChunkOperands {
 
 // The gradients of one direction's weights from a chunk, in the order of the weights.
 Tensors chunk_weight_grads(const Call& call, const Gates& gates, const ChunkOperands& chunk,
-                           ScalarType type) {
+                           ScalarType type, const OnDevice& device) {
   const int64_t H = call.hidden_size, rows = chunk.dsum.size(0), stride = gates.sums * H;
   Tensors grads;
   const auto columns = [&](const Run& run) {
@@ -160,8 +184,8 @@ Tensors chunk_weight_grads(const Call& call, const Gates& gates, const ChunkOper
     const int64_t width = operand.size(1);
     Tensor grad = empty(chunk.dsum, type, {call.gates * H, width});
     for (const Run& run : runs)
-      multiply(transposed(columns(run)), operand,
-               matrix(grad, run.gate * H * width, run.count * H, width, width));
+      multiply_rows(columns(run), operand,
+                    matrix(grad, run.gate * H * width, run.count * H, width, width), device);
     grads.push_back(grad);
   };
   const auto bias = [&](const std::vector<Run>& runs) {
@@ -184,7 +208,7 @@ Tensors chunk_weight_grads(const Call& call, const Gates& gates, const ChunkOper
   }
   if (chunk.total) {
     grads.push_back(empty(chunk.dsum, type, {call.proj_size, H}));
-    multiply(transposed(*chunk.total), *chunk.m, grads.back());
+    multiply_rows(*chunk.total, *chunk.m, grads.back(), device);
   }
   return grads;
 }
@@ -227,14 +251,21 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
   Tensor recurrent = start_from({}, input, wide, {D, B, R});
   const bool want_weights = needs & kNeedWeights;
   const int64_t chunk_rows = std::min(chunk * B, call.rows);
-  Tensor dsum = empty(input, dtype, {chunk_rows, sums});
-  Tensor previous = when(want_weights, dtype, {chunk_rows, R});
+  const bool together = D == 2 && !call.packed && chunk == T && T >= kShortestRun && !projected &&
+                        on_chip(int(call.cell), storage, H, B, true, 2).blocks;
+  const int64_t held = together ? 2 : 1;  // chunks at a time
+  Tensor dsum = empty(input, dtype, {held * chunk_rows, sums});
+  Tensor previous = when(want_weights, dtype, {held * chunk_rows, R});
   Tensor total = when(projected, dtype, {chunk_rows, R});
   Tensor m = when(projected && want_weights, dtype, {chunk_rows, H});
   Tensor dm = when(projected, wide, {B, H});
   Tensor second_dx = when(needs & kNeedInput && D > 1, dtype, {chunk_rows, I});
+  std::vector<Tensors> sum_of_grads(D);
+  std::vector<BackwardRun> runs;
+  const auto held_row = [&](int d) { return together ? d * chunk_rows : 0; };
 
-  for (int d = 0; d < D; ++d) {
+  // Steps [begin, end) of a direction, the last first.
+  const auto walk_back = [&](int d, int64_t begin, int64_t end) {
     const Tensor* w = &weights[d * call.per_direction];
     const int64_t direction_rows = d * call.rows, h_state = d * B * R, c_state = d * B * H;
     BackwardStep step{};
@@ -253,90 +284,102 @@ BackwardResult backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor
     step.dc = address(dc, c_state);
     step.flow_h = address(flow_h, direction_rows * R);
     step.flow_c = address(flow_c, direction_rows * H);
-    step.dsum = address(dsum);
-    step.previous = address(previous);
+    step.dsum = address(dsum, held_row(d) * sums);
+    step.previous = address(previous, held_row(d) * R);
     step.total = address(total);
     step.m = address(m);
     step.dm = address(dm);
+    const int64_t first = walk.row(d ? T - end : begin);
 
-    MaybeTensor w_ih;
-    if (needs & kNeedInput) w_ih = Gates::in_sum_order(w[0], gates.input, H);
-    Tensors sum_of_grads;
+    for (int64_t k = end - 1, count; k >= begin; k -= count) {
+      const int64_t t = walk.time(d, k);
+      count = walk.alike(d, k, begin - 1);
+      step.batch = walk.active(t);
+      step.row = walk.row(t);
+      step.chunk_row = step.row - first;
+      step.y_offset = walk.offset(output, t);
+      step.dy_offset = grad_output ? walk.offset(*grad_output, t) : 0;
+      const auto set_previous = [&](int64_t k, auto* batch, auto* row, auto* y_offset) {
+        const int64_t before = walk.time(d, k - 1);
+        *batch = k ? std::min(step.batch, walk.active(before)) : 0;
+        *row = k ? walk.row(before) : 0;
+        *y_offset = k ? walk.offset(output, before) : 0;
+      };
+      set_previous(k, &step.previous_batch, &step.previous_row, &step.previous_y_offset);
+      if (count >= kShortestRun && !projected &&
+          (together || on_chip(int(call.cell), storage, H, step.batch, true, 1).blocks)) {
+        BackwardRun run{};
+        const int64_t before = walk.time(d, k - 1), last = walk.time(d, k - count + 1);
+        run.step = step;
+        run.steps = count;
+        run.row_step = d ? step.batch : -step.batch;
+        run.y_step = walk.offset(output, before) - step.y_offset;
+        run.dy_step = grad_output ? walk.offset(*grad_output, before) - step.dy_offset : 0;
+        set_previous(k - count + 1, &run.last_previous_batch, &run.last_before_row,
+                     &run.last_before_y);
+        run.last_before_row -= walk.row(last);
+        run.last_before_y -= walk.offset(output, last);
+        run.w_hh = address(w[1]);
+        runs.push_back(run);
+        if (together && d == 0) continue;
+        check_launch(launch_backward_runs(int(call.cell), storage, runs.data(), int(runs.size()),
+                                          device.stream()));
+        runs.clear();
+        continue;
+      }
+      count = 1;
+      if (projected) {
+        check_launch(launch_total(storage, step, device.stream()));
+        multiply(matrix(total, step.chunk_row * R, step.batch, R, R), w[call.per_direction - 1],
+                 matrix(dm, 0, step.batch, H, H));
+      }
+      check_launch(launch_backward(int(call.cell), storage, step, device.stream()));
+      if (k || needs & kNeedState)
+        multiply(matrix(dsum, step.chunk_row * sums + gates.first_hidden_sum * H, step.batch,
+                        call.gates * H, sums),
+                 w[1], matrix(recurrent, h_state, step.batch, R, R));
+    }
+  };
+
+  // The gradients of the weights and of the input, from what walk_back left of these steps.
+  const auto multiply_out = [&](int d, int64_t begin, int64_t end) {
+    const int64_t t0 = d ? T - end : begin, t1 = d ? T - begin : end;
+    const int64_t first = walk.row(t0), rows = walk.row(t1) - first, at = held_row(d);
+    if (want_weights) {
+      // Halves too are added up in the wide type, whatever way a product is split.
+      ChunkOperands operands{matrix(dsum, at * sums, rows, sums, sums),
+                             walk.rows(input, t0, t1),
+                             matrix(previous, at * R, rows, R, R),
+                             {},
+                             {}};
+      if (projected) {
+        operands.total = matrix(total, 0, rows, R, R);
+        operands.m = matrix(m, 0, rows, H, H);
+      }
+      Tensors part = chunk_weight_grads(call, gates, operands, wide, device);
+      for (size_t i = 0; i < sum_of_grads[d].size(); ++i)
+        add(sum_of_grads[d][i], part[i], sum_of_grads[d][i], device);
+      if (sum_of_grads[d].empty()) sum_of_grads[d] = std::move(part);
+    }
+    if (needs & kNeedInput) {
+      const Tensor w_ih = Gates::in_sum_order(weights[d * call.per_direction], gates.input, H);
+      Tensor to = matrix(dx, first * I, rows, I, I);
+      Tensor part = d ? matrix(second_dx, 0, rows, I, I) : to;
+      multiply(matrix(dsum, at * sums + gates.first_input_sum * H, rows, call.gates * H, sums),
+               w_ih, part);
+      if (d) add(to, part, to, device);
+    }
+  };
+
+  for (int d = 0; d < D; ++d)
     for (int64_t end = T; end > 0; end -= std::min(chunk, end)) {
       const int64_t begin = std::max<int64_t>(end - chunk, 0);
-      const int64_t t0 = d ? T - end : begin, t1 = d ? T - begin : end;
-      const int64_t first = walk.row(t0), rows = walk.row(t1) - first;
-
-      for (int64_t k = end - 1, count; k >= begin; k -= count) {
-        const int64_t t = walk.time(d, k), before = walk.time(d, k - 1);
-        count = walk.alike(d, k, begin - 1);
-        step.batch = walk.active(t);
-        step.row = walk.row(t);
-        step.chunk_row = step.row - first;
-        step.y_offset = walk.offset(output, t);
-        step.dy_offset = grad_output ? walk.offset(*grad_output, t) : 0;
-        const auto set_previous = [&](int64_t k, auto* batch, auto* row, auto* y_offset) {
-          const int64_t before = walk.time(d, k - 1);
-          *batch = k ? std::min(step.batch, walk.active(before)) : 0;
-          *row = k ? walk.row(before) : 0;
-          *y_offset = k ? walk.offset(output, before) : 0;
-        };
-        set_previous(k, &step.previous_batch, &step.previous_row, &step.previous_y_offset);
-        if (count >= kShortestRun && !projected &&
-            on_chip(int(call.cell), storage, H, step.batch, true).blocks) {
-          BackwardRun run{};
-          run.step = step;
-          run.steps = count;
-          run.row_step = d ? step.batch : -step.batch;
-          run.y_step = walk.offset(output, before) - step.y_offset;
-          run.dy_step = grad_output ? walk.offset(*grad_output, before) - step.dy_offset : 0;
-          const int64_t last = walk.time(d, k - count + 1);
-          set_previous(k - count + 1, &run.last_previous_batch, &run.last_before_row,
-                       &run.last_before_y);
-          run.last_before_row -= walk.row(last);
-          run.last_before_y -= walk.offset(output, last);
-          run.w_hh = address(w[1]);
-          check_launch(launch_backward_run(int(call.cell), storage, run, device.stream()));
-          continue;
-        }
-        count = 1;
-        if (projected) {
-          check_launch(launch_total(storage, step, device.stream()));
-          multiply(matrix(total, step.chunk_row * R, step.batch, R, R), w[call.per_direction - 1],
-                   matrix(dm, 0, step.batch, H, H));
-        }
-        check_launch(launch_backward(int(call.cell), storage, step, device.stream()));
-        if (k || needs & kNeedState)
-          multiply(matrix(dsum, step.chunk_row * sums + gates.first_hidden_sum * H, step.batch,
-                          call.gates * H, sums),
-                   w[1], matrix(recurrent, h_state, step.batch, R, R));
-      }
-
-      if (want_weights) {
-        // Halves too are added up in the wide type, whatever way a product is split.
-        ChunkOperands operands{matrix(dsum, 0, rows, sums, sums),
-                               walk.rows(input, t0, t1),
-                               matrix(previous, 0, rows, R, R),
-                               {},
-                               {}};
-        if (projected) {
-          operands.total = matrix(total, 0, rows, R, R);
-          operands.m = matrix(m, 0, rows, H, H);
-        }
-        Tensors part = chunk_weight_grads(call, gates, operands, wide);
-        for (size_t i = 0; i < sum_of_grads.size(); ++i)
-          add(sum_of_grads[i], part[i], sum_of_grads[i], device);
-        if (sum_of_grads.empty()) sum_of_grads = std::move(part);
-      }
-      if (needs & kNeedInput) {
-        Tensor to = matrix(dx, first * I, rows, I, I);
-        Tensor part = d ? matrix(second_dx, 0, rows, I, I) : to;
-        multiply(matrix(dsum, gates.first_input_sum * H, rows, call.gates * H, sums), *w_ih, part);
-        if (d) add(to, part, to, device);
-      }
+      walk_back(d, begin, end);
+      if (!together) multiply_out(d, begin, end);
     }
-    for (Tensor& grad : sum_of_grads) grads.push_back(in_dtype(grad, dtype));
-  }
+  for (int d = 0; together && d < D; ++d) multiply_out(d, 0, T);
+  for (Tensors& of_direction : sum_of_grads)
+    for (Tensor& grad : of_direction) grads.push_back(in_dtype(grad, dtype));
 
   Tensor dh_0 = when(needs & kNeedState, dtype, {D, B, R});
   if (needs & kNeedState) add(dh, recurrent, dh_0, device);

@@ -71,17 +71,19 @@ const Runs* runs_of(Storage storage) {
 
 }  // namespace
 
-OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward) {
-  const Runs* runs = runs_of(storage);
-  return runs ? runs->on_chip(cell, units, batch, backward) : OnChip{};
+OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward, int runs) {
+  const Runs* type = runs_of(storage);
+  return type ? type->on_chip(cell, units, batch, backward, runs) : OnChip{};
 }
 
-const char* launch_forward_run(int cell, Storage storage, const ForwardRun& run, Stream stream) {
-  return runs_of(storage)->forward(cell, run, stream);
+const char* launch_forward_runs(int cell, Storage storage, const ForwardRun* runs, int count,
+                                Stream stream) {
+  return runs_of(storage)->forward(cell, runs, count, stream);
 }
 
-const char* launch_backward_run(int cell, Storage storage, const BackwardRun& run, Stream stream) {
-  return runs_of(storage)->backward(cell, run, stream);
+const char* launch_backward_runs(int cell, Storage storage, const BackwardRun* runs, int count,
+                                 Stream stream) {
+  return runs_of(storage)->backward(cell, runs, count, stream);
 }
 
 const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream stream) {

@@ -30,18 +30,20 @@ struct OnChip {
   int rows = 0;      // of the batch, to a cluster
 };
 
-// How the current device would take a run.
-OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward);
+// How the current device would take so many runs at once: one, or two that have the same sizes.
+OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward, int runs);
 
-const char* launch_forward_run(int cell, Storage storage, const ForwardRun& run, Stream stream);
+const char* launch_forward_runs(int cell, Storage storage, const ForwardRun* runs, int count,
+                                Stream stream);
 // `recurrent` holds W_hh^T dsum of the last step afterwards.
-const char* launch_backward_run(int cell, Storage storage, const BackwardRun& run, Stream stream);
+const char* launch_backward_runs(int cell, Storage storage, const BackwardRun* runs, int count,
+                                 Stream stream);
 
 // The same for one storage type.
 struct Runs {
-  OnChip (*on_chip)(int cell, int64_t units, int64_t batch, bool backward);
-  const char* (*forward)(int cell, const ForwardRun& run, Stream stream);
-  const char* (*backward)(int cell, const BackwardRun& run, Stream stream);
+  OnChip (*on_chip)(int cell, int64_t units, int64_t batch, bool backward, int runs);
+  const char* (*forward)(int cell, const ForwardRun* runs, int count, Stream stream);
+  const char* (*backward)(int cell, const BackwardRun* runs, int count, Stream stream);
 };
 
 }  // namespace rnnkern::cuda

@@ -17,23 +17,29 @@ namespace {
 // A call with more clusters than that many times what the device takes at once goes step by step.
 constexpr int kMostWaves = 4;
 
+// One run, or one for each direction.
+template <class Run>
+struct Both {
+  Run run[2];
+};
+
 template <class Cell, class T, class S>
-__global__ void __launch_bounds__(S::kThreads, 1) forward_run_kernel(const ForwardRun run) {
+__global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const Both<ForwardRun> runs) {
 #if __CUDA_ARCH__ >= 900
-  forward_cluster<Cell, T, S>(run);
+  forward_cluster<Cell, T, S>(runs.run[blockIdx.z]);
 #endif
 }
 
 template <class Cell, class T, class S>
-__global__ void __launch_bounds__(S::kThreads, 1) backward_run_kernel(const BackwardRun run) {
+__global__ void __launch_bounds__(S::kThreads, 1) backward_kernel(const Both<BackwardRun> runs) {
 #if __CUDA_ARCH__ >= 900
-  backward_cluster<Cell, T, S>(run);
+  backward_cluster<Cell, T, S>(runs.run[blockIdx.z]);
 #endif
 }
 
 template <class Run>
 struct Launch {
-  void (*kernel)(Run);
+  void (*kernel)(Both<Run>);
   int threads, blocks, rows;
   size_t shared;
 };
@@ -41,12 +47,12 @@ struct Launch {
 template <class Cell, class T, class S>
 void launch_of(Launch<ForwardRun>* launch, int blocks) {
   const ForwardMemory<Cell, T, S> memory(nullptr);
-  *launch = {forward_run_kernel<Cell, T, S>, S::kThreads, blocks, S::kRows, memory.bytes};
+  *launch = {forward_kernel<Cell, T, S>, S::kThreads, blocks, S::kRows, memory.bytes};
 }
 template <class Cell, class T, class S>
 void launch_of(Launch<BackwardRun>* launch, int blocks) {
   const BackwardMemory<Cell, T, S> memory(nullptr, blocks);
-  *launch = {backward_run_kernel<Cell, T, S>, S::kThreads, blocks, S::kRows, memory.bytes};
+  *launch = {backward_kernel<Cell, T, S>, S::kThreads, blocks, S::kRows, memory.bytes};
 }
 
 struct Config {
@@ -54,11 +60,11 @@ struct Config {
   cudaLaunchAttribute size{};
 
   template <class Run>
-  Config(const Launch<Run>& launch, int clusters, Stream stream) {
+  Config(const Launch<Run>& launch, int clusters, int runs, Stream stream) {
     size.id = cudaLaunchAttributeClusterDimension;
     size.val.clusterDim.x = unsigned(launch.blocks);
     size.val.clusterDim.y = size.val.clusterDim.z = 1;
-    config.gridDim = dim3(unsigned(launch.blocks), unsigned(clusters));
+    config.gridDim = dim3(unsigned(launch.blocks), unsigned(clusters), unsigned(runs));
     config.blockDim = dim3(unsigned(launch.threads));
     config.dynamicSmemBytes = launch.shared;
     config.stream = stream;
@@ -80,7 +86,7 @@ int clusters_at_once(const Launch<Run>& launch) {
   const std::lock_guard lock(mutex);
   const auto [entry, asked] = known.try_emplace({device, kernel, launch.blocks}, 0);
   if (asked) {
-    const Config config(launch, 1, nullptr);
+    const Config config(launch, 1, 1, nullptr);
     // As much as there is, and not what this launch takes: others of the kernel take more.
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) ==
             cudaSuccess &&
@@ -121,16 +127,16 @@ bool hopper() {
 // Eight rows of the batch to a cluster, or sixteen where the device does not take that many
 // clusters at once.
 template <class T, class Run>
-OnChip choose(int cell, int64_t units, int64_t batch, Launch<Run>* launch) {
+OnChip choose(int cell, int64_t units, int64_t batch, int runs, Launch<Run>* launch) {
   if (units < 1 || batch < 1 || !wanted() || !hopper()) return {};
   OnChip best;
   const auto fits = [&](bool found, const Launch<Run>& candidate) {
     const int at_once = found ? clusters_at_once(candidate) : 0;
     const int64_t clusters = at_once ? (batch + candidate.rows - 1) / candidate.rows : 0;
-    if (!at_once || clusters > int64_t(kMostWaves) * at_once) return false;
+    if (!at_once || clusters * runs > int64_t(kMostWaves) * at_once) return false;
     best = {candidate.blocks, int(clusters), candidate.rows};
     *launch = candidate;
-    return clusters <= at_once;
+    return clusters * runs <= at_once;
   };
   Launch<Run> narrow, wide;
   if (!fits(find<T, 1>(cell, units, &narrow), narrow) && sizeof(T) == 2)
@@ -139,13 +145,14 @@ OnChip choose(int cell, int64_t units, int64_t batch, Launch<Run>* launch) {
 }
 
 template <class T, class Run>
-const char* start(int cell, const Run& run, Stream stream) {
-  if (run.steps < 1) return nullptr;
+const char* start(int cell, const Run* runs, int count, Stream stream) {
+  const auto& step = runs[0].step;
   Launch<Run> launch;
-  const OnChip chosen = choose<T>(cell, run.step.units, run.step.batch, &launch);
+  const OnChip chosen = choose<T>(cell, step.units, step.batch, count, &launch);
   if (!chosen.blocks) return "no cluster holds the recurrent weights";
-  const Config config(launch, chosen.clusters, stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config.config, launch.kernel, run);
+  const Config config(launch, chosen.clusters, count, stream);
+  const Both<Run> both{{runs[0], runs[count - 1]}};
+  const cudaError_t error = cudaLaunchKernelEx(&config.config, launch.kernel, both);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
@@ -153,11 +160,11 @@ const char* start(int cell, const Run& run, Stream stream) {
 
 template <class T>
 constexpr Runs runs_of() {
-  return {[](int cell, int64_t units, int64_t batch, bool backward) {
+  return {[](int cell, int64_t units, int64_t batch, bool backward, int runs) {
             Launch<ForwardRun> forward;
             Launch<BackwardRun> back;
-            return backward ? choose<T>(cell, units, batch, &back)
-                            : choose<T>(cell, units, batch, &forward);
+            return backward ? choose<T>(cell, units, batch, runs, &back)
+                            : choose<T>(cell, units, batch, runs, &forward);
           },
           start<T, ForwardRun>, start<T, BackwardRun>};
 }

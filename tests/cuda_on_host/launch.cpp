@@ -122,7 +122,7 @@ void run_all(const S&, int64_t units, int64_t batch, size_t bytes, F&& body) {
 
 }  // namespace
 
-OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward) {
+OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward, int) {
   constexpr size_t kMost = 227 << 10;  // Hopper's shared memory for a block
   OnChip chosen;
   if (runs && batch)
@@ -138,27 +138,31 @@ OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool bac
   return chosen;
 }
 
-const char* launch_forward_run(int cell, Storage storage, const ForwardRun& run, Stream) {
-  const int64_t units = run.step.units;
+const char* launch_forward_runs(int cell, Storage storage, const ForwardRun* runs, int count,
+                                Stream) {
+  const int64_t units = runs->step.units;
   visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
     using Cell = decltype(c);
     using T = decltype(type);
     using S = decltype(shape);
-    run_all(shape, units, run.step.batch, ForwardMemory<Cell, T, S>(nullptr).bytes,
-            [&] { forward_cluster<Cell, T, S>(run); });
+    for (const ForwardRun* run = runs; run < runs + count; ++run)
+      run_all(shape, units, run->step.batch, ForwardMemory<Cell, T, S>(nullptr).bytes,
+              [&] { forward_cluster<Cell, T, S>(*run); });
   });
   return nullptr;
 }
 
-const char* launch_backward_run(int cell, Storage storage, const BackwardRun& run, Stream) {
-  const int64_t units = run.step.units;
+const char* launch_backward_runs(int cell, Storage storage, const BackwardRun* runs, int count,
+                                 Stream) {
+  const int64_t units = runs->step.units;
   visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
     using Cell = decltype(c);
     using T = decltype(type);
     using S = decltype(shape);
-    run_all(shape, units, run.step.batch,
-            BackwardMemory<Cell, T, S>(nullptr, blocks_for<S>(units)).bytes,
-            [&] { backward_cluster<Cell, T, S>(run); });
+    for (const BackwardRun* run = runs; run < runs + count; ++run)
+      run_all(shape, units, run->step.batch,
+              BackwardMemory<Cell, T, S>(nullptr, blocks_for<S>(units)).bytes,
+              [&] { backward_cluster<Cell, T, S>(*run); });
   });
   return nullptr;
 }
