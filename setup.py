@@ -128,7 +128,7 @@ def cuda_ops() -> list[Extension]:
     """Where nvcc and a torch with CUDA are found; RNNKERN_CUDA=0 in the environment: nowhere."""
     if os.environ.get("RNNKERN_CUDA") == "0" or not torch.version.cuda or not CUDA_HOME:
         return []
-    nvcc = ["-std=c++17", "-O3", "-Xcompiler=-fvisibility=hidden"]
+    nvcc = ["-std=c++17", "-O3", "--threads=4", "-Xcompiler=-fvisibility=hidden"]
     # Later GPUs translate the last one's intermediate code.
     nvcc += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (75, 80, 90)]
     nvcc += ["-gencode=arch=compute_90,code=compute_90"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -277,7 +278,8 @@ def machine(facts: Path | None) -> dict[str, object]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "rnnkern": rnnkern.__version__,
-        "commit": answer("git", "-C", str(RESULTS), "rev-parse", "HEAD"),
+        "commit": os.environ.get("COMMIT")
+        or answer("git", "-C", str(RESULTS), "rev-parse", "HEAD"),
     }
     if facts and facts.exists():
         known |= {

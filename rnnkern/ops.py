@@ -67,6 +67,23 @@ def plan(
     return json.loads(found)
 
 
+def cuda_plan(
+    input: Tensor,
+    cell: int,
+    batch: int,
+    hidden_size: int,
+    proj_size: int,
+    directions: int,
+    packed: bool,
+    backward: bool,
+) -> dict[str, Any]:
+    """How the CUDA engine would take one layer call on the input's device."""
+    found = torch.ops.rnnkern.cuda_plan(
+        input, cell, batch, hidden_size, proj_size, directions, packed, backward
+    )
+    return json.loads(found)
+
+
 def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
     """The weights of a layer, (w_ih, w_hh[, b_ih, b_hh][, w_hr]), for each direction.
 

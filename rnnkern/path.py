@@ -85,32 +85,41 @@ def explain(
 
 
 def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) -> dict[str, Any]:
-    """How the CPU engine cuts `layer(x)` (its first layer), or with `training` its backward pass.
+    """How the engine takes `layer(x)` (its first layer), or with `training` its backward pass.
 
-    threads and what they split ("rows" of the batch, or "units" of the hidden state, with a barrier
-    after each step); fused_input: whether the input's product is part of the step; direct: whether
-    the weights are read as they lie; row_block, input_chunk, gradient_rows and gradient_chunk: rows
-    and steps at a time. Results do not depend on the number of threads. A packed input is planned
-    by its longest row and largest batch.
+    On the CPU: threads and what they split ("rows" of the batch, or "units" of the hidden state,
+    with a barrier after each step); fused_input: whether the input's product is part of the step;
+    direct: whether the weights are read as they lie; row_block, input_chunk, gradient_rows and
+    gradient_chunk: rows and steps at a time. Results do not depend on the number of threads.
+
+    On CUDA: schedule, "steps" (a product and a kernel for each step) or "clusters": the recurrent
+    weights stay on the chip, on `blocks` blocks that exchange h, and each of `clusters` such
+    clusters takes so many `rows` of the batch; directions_at_once: whether both are walked at once.
+
+    A packed input is planned by its longest row and largest batch.
 
     >>> rnnkern.plan(rnnkern.LSTM(128, 256), torch.randn(100, 32, 128))["split"]
     'rows'
     """
-    if isinstance(x, PackedSequence):
+    packed = isinstance(x, PackedSequence)
+    if packed:
         steps, batch = len(x.batch_sizes), int(x.batch_sizes[0])
     elif x.dim() == 2:
         steps, batch = len(x), 1
     else:
         steps, batch = x.shape[1::-1] if layer.batch_first else x.shape[:2]
-    data = x.data if isinstance(x, PackedSequence) else x
+    data = x.data if packed else x
+    cell, directions = BY_MODE[layer.mode].id, 2 if layer.bidirectional else 1
+    sizes = layer.hidden_size, layer.proj_size
+    if data.is_cuda:
+        return ops.cuda_plan(data, cell, batch, *sizes, directions, packed, training)
     return ops.plan(
-        BY_MODE[layer.mode].id,
+        cell,
         steps,
         batch,
         layer.input_size,
-        layer.hidden_size,
-        layer.proj_size,
-        2 if layer.bidirectional else 1,
+        *sizes,
+        directions,
         8 if data.dtype == torch.float64 else 4,
         training,
         torch.get_num_threads(),

@@ -66,7 +66,11 @@ def gpu_results(case: Case) -> Results:
 def test_built() -> None:
     assert "cuda" in rnnkern.ops.DEVICES
     layer = rnnkern.LSTM(3, 4, device="cuda")
-    assert rnnkern.explain(layer, torch.zeros(5, 2, 3, device="cuda")).name == "fused"
+    x = torch.zeros(5, 2, 3, device="cuda")
+    assert rnnkern.explain(layer, x).name == "fused"
+    hopper = torch.cuda.get_device_capability() >= (9, 0)
+    assert rnnkern.plan(layer, x)["schedule"] == ("clusters" if hopper else "steps")
+    assert rnnkern.plan(layer.double(), x.double())["schedule"] == "steps"
 
 
 def judge_on_gpu(case: Case) -> Judged:

@@ -5,6 +5,7 @@ What this cannot show is what only a GPU does: the launch itself, streams, and t
 matrix products. tests/test_cuda.py is for that.
 """
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -141,6 +142,24 @@ def test_on_chip_in_any_order(runs: None, cell: str, dtype: torch.dtype) -> None
         found.append(results(case, rnnkern))
     for other in found[1:]:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
+
+
+def test_plan(runs: None) -> None:
+    """What stays on the chip, and what goes step by step."""
+
+    def plan(dtype: torch.dtype, hidden_size: int, *more: object) -> dict:
+        arguments = (torch.zeros(1, dtype=dtype), CELLS.index("LSTM"), 20, hidden_size, *more)
+        return json.loads(torch.ops.rnnkern_cuda_on_host.cuda_plan(*arguments))
+
+    steps = {"schedule": "steps"}
+    found = plan(torch.bfloat16, 512, 0, 2, False, True)
+    assert found["schedule"] == "clusters"
+    assert [found[k] for k in ("blocks", "clusters", "rows")] == [16, 3, 8]
+    assert found["directions_at_once"]
+    assert not plan(torch.bfloat16, 512, 0, 2, True, False)["directions_at_once"]
+    assert plan(torch.float64, 512, 0, 1, False, False) == steps
+    assert plan(torch.bfloat16, 512, 256, 1, False, False) == steps
+    assert plan(torch.bfloat16, 1024, 0, 1, False, False) == steps
 
 
 def test_launches() -> None:

@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../cuda/run.h"
+#include "../cuda/step.h"
 #include "call.h"
 
 namespace rnnkern {
@@ -124,54 +124,21 @@ inline void add(const Tensor& a, const Tensor& b, const Tensor& out, const OnDev
                                 address(a), address(b), address(out), device.stream()));
 }
 
-// Where the rows of each step lie: numbered rows (time-major), and those of a given tensor.
-struct Walk {
-  const Call& call;
-
-  int64_t row(int64_t t) const { return call.packed ? call.offsets[t] : t * call.batch; }
-  int64_t active(int64_t t) const {
-    return call.packed ? call.offsets[t + 1] - call.offsets[t] : call.batch;
-  }
-  // The t of the k-th step of a direction.
-  int64_t time(int direction, int64_t k) const { return direction ? call.steps - 1 - k : k; }
-  // How many steps have the same rows: the k-th and those after it, up to `end`; or, where `end` is
-  // before k, the k-th and those before it, down to `end`.
-  int64_t alike(int direction, int64_t k, int64_t end) const {
-    const int64_t onward = k < end ? 1 : -1, rows = active(time(direction, k));
-    int64_t count = 1;
-    for (k += onward; k != end && active(time(direction, k)) == rows; k += onward) ++count;
-    return count;
-  }
-
-  int64_t row_stride(const Tensor& t) const {
-    return t.stride(call.packed || call.batch_first ? 0 : 1);
-  }
-  int64_t offset(const Tensor& tensor, int64_t t) const {
-    if (call.packed) return call.offsets[t] * tensor.stride(0);
-    return t * tensor.stride(call.batch_first ? 1 : 0);
-  }
-
-  // The rows of steps [begin, end) as a matrix, in order of their numbers: a view where possible,
-  // and where its features are neighbours, so that bits do not depend on how the input lies.
-  Tensor rows(const Tensor& tensor, int64_t begin, int64_t end) const {
-    const int64_t count = row(end) - row(begin), features = tensor.size(tensor.dim() - 1);
-    if (call.packed) {
-      Tensor packed = tensor;
-      return with_dense_rows(stable::narrow(packed, 0, row(begin), count));
-    }
-    Tensor by_time = call.batch_first ? stable::transpose(tensor, 0, 1) : tensor;
-    return with_dense_rows(
-        stable::reshape(stable::narrow(by_time, 0, begin, end - begin), {count, features}));
-  }
-
-  // A tensor of rows as the caller sees it, from its memory in time-major order.
-  Tensor outward(const Tensor& memory) const {
-    return call.batch_first ? stable::transpose(memory, 0, 1) : memory;
-  }
-  Tensor allocate(const Tensor& like, int64_t features) const {
-    if (call.packed) return empty(like, like.scalar_type(), {call.rows, features});
-    return empty(like, like.scalar_type(), {call.steps, call.batch, features});
-  }
-};
+// out = a^T b, added up over the rows of both; out is dense and of the wide type. cuBLAS (13.0, on
+// Hopper) is wrong for halves where their number is not a multiple of 8: as if a row were missing.
+inline void multiply_rows(const Tensor& a, const Tensor& b, const Tensor& out,
+                          const OnDevice& device) {
+  const int64_t rows = a.size(0), whole = rows / 8 * 8, rest = rows - whole;
+  const auto multiply_some = [&](int64_t first, int64_t count, const Tensor& to) {
+    Tensor some_a = a, some_b = b;
+    multiply(transposed(stable::narrow(some_a, 0, first, count)),
+             stable::narrow(some_b, 0, first, count), to);
+  };
+  if (!is_half(a.scalar_type()) || !whole || !rest) return multiply_some(0, rows, out);
+  Tensor more = stable::empty_like(out);
+  multiply_some(0, whole, out);
+  multiply_some(whole, rest, more);
+  add(out, more, out, device);
+}
 
 }  // namespace rnnkern

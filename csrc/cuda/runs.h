@@ -9,7 +9,8 @@
 #include <string_view>
 #include <tuple>
 
-#include "cluster.h"
+#include "cluster_backward.h"
+#include "cluster_forward.h"
 
 namespace rnnkern::cuda {
 namespace {

@@ -10,7 +10,8 @@
 
 #include <vector>
 
-#include "../../csrc/cuda/cluster.h"
+#include "../../csrc/cuda/cluster_backward.h"
+#include "../../csrc/cuda/cluster_forward.h"
 
 namespace rnnkern::cuda {
 namespace {
@@ -194,6 +195,9 @@ STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
       "Tensor? batch_sizes, Tensor[] state, Tensor[] weights, Tensor output, Tensor saved, "
       "Tensor cells, int cell, bool batch_first, int needs, bool flow) -> (Tensor grad_input, "
       "Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)");
+  m.def(
+      "cuda_plan(Tensor input, int cell, int batch, int hidden_size, int proj_size, "
+      "int directions, bool packed, bool backward) -> str");
   m.def("set_chunk(int sums) -> int");
   m.def("launches() -> int");
   m.def("run_launches() -> int");
