@@ -34,7 +34,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 import rnnkern
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
 DEVICE = "cuda"
 DTYPES = {
     "fp16": torch.float16,
@@ -279,7 +280,7 @@ def machine(facts: Path | None) -> dict[str, object]:
         "cudnn": torch.backends.cudnn.version(),
         "rnnkern": rnnkern.__version__,
         "commit": os.environ.get("COMMIT")
-        or answer("git", "-C", str(RESULTS), "rev-parse", "HEAD"),
+        or answer("git", "-C", str(ROOT), "rev-parse", "HEAD"),
     }
     if facts and facts.exists():
         known |= {

@@ -82,11 +82,11 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
       if (share.slot_tile[slot] >= 0) {
         const float* from = memory.received + (int(i) & 1) * blocks * S::kValues +
                             share.slot_tile[slot] * kTileValues + share.sum;
-        float total = 0.f;
+        float part[4] = {};
         RNNKERN_UNROLL
         for (int block = 0; block < kMostBlocks; ++block)
-          if (block < blocks) total += from[block * S::kValues];
-        recurrent[slot] = total;
+          part[block % 4] += block < blocks ? from[block * S::kValues] : 0.f;
+        recurrent[slot] = (part[0] + part[1]) + (part[2] + part[3]);
       }
   };
 

@@ -22,7 +22,7 @@ struct ForwardMemory {
     arrived = pieces.take<uint64_t>(2);
     h = pieces.take<T>(2 * kOperand);
     sums = pieces.take<float>(S::kWarps * S::kWide * G * kTileValues);
-    staged = pieces.take<T>(S::kThreads);
+    staged = pieces.take<T>(S::kSlots * S::kThreads);
     weights = pieces.take<Words4>(Weights::kShared);
     bytes = pieces.taken();
   }
@@ -97,15 +97,12 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
 
     float saved[S::kSlots][Cell::kSaved + 1];
     RNNKERN_UNROLL
-    for (int slot = 0; slot < S::kSlots; ++slot) {
-      const int tile = share.slot_tile[slot];
-      if (tile < 0) continue;
+    for (int slot = 0; slot < S::kSlots; ++slot)
       if (share.real[slot]) {
         float total[Cell::kSums], next[Cell::kStates];
         RNNKERN_UNROLL
         for (int s = 0; s < Cell::kSums; ++s) total[s] = bias[slot][s];
-        const float* products = memory.sums + share.sum +
-                                (tile / S::kWide * S::kWide + tile % S::kWide) * G * kTileValues;
+        const float* products = memory.sums + share.sum + share.slot_tile[slot] * G * kTileValues;
         RNNKERN_UNROLL
         for (int s = 0; s < G; ++s) {
           total[Cell::kInputSum + s] += input[slot][s];
@@ -119,26 +116,33 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
         RNNKERN_UNROLL
         for (int s = 0; s < Cell::kStates; ++s) state[slot][s] = next[s];
       }
-      if (i + 1 == run.steps) continue;
 
-      // A warp's 32 values go out together, in pieces of 16 bytes, to every block.
+    // A warp's 32 values of a slot go out together, in pieces of 16 bytes, to every block.
+    if (i + 1 < run.steps) {
       constexpr int kPieces = kLanes / kPerPiece<T>, kAtOnce = kLanes / kPieces;
-      memory.staged[thread] = share.real[slot] ? T(state[slot][0]) : T(0.f);
-      sync_warp();
       const int piece = lane % kPieces;
-      const Words4 value = reinterpret_cast<const Words4*>(memory.staged + warp * kLanes)[piece];
-      T* to = memory.h + (1 - now) * Memory::kOperand +
-              (me * S::kGroups * S::kWide + tile) * kTileValues + share.element - lane +
-              piece * kPerPiece<T>;
-      if (blocks == 1) {
-        if (lane < kPieces) *reinterpret_cast<Words4*>(to) = value;
-      } else {
-        RNNKERN_UNROLL
-        for (int k = 0; k < kMostBlocks; k += kAtOnce)
-          if (const int block = k + lane / kPieces; block < blocks)
-            send(to, memory.arrived + 1 - now, block, value);
-      }
+      RNNKERN_UNROLL
+      for (int slot = 0; slot < S::kSlots; ++slot)
+        memory.staged[slot * S::kThreads + thread] = share.real[slot] ? T(state[slot][0]) : T(0.f);
       sync_warp();
+      RNNKERN_UNROLL
+      for (int slot = 0; slot < S::kSlots; ++slot) {
+        const int tile = share.slot_tile[slot];
+        if (tile < 0) continue;
+        const Words4 value = reinterpret_cast<const Words4*>(memory.staged + slot * S::kThreads +
+                                                             warp * kLanes)[piece];
+        T* to = memory.h + (1 - now) * Memory::kOperand +
+                (me * S::kGroups * S::kWide + tile) * kTileValues + share.element - lane +
+                piece * kPerPiece<T>;
+        if (blocks == 1) {
+          if (lane < kPieces) *reinterpret_cast<Words4*>(to) = value;
+        } else {
+          RNNKERN_UNROLL
+          for (int k = 0; k < kMostBlocks; k += kAtOnce)
+            if (const int block = k + lane / kPieces; block < blocks)
+              send(to, memory.arrived + 1 - now, block, value);
+        }
+      }
     }
 
     // While that is on its way.
