@@ -87,6 +87,8 @@ def rows() -> Iterator[GpuRow]:
         yield from both("LSTM", 512, B, 512, "bf16")
     for T in (128, 2048):
         yield from both("LSTM", T, 16, 512, "bf16")
+    for H in (128, 256, 512, 768):  # as in the figures that others publish
+        yield from both("LSTM", 1024, 16, H, "bf16")
     yield from both("LSTM", 512, 16, 512, "bf16", proj=256)
     yield from both("LSTM", 128, 128, 2048, "bf16")
     yield from both("LSTM", 128, 64, 2048, "tf32")
@@ -279,8 +281,7 @@ def machine(facts: Path | None) -> dict[str, object]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "rnnkern": rnnkern.__version__,
-        "commit": os.environ.get("COMMIT")
-        or answer("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "commit": os.environ.get("COMMIT") or answer("git", "-C", str(ROOT), "rev-parse", "HEAD"),
     }
     if facts and facts.exists():
         known |= {
