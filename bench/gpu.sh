@@ -61,7 +61,10 @@ say "timing"
 timeout "$(left)" "$python" bench/gpu.py --limit "$(left)" --facts "$work/facts.txt" "$@" ||
   failed+=(benchmark)
 
-# A few calls under the sanitizer, without torch's caching of memory, which hides overruns.
+# A few calls under the sanitizer, without torch's caching of memory, which hides overruns. racecheck
+# does not know that values sent between blocks order what was read before them, so it gets no case of
+# several blocks: there it reports the sums of one step, overwritten in the next.
+cases="T7-B5-I4-H6-bidirectional-hx or P18-packed"
 for tool in memcheck racecheck; do
   if ! command -v compute-sanitizer >/dev/null; then
     say "compute-sanitizer is not installed: $tool is left out"
@@ -72,7 +75,7 @@ for tool in memcheck racecheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left)" \
       compute-sanitizer --tool $tool --error-exitcode 99 --print-limit 20 \
       "${pytest[@]}" tests/test_cuda.py \
-      -k "test_table and (T7-B5-I4-H6-bidirectional-hx or P18-packed or T12-B9-I4-H200)"
+      -k "test_table and ($cases$([ $tool = memcheck ] && echo " or T12-B9-I4-H200"))"
     status=$?
     if [ $status -eq 124 ]; then
       say "$tool ran out of time"
