@@ -139,8 +139,10 @@ RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
       RNNKERN_UNROLL
       for (int w = 0; w < S::kWide; ++w) {
         RNNKERN_UNROLL
-        for (int c = 1; c < kChains; ++c) RNNKERN_UNROLL
-        for (int j = 0; j < 4; ++j) sum[0][m][w][j] += sum[c][m][w][j];
+        for (int j = 0; j < 4; ++j) {
+          RNNKERN_UNROLL
+          for (int c = 1; c < kChains; ++c) sum[0][m][w][j] += sum[c][m][w][j];
+        }
         float* to = memory.received + ((1 - now) * blocks + me) * S::kValues +
                     (tile % S::kGroups * S::kWide + w) * kTileValues;
         Words4* const slot = reinterpret_cast<Words4*>(to) + lane_slot(lane);

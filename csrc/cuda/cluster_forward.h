@@ -90,9 +90,11 @@ RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
     }
     const auto sums = reinterpret_cast<Words4*>(memory.sums);
     RNNKERN_UNROLL
-    for (int w = 0; w < S::kWide; ++w) RNNKERN_UNROLL
-    for (int s = 0; s < G; ++s)
-      sums[((warp * S::kWide + w) * G + s) * kLanes + lane_slot(lane)] = words(sum[w][s]);
+    for (int w = 0; w < S::kWide; ++w) {
+      RNNKERN_UNROLL
+      for (int s = 0; s < G; ++s)
+        sums[((warp * S::kWide + w) * G + s) * kLanes + lane_slot(lane)] = words(sum[w][s]);
+    }
     sync_block();
 
     float saved[S::kSlots][Cell::kSaved + 1];
