@@ -2,12 +2,17 @@
 
 import shutil
 import subprocess
+import sys
+import tarfile
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
 import rnnkern.autograd
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
@@ -26,3 +31,20 @@ def test_autograd_library_is_of_this_torch() -> None:
     """A library built against another torch's C++ headers is never loaded: its name differs."""
     release = torch.__version__.partition("+")[0].replace(".", "_")
     assert f"_autograd_torch{release}." in rnnkern.autograd.NATIVE.__file__
+
+
+def test_source_archive(tmp_path: Path) -> None:
+    """It has all of the sources: headers, and those that only a machine with CUDA compiles."""
+    tree = tmp_path / "tree"
+    for name in ("csrc", "rnnkern", "tests"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        found = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()
+    }
+    assert expected <= found
