@@ -144,6 +144,24 @@ def test_on_chip_in_any_order(runs: None, cell: str, dtype: torch.dtype) -> None
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_on_chip_leaves_the_same(runs: None, cell: str) -> None:
+    """Saved values, cell states and flows too are those of the steps one by one."""
+    layer = Case(cell, I=3, H=70, bidirectional=True, batch_first=True).layer(rnnkern)
+    weights = [p.detach() for p in layer.parameters()]
+    x, dy = torch.randn(6, 5, 3), torch.randn(6, 5, 140)
+    call = (CELLS.index(cell), True)
+    found = []
+    for together in (True, False):
+        torch.ops.rnnkern_cuda_on_host.set_runs(together, 1)
+        output, _, _, saved, cells = rnnkern.ops.forward(x, None, [], weights, *call, True)
+        *_, flow_h, flow_c = rnnkern.ops.backward(
+            dy, None, None, x, None, [], weights, output, saved, cells, *call, 7, True
+        )
+        found.append([saved, cells, flow_h, flow_c])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
 def test_plan(runs: None) -> None:
     """What stays on the chip, and what goes step by step."""
 
