@@ -32,6 +32,8 @@ import rnnkern.ops
 from rnnkern import composite
 from rnnkern.cells import BY_MODE
 
+# The first test of all compiles the library, which takes minutes where the machine is busy.
+pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("csrc/bindings/cuda_ops.cpp", "tests/cuda_on_host/launch.cpp")
 TORCH = Path(torch.__file__).parent
