@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import test_kernels
 import torch
 from cases import CELLS, ON_CHIP, TABLE, Case, check, results
+from hypothesis import given, settings
 from relu import judge
 from test_kernels import (  # noqa: F401
     test_gradcheck,
@@ -144,6 +146,37 @@ def test_on_chip_in_any_order(runs: None, cell: str, dtype: torch.dtype) -> None
         found.append(results(case, rnnkern))
     for other in found[1:]:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
+
+
+@settings(max_examples=100)
+@given(
+    case=st.builds(
+        Case,
+        st.sampled_from(CELLS),
+        T=st.integers(1, 14),
+        B=st.integers(1, 20),
+        I=st.integers(1, 9),
+        H=st.one_of(st.integers(1, 70), st.integers(1, 270)),
+        bidirectional=st.booleans(),
+        bias=st.booleans(),
+        hx=st.booleans(),
+        packed=st.booleans(),
+        dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_on_chip_at_random(case: Case, seed: int) -> None:
+    """Whatever the sizes, steps taken together and one by one give the same, to rounding."""
+    found = []
+    torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
+    for together in (True, False):
+        torch.ops.rnnkern_cuda_on_host.set_runs(together, seed)
+        found.append(results(case, rnnkern))
+    torch.ops.rnnkern_cuda_on_host.set_runs(False, 0)
+    close = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[case.dtype]
+    for name, value in found[0].items():
+        distance = (value - found[1][name]).norm() / found[1][name].norm().clamp(min=1e-3)
+        assert distance <= close, name
 
 
 @pytest.mark.parametrize("cell", CELLS)
