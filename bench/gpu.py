@@ -183,8 +183,8 @@ def distances(results: list[Tensor], expected: list[Tensor]) -> list[float]:
 
 
 def disagreement(ours: Side, theirs: Side, tolerance: float) -> str:
-    """The first result of ours that is further from torch.nn's than the tolerance, unless it is
-    nearer to float64 than theirs."""
+    """The first result of ours that is wrong, where some are further from torch.nn's than the
+    tolerance: it is further from float64 than theirs and than half the tolerance."""
     found, expected = ours(), theirs()
     if all(d <= tolerance for d in distances(found, expected)):
         return ""

@@ -70,6 +70,7 @@ def plan(
 def cuda_plan(
     input: Tensor,
     cell: int,
+    steps: int,
     batch: int,
     hidden_size: int,
     proj_size: int,
@@ -79,7 +80,7 @@ def cuda_plan(
 ) -> dict[str, Any]:
     """How the CUDA engine would take one layer call on the input's device."""
     found = torch.ops.rnnkern.cuda_plan(
-        input, cell, batch, hidden_size, proj_size, directions, packed, backward
+        input, cell, steps, batch, hidden_size, proj_size, directions, packed, backward
     )
     return json.loads(found)
 

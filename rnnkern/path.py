@@ -112,7 +112,7 @@ def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) 
     cell, directions = BY_MODE[layer.mode].id, 2 if layer.bidirectional else 1
     sizes = layer.hidden_size, layer.proj_size
     if data.is_cuda:
-        return ops.cuda_plan(data, cell, batch, *sizes, directions, packed, training)
+        return ops.cuda_plan(data, cell, steps, batch, *sizes, directions, packed, training)
     return ops.plan(
         cell,
         steps,

@@ -200,8 +200,15 @@ def test_on_chip_leaves_the_same(runs: None, cell: str) -> None:
 def test_plan(runs: None) -> None:
     """What stays on the chip, and what goes step by step."""
 
-    def plan(dtype: torch.dtype, hidden_size: int, *more: object) -> dict:
-        arguments = (torch.zeros(1, dtype=dtype), CELLS.index("LSTM"), 20, hidden_size, *more)
+    def plan(dtype: torch.dtype, hidden_size: int, *more: object, steps: int = 9) -> dict:
+        arguments = (
+            torch.zeros(1, dtype=dtype),
+            CELLS.index("LSTM"),
+            steps,
+            20,
+            hidden_size,
+            *more,
+        )
         return json.loads(torch.ops.rnnkern_cuda_on_host.cuda_plan(*arguments))
 
     steps = {"schedule": "steps"}
@@ -213,6 +220,7 @@ def test_plan(runs: None) -> None:
     assert plan(torch.float64, 512, 0, 1, False, False) == steps
     assert plan(torch.bfloat16, 512, 256, 1, False, False) == steps
     assert plan(torch.bfloat16, 1024, 0, 1, False, False) == steps
+    assert plan(torch.bfloat16, 512, 0, 2, False, False, steps=2) == steps
 
 
 def test_launches() -> None:

@@ -11,10 +11,12 @@ struct ChunkOperands {
   MaybeTensor total, m;  // with a projection
 };
 
-// The gradients of one direction's weights from a chunk, in the order of the weights.
+// The gradients of one direction's weights from a chunk, in the order of the weights. Halves too
+// are added up in the wide type, whatever way a product is split.
 inline Tensors chunk_weight_grads(const Call& call, const Gates& gates, const ChunkOperands& chunk,
-                                  ScalarType type, const OnDevice& device) {
+                                  const OnDevice& device) {
   const int64_t H = call.hidden_size, rows = chunk.dsum.size(0), stride = gates.sums * H;
+  const ScalarType type = wide_of(chunk.dsum.scalar_type());
   Tensors grads;
   const auto columns = [&](const Run& run) {
     return matrix(chunk.dsum, run.sum * H, rows, run.count * H, stride);
@@ -90,7 +92,8 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
   Tensor recurrent = start_from({}, input, wide, {D, B, R});
   const bool want_weights = needs & kNeedWeights;
   const int64_t chunk_rows = std::min(chunk * B, call.rows);
-  const bool together = both_at_once(call, dtype, chunk, true);
+  const Runnable layer{call.cell, dtype, H, projected, true};
+  const bool together = chunk == T && layer.plan_both(T, B, D, call.packed).blocks;
   const int64_t held = together ? 2 : 1;  // chunks at a time
   Tensor dsum = empty(input, dtype, {held * chunk_rows, sums});
   Tensor previous = when(want_weights, dtype, {held * chunk_rows, R});
@@ -129,53 +132,54 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
     step.dm = address(dm);
     const int64_t first = walk.row(d ? T - end : begin);
 
-    for (int64_t k = end - 1, count; k >= begin; k -= count) {
+    const auto set_previous = [&](int64_t k, auto* batch, auto* row, auto* y_offset) {
+      const int64_t before = walk.time(d, k - 1);
+      *batch = k ? std::min(step.batch, walk.active(before)) : 0;
+      *row = k ? walk.row(before) : 0;
+      *y_offset = k ? walk.offset(output, before) : 0;
+    };
+    const auto go_to = [&](int64_t k) {
       const int64_t t = walk.time(d, k);
-      count = walk.alike(d, k, begin - 1);
-      step.batch = walk.active(t);
       step.row = walk.row(t);
       step.chunk_row = step.row - first;
       step.y_offset = walk.offset(output, t);
       step.dy_offset = grad_output ? walk.offset(*grad_output, t) : 0;
-      const auto set_previous = [&](int64_t k, auto* batch, auto* row, auto* y_offset) {
-        const int64_t before = walk.time(d, k - 1);
-        *batch = k ? std::min(step.batch, walk.active(before)) : 0;
-        *row = k ? walk.row(before) : 0;
-        *y_offset = k ? walk.offset(output, before) : 0;
-      };
       set_previous(k, &step.previous_batch, &step.previous_row, &step.previous_y_offset);
-      if (count >= kShortestRun &&
-          (together || run_on_chip(call.cell, dtype, H, step.batch, projected, true, 1).blocks)) {
+    };
+    for (int64_t k = end - 1, next; k >= begin; k = next) {
+      const int64_t count = walk.alike(d, k, begin - 1), rows = walk.active(walk.time(d, k));
+      next = k - count;
+      step.batch = rows;
+      if (together || layer.plan(count, rows).blocks) {
+        go_to(k);
         cuda::BackwardRun run{};
-        const int64_t before = walk.time(d, k - 1), last = walk.time(d, k - count + 1);
+        const int64_t before = walk.time(d, k - 1), last = walk.time(d, next + 1);
         run.step = step;
         run.steps = count;
-        run.row_step = d ? step.batch : -step.batch;
+        run.row_step = d ? rows : -rows;
         run.y_step = walk.offset(output, before) - step.y_offset;
         run.dy_step = grad_output ? walk.offset(*grad_output, before) - step.dy_offset : 0;
-        set_previous(k - count + 1, &run.last_previous_batch, &run.last_before_row,
-                     &run.last_before_y);
+        set_previous(next + 1, &run.last_previous_batch, &run.last_before_row, &run.last_before_y);
         run.last_before_row -= walk.row(last);
         run.last_before_y -= walk.offset(output, last);
         run.w_hh = address(w[1]);
         runs.push_back(run);
-        if (together && d == 0) continue;
-        check_launch(cuda::launch_backward_runs(int(call.cell), storage, runs.data(),
-                                                int(runs.size()), device.stream()));
-        runs.clear();
+        if (!together || d == 1) start_runs(layer, runs, device);
         continue;
       }
-      count = 1;
-      if (projected) {
-        check_launch(cuda::launch_total(storage, step, device.stream()));
-        multiply(matrix(total, step.chunk_row * R, step.batch, R, R), w[call.per_direction - 1],
-                 matrix(dm, 0, step.batch, H, H));
+      for (; k > next; --k) {
+        go_to(k);
+        if (projected) {
+          check_launch(cuda::launch_total(storage, step, device.stream()));
+          multiply(matrix(total, step.chunk_row * R, rows, R, R), w[call.per_direction - 1],
+                   matrix(dm, 0, rows, H, H));
+        }
+        check_launch(cuda::launch_backward(int(call.cell), storage, step, device.stream()));
+        if (k || needs & kNeedState)
+          multiply(matrix(dsum, step.chunk_row * sums + gates.first_hidden_sum * H, rows,
+                          call.gates * H, sums),
+                   w[1], matrix(recurrent, h_state, rows, R, R));
       }
-      check_launch(cuda::launch_backward(int(call.cell), storage, step, device.stream()));
-      if (k || needs & kNeedState)
-        multiply(matrix(dsum, step.chunk_row * sums + gates.first_hidden_sum * H, step.batch,
-                        call.gates * H, sums),
-                 w[1], matrix(recurrent, h_state, step.batch, R, R));
     }
   };
 
@@ -184,7 +188,6 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
     const int64_t t0 = d ? T - end : begin, t1 = d ? T - begin : end;
     const int64_t first = walk.row(t0), rows = walk.row(t1) - first, at = held_row(d);
     if (want_weights) {
-      // Halves too are added up in the wide type, whatever way a product is split.
       ChunkOperands operands{matrix(dsum, at * sums, rows, sums, sums),
                              walk.rows(input, t0, t1),
                              matrix(previous, at * R, rows, R, R),
@@ -194,7 +197,7 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
         operands.total = matrix(total, 0, rows, R, R);
         operands.m = matrix(m, 0, rows, H, H);
       }
-      Tensors part = chunk_weight_grads(call, gates, operands, wide, device);
+      Tensors part = chunk_weight_grads(call, gates, operands, device);
       for (size_t i = 0; i < sum_of_grads[d].size(); ++i)
         add(sum_of_grads[d][i], part[i], sum_of_grads[d][i], device);
       if (sum_of_grads[d].empty()) sum_of_grads[d] = std::move(part);

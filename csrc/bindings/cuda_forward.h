@@ -32,7 +32,8 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
   // Where values are saved, W_ih x goes there first and each thread overwrites what it has read.
   // Two directions that are one run each are walked at once.
   const int64_t chunk = chunk_of_steps(call, columns);
-  const bool together = both_at_once(call, dtype, chunk, false);
+  const Runnable layer{call.cell, dtype, H, projected, false};
+  const bool together = chunk == T && layer.plan_both(T, B, D, call.packed).blocks;
   std::vector<cuda::ForwardRun> runs;
   Tensor scratch = save ? saved : empty(input, wide, {(together ? 2 : 1) * chunk * B, columns});
   Tensor hidden = empty(input, wide, {B, columns});
@@ -63,9 +64,6 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
     step.cells = address(cells, direction_rows * H);
 
     bool h_is_zero = zeros;
-    Tensor h_rows = matrix(h_n, h_state, B, R, R), m_rows = matrix(m, 0, projected ? B : 0, H, H);
-    Tensor hidden_rows = matrix(hidden, 0, B, columns, columns);
-    int64_t bound = B;
     for (int64_t done = 0; done < T; done += chunk) {
       const int64_t ready = std::min(done + chunk, T);
       const int64_t begin = d ? T - ready : done, end = d ? T - done : ready;
@@ -73,39 +71,36 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
       multiply(walk.rows(input, begin, end), w_ih,
                matrix(scratch, scratch_begin + (walk.row(begin) - first) * step.input_row,
                       walk.row(end) - walk.row(begin), columns, step.input_row));
-      for (int64_t k = done, count; k < ready; k += count) {
-        const int64_t t = walk.time(d, k);
-        count = walk.alike(d, k, ready);
-        step.batch = walk.active(t);
-        step.row = walk.row(t);
+      const auto go_to = [&](int64_t k) {
+        step.row = walk.row(walk.time(d, k));
         step.input_offset = (step.row - first) * step.input_row;
         step.y_offset = step.row * step.y_row;
-        if (count >= kShortestRun &&
-            (together ||
-             run_on_chip(call.cell, dtype, H, step.batch, projected, false, 1).blocks)) {
-          runs.push_back({step, count, d ? -step.batch : step.batch, address(w[1])});
+      };
+      for (int64_t k = done, next; k < ready; k = next) {
+        const int64_t count = walk.alike(d, k, ready), rows = walk.active(walk.time(d, k));
+        next = k + count;
+        step.batch = rows;
+        if (together || layer.plan(count, rows).blocks) {
+          go_to(k);
+          runs.push_back({step, count, d ? -rows : rows, address(w[1])});
+          if (!together || d == 1) start_runs(layer, runs, device);
           h_is_zero = false;
-          if (together && d == 0) continue;
-          check_launch(cuda::launch_forward_runs(int(call.cell), storage, runs.data(),
-                                                 int(runs.size()), device.stream()));
-          runs.clear();
           continue;
         }
-        count = 1;
-        if (step.batch != bound) {
-          bound = step.batch;
-          h_rows = matrix(h_n, h_state, bound, R, R);
-          hidden_rows = matrix(hidden, 0, bound, columns, columns);
-          if (projected) m_rows = matrix(m, 0, bound, H, H);
-        }
-        if (!h_is_zero) multiply(h_rows, w_hh, hidden_rows);
-        step.hidden = h_is_zero ? nullptr : address(hidden);
-        h_is_zero = false;
-        check_launch(cuda::launch_forward(int(call.cell), storage, step, device.stream()));
-        if (projected) {
-          multiply(m_rows, w_hr, h_rows);
-          Tensor y = matrix(output, step.y_offset + d * R, bound, R, step.y_row);
-          stable::copy_(y, h_rows);
+        Tensor h_rows = matrix(h_n, h_state, rows, R, R);
+        const Tensor m_rows = matrix(m, 0, projected ? rows : 0, H, H);
+        const Tensor hidden_rows = matrix(hidden, 0, rows, columns, columns);
+        for (; k < next; ++k) {
+          go_to(k);
+          if (!h_is_zero) multiply(h_rows, w_hh, hidden_rows);
+          step.hidden = h_is_zero ? nullptr : address(hidden);
+          h_is_zero = false;
+          check_launch(cuda::launch_forward(int(call.cell), storage, step, device.stream()));
+          if (projected) {
+            multiply(m_rows, w_hr, h_rows);
+            Tensor y = matrix(output, step.y_offset + d * R, rows, R, step.y_row);
+            stable::copy_(y, h_rows);
+          }
         }
       }
     }

@@ -26,16 +26,14 @@ namespace {
 using namespace rnnkern;
 
 // How a call would be taken, as JSON; packed or not, with so many rows at first.
-std::string cuda_plan(Tensor input, int64_t cell, int64_t batch, int64_t hidden_size,
+std::string cuda_plan(Tensor input, int64_t cell, int64_t steps, int64_t batch, int64_t hidden_size,
                       int64_t proj_size, int64_t directions, bool packed, bool backward) {
   STD_TORCH_CHECK(cell >= 0 && cell < kCellCount, "rnnkern: no cell ", cell);
   const OnDevice device(input);
-  const auto with = [&](int runs) {
-    return run_on_chip(CellId(cell), input.scalar_type(), hidden_size, batch, proj_size, backward,
-                       runs);
-  };
-  const bool both = directions == 2 && !packed && with(2).blocks;
-  const cuda::OnChip plan = with(both ? 2 : 1);
+  const Runnable layer{CellId(cell), input.scalar_type(), hidden_size, proj_size != 0, backward};
+  cuda::OnChip plan = layer.plan_both(steps, batch, directions, packed);
+  const bool both = plan.blocks;
+  if (!both) plan = layer.plan(steps, batch);
   if (!plan.blocks) return "{\"schedule\": \"steps\"}";
   return "{\"schedule\": \"clusters\", \"blocks\": " + std::to_string(plan.blocks) +
          ", \"clusters\": " + std::to_string(plan.clusters) +

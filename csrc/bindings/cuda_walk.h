@@ -2,6 +2,7 @@
 // together.
 #pragma once
 #include <algorithm>
+#include <cstdlib>
 
 #include "../cuda/run.h"
 #include "cuda_tensors.h"
@@ -20,20 +21,31 @@ inline int64_t chunk_of_steps(const Call& call, int64_t sums) {
   return std::clamp<int64_t>(chunk_sums / std::max<int64_t>(call.batch * sums, 1), 1, call.steps);
 }
 
-// How the current device takes steps that follow each other with so many rows: its clusters, or
-// none where it goes step by step. Two runs at once are the two directions of an unpacked call.
-inline cuda::OnChip run_on_chip(CellId cell, ScalarType dtype, int64_t units, int64_t batch,
-                                bool projected, bool backward, int runs) {
-  if (projected) return {};
-  return cuda::on_chip(int(cell), storage_of(dtype), units, batch, backward, runs);
-}
+// A layer whose steps may be taken together.
+struct Runnable {
+  CellId cell;
+  ScalarType dtype;
+  int64_t units;
+  bool projected, backward;
 
-// Whether both directions are one run each, and are walked at once.
-inline bool both_at_once(const Call& call, ScalarType dtype, int64_t chunk, bool backward) {
-  return call.directions == 2 && !call.packed && chunk == call.steps &&
-         call.steps >= kShortestRun &&
-         run_on_chip(call.cell, dtype, call.hidden_size, call.batch, call.proj_size, backward, 2)
-             .blocks;
+  // How the current device takes so many steps with so many rows: its clusters, or none where it
+  // goes step by step.
+  cuda::OnChip plan(int64_t steps, int64_t batch, int runs = 1) const {
+    if (projected || steps < kShortestRun) return {};
+    return cuda::on_chip(int(cell), storage_of(dtype), units, batch, backward, runs);
+  }
+  // The same for both directions at once; they are of the same rows unless they are packed.
+  cuda::OnChip plan_both(int64_t steps, int64_t batch, int64_t directions, bool packed) const {
+    return directions == 2 && !packed ? plan(steps, batch, 2) : cuda::OnChip{};
+  }
+};
+
+// Starts the last of the runs, and with it those that wait for it.
+template <class AnyRun>
+void start_runs(const Runnable& layer, std::vector<AnyRun>& runs, const OnDevice& device) {
+  check_launch(cuda::launch_runs(int(layer.cell), storage_of(layer.dtype), runs.data(),
+                                 int(runs.size()), device.stream()));
+  runs.clear();
 }
 
 // Where the rows of each step lie: numbered rows (time-major), and those of a given tensor.
@@ -49,6 +61,7 @@ struct Walk {
   // How many steps have the same rows: the k-th and those after it, up to `end`; or, where `end` is
   // before k, the k-th and those before it, down to `end`.
   int64_t alike(int direction, int64_t k, int64_t end) const {
+    if (!call.packed) return std::abs(end - k);
     const int64_t onward = k < end ? 1 : -1, rows = active(time(direction, k));
     int64_t count = 1;
     for (k += onward; k != end && active(time(direction, k)) == rows; k += onward) ++count;

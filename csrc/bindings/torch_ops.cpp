@@ -332,7 +332,7 @@ STABLE_TORCH_LIBRARY(rnnkern, m) {
       "plan(int cell, int steps, int batch, int input_size, int hidden_size, int proj_size, "
       "int directions, int element_size, bool backward, int threads) -> str");
   m.def(
-      "cuda_plan(Tensor input, int cell, int batch, int hidden_size, int proj_size, "
+      "cuda_plan(Tensor input, int cell, int steps, int batch, int hidden_size, int proj_size, "
       "int directions, bool packed, bool backward) -> str");
 }
 

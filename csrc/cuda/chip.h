@@ -19,11 +19,9 @@ struct alignas(8) Words2 {
 #if defined(__CUDACC__)
 #define RNNKERN_UNROLL _Pragma("unroll")
 #define RNNKERN_DEVICE_MEMBER __device__ __forceinline__
-#define RNNKERN_BOTH_MEMBER __host__ __device__ __forceinline__
 #else
 #define RNNKERN_UNROLL
 #define RNNKERN_DEVICE_MEMBER inline
-#define RNNKERN_BOTH_MEMBER inline
 #endif
 
 #if defined(RNNKERN_CUDA_ON_HOST)

@@ -16,7 +16,7 @@ struct BackwardMemory {
   Words4* weights;
   size_t bytes;
 
-  RNNKERN_BOTH_MEMBER BackwardMemory(char* memory, int blocks) {
+  RNNKERN_CELL_MEMBER BackwardMemory(char* memory, int blocks) {
     Pieces pieces(memory);
     arrived = pieces.take<uint64_t>(2);
     dsum = pieces.take<T>(2 * kOperand);
@@ -27,7 +27,12 @@ struct BackwardMemory {
 };
 
 template <class Cell, class T, class S>
-RNNKERN_DEVICE void backward_cluster(const BackwardRun& run) {
+size_t shared_bytes(const BackwardRun*, int blocks) {
+  return BackwardMemory<Cell, T, S>(nullptr, blocks).bytes;
+}
+
+template <class Cell, class T, class S>
+RNNKERN_DEVICE void run_cluster(const BackwardRun& run) {
   constexpr int G = Cell::kGates, kTileDepth = G * S::kGroups;
   constexpr int kDepth = kTileDepth * kFragmentsOfTile<T>;
   using Memory = BackwardMemory<Cell, T, S>;

@@ -17,7 +17,7 @@ struct ForwardMemory {
   Words4* weights;
   size_t bytes;
 
-  RNNKERN_BOTH_MEMBER explicit ForwardMemory(char* memory) {
+  RNNKERN_CELL_MEMBER explicit ForwardMemory(char* memory) {
     Pieces pieces(memory);
     arrived = pieces.take<uint64_t>(2);
     h = pieces.take<T>(2 * kOperand);
@@ -29,7 +29,12 @@ struct ForwardMemory {
 };
 
 template <class Cell, class T, class S>
-RNNKERN_DEVICE void forward_cluster(const ForwardRun& run) {
+size_t shared_bytes(const ForwardRun*, int) {
+  return ForwardMemory<Cell, T, S>(nullptr).bytes;
+}
+
+template <class Cell, class T, class S>
+RNNKERN_DEVICE void run_cluster(const ForwardRun& run) {
   constexpr int G = Cell::kGates, kDepth = S::kGroups * S::kDeep * kFragmentsOfTile<T>;
   using Memory = ForwardMemory<Cell, T, S>;
   const ForwardStep& step = run.step;

@@ -76,13 +76,13 @@ OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool bac
   return type ? type->on_chip(cell, units, batch, backward, runs) : OnChip{};
 }
 
-const char* launch_forward_runs(int cell, Storage storage, const ForwardRun* runs, int count,
-                                Stream stream) {
+const char* launch_runs(int cell, Storage storage, const ForwardRun* runs, int count,
+                        Stream stream) {
   return runs_of(storage)->forward(cell, runs, count, stream);
 }
 
-const char* launch_backward_runs(int cell, Storage storage, const BackwardRun* runs, int count,
-                                 Stream stream) {
+const char* launch_runs(int cell, Storage storage, const BackwardRun* runs, int count,
+                        Stream stream) {
   return runs_of(storage)->backward(cell, runs, count, stream);
 }
 

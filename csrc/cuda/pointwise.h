@@ -59,15 +59,16 @@ RNNKERN_CELL void cell_forward(const Accumulated<T>* sum, const Accumulated<T>* 
   for (int i = 0; i < Cell::kSaved; ++i) saved[i] = Accumulated<T>(kept[i]);
 }
 
+// Where the first of `values` for each row and unit is; with one for each, it is at `row`.
+RNNKERN_CELL int64_t first_of(int values, int64_t row, int unit) {
+  return row * values - int64_t(values - 1) * unit;
+}
+
 // Where one (batch row, unit) of a step lies in the tensors, in elements.
 struct ForwardAt {
   int64_t input, y, row;  // row: where there is one value for each row and unit
   int unit;
 
-  // Where there are `values` for each row and unit.
-  RNNKERN_CELL_MEMBER int64_t first_of(int values) const {
-    return row * values - int64_t(values - 1) * unit;
-  }
   RNNKERN_CELL_MEMBER void operator+=(const ForwardAt& step) {
     input += step.input, y += step.y, row += step.row;
   }
@@ -106,7 +107,7 @@ RNNKERN_CELL void store_forward(const ForwardStep& p, const ForwardAt& at,
   if (p.y) static_cast<T*>(p.y)[at.y] = T(next[0]);
   if (p.saved)
     for (int s = 0; s < Cell::kSaved; ++s)
-      static_cast<A*>(p.saved)[at.first_of(Cell::kSaved) + s * p.units] = saved[s];
+      static_cast<A*>(p.saved)[first_of(Cell::kSaved, at.row, at.unit) + s * p.units] = saved[s];
   if constexpr (Cell::kStates == 2)
     if (p.cells) static_cast<A*>(p.cells)[at.row] = next[1];
 }
@@ -186,9 +187,6 @@ struct BackwardAt {
   int unit;
   bool began;  // at this step, from the initial states
 
-  RNNKERN_CELL_MEMBER int64_t first_of(int values, int64_t of_row) const {
-    return of_row * values - int64_t(values - 1) * unit;
-  }
   RNNKERN_CELL_MEMBER void operator+=(const BackwardAt& step) {
     y += step.y, dy += step.dy, row += step.row, chunk_row += step.chunk_row;
   }
@@ -244,7 +242,7 @@ RNNKERN_CELL void load_kept(const BackwardStep& p, const BackwardAt& at, const B
   }
   for (int s = 0; s < Cell::kSaved; ++s)
     kept->saved[s] =
-        static_cast<const A*>(p.saved)[at.first_of(Cell::kSaved, at.row) + s * p.units];
+        static_cast<const A*>(p.saved)[first_of(Cell::kSaved, at.row, at.unit) + s * p.units];
 }
 
 // The cell's adjoint (csrc/cells/cell.h): dnext becomes total.
@@ -273,7 +271,8 @@ RNNKERN_CELL void store_backward(const BackwardStep& p, const BackwardAt& at,
   using A = Accumulated<T>;
   using V = CellValue<T>;
   for (int s = 0; s < Cell::kSums; ++s)
-    static_cast<T*>(p.dsum)[at.first_of(Cell::kSums, at.chunk_row) + s * p.units] = T(dsum[s]);
+    static_cast<T*>(p.dsum)[first_of(Cell::kSums, at.chunk_row, at.unit) + s * p.units] =
+        T(dsum[s]);
   if (!p.dm) {
     if (p.previous) static_cast<T*>(p.previous)[at.chunk_row] = kept.h_before;
     if (p.flow_h) static_cast<A*>(p.flow_h)[at.row] = dnext[0];

@@ -33,11 +33,11 @@ struct OnChip {
 // How the current device would take so many runs at once: one, or two that have the same sizes.
 OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward, int runs);
 
-const char* launch_forward_runs(int cell, Storage storage, const ForwardRun* runs, int count,
-                                Stream stream);
+const char* launch_runs(int cell, Storage storage, const ForwardRun* runs, int count,
+                        Stream stream);
 // `recurrent` holds W_hh^T dsum of the last step afterwards.
-const char* launch_backward_runs(int cell, Storage storage, const BackwardRun* runs, int count,
-                                 Stream stream);
+const char* launch_runs(int cell, Storage storage, const BackwardRun* runs, int count,
+                        Stream stream);
 
 // The same for one storage type.
 struct Runs {

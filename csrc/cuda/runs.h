@@ -30,27 +30,16 @@ constexpr bool kCompiled = true;
 constexpr bool kCompiled = false;
 #endif
 
-template <class Cell, class T, class S>
-__global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const ForwardRun run) {
-  if constexpr (kCompiled) forward_cluster<Cell, T, S>(run);
+template <class Run, class Cell, class T, class S>
+__global__ void __launch_bounds__(S::kThreads, 1) run_kernel(const Run run) {
+  if constexpr (kCompiled) run_cluster<Cell, T, S>(run);
 }
 
-template <class Cell, class T, class S>
-__global__ void __launch_bounds__(S::kThreads, 1) backward_kernel(const BackwardRun run) {
-  if constexpr (kCompiled) backward_cluster<Cell, T, S>(run);
-}
-
-// Kernels of their own, since these must look up their run's values in every step: a training step
-// took 5 to 17% longer when one run went this way too.
-template <class Cell, class T, class S>
-__global__ void __launch_bounds__(S::kThreads, 1) forward_both_kernel(const Both<ForwardRun> runs) {
-  if constexpr (kCompiled) forward_cluster<Cell, T, S>(runs.run[blockIdx.z]);
-}
-
-template <class Cell, class T, class S>
-__global__ void __launch_bounds__(S::kThreads, 1)
-    backward_both_kernel(const Both<BackwardRun> runs) {
-  if constexpr (kCompiled) backward_cluster<Cell, T, S>(runs.run[blockIdx.z]);
+// A kernel of its own, since it must look up its run's values in every step: a training step took 5
+// to 17% longer when one run went this way too.
+template <class Run, class Cell, class T, class S>
+__global__ void __launch_bounds__(S::kThreads, 1) both_kernel(const Both<Run> runs) {
+  if constexpr (kCompiled) run_cluster<Cell, T, S>(runs.run[blockIdx.z]);
 }
 
 template <class Run>
@@ -65,17 +54,15 @@ struct Launch {
   }
 };
 
-template <class Cell, class T, class S>
-void launch_of(Launch<ForwardRun>* launch, int blocks) {
-  const ForwardMemory<Cell, T, S> memory(nullptr);
-  *launch = {forward_kernel<Cell, T, S>, nullptr, S::kThreads, blocks, S::kRows, memory.bytes};
-  if constexpr (S::kWide == 1) launch->both = forward_both_kernel<Cell, T, S>;
-}
-template <class Cell, class T, class S>
-void launch_of(Launch<BackwardRun>* launch, int blocks) {
-  const BackwardMemory<Cell, T, S> memory(nullptr, blocks);
-  *launch = {backward_kernel<Cell, T, S>, nullptr, S::kThreads, blocks, S::kRows, memory.bytes};
-  if constexpr (S::kWide == 1) launch->both = backward_both_kernel<Cell, T, S>;
+template <class Cell, class T, class S, class Run>
+void launch_of(Launch<Run>* launch, int blocks) {
+  *launch = {run_kernel<Run, Cell, T, S>,
+             nullptr,
+             S::kThreads,
+             blocks,
+             S::kRows,
+             shared_bytes<Cell, T, S>(static_cast<const Run*>(nullptr), blocks)};
+  if constexpr (S::kWide == 1) launch->both = both_kernel<Run, Cell, T, S>;
 }
 
 struct Config {

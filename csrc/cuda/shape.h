@@ -18,7 +18,6 @@ struct Shape {
   static constexpr int kGroups = Groups, kDeep = Deep, kWide = Wide, kWarps = Warps, kHeld = Held;
   static constexpr int kThreads = Warps * kLanes;
   static constexpr int kTiles = Deep * Warps;  // of units of a layer, at most
-  static constexpr int kUnits = kTiles * kTileUnits;
   static constexpr int kRows = Wide * kTileRows;
   static constexpr int kParts = Warps / Groups;  // warps that share the depth of a product
   static constexpr int kValues = Groups * Wide * kTileValues;  // (unit, row) pairs of a block

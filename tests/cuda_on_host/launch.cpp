@@ -114,58 +114,51 @@ bool visit_run(int cell, Storage storage, int64_t units, F&& f) {
   return found;
 }
 
-template <class S, class F>
-void run_all(const S&, int64_t units, int64_t batch, size_t bytes, F&& body) {
-  ++run_launches;
-  run_clusters(blocks_for<S>(units), int((batch + S::kRows - 1) / S::kRows), S::kThreads, bytes,
-               body);
+constexpr size_t kSharedBytes = 227 << 10;  // of a block on Hopper
+
+template <class Run>
+OnChip plan(int cell, Storage storage, int64_t units, int64_t batch) {
+  OnChip chosen;
+  visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
+    using S = decltype(shape);
+    const int blocks = blocks_for<S>(units);
+    if (shared_bytes<decltype(c), decltype(type), S>(static_cast<const Run*>(nullptr), blocks) <=
+        kSharedBytes)
+      chosen = {blocks, int((batch + S::kRows - 1) / S::kRows), S::kRows};
+  });
+  return chosen;
+}
+
+template <class Run>
+const char* launch_each(int cell, Storage storage, const Run* runs, int count) {
+  const auto& step = runs->step;
+  const OnChip chosen = plan<Run>(cell, storage, step.units, step.batch);
+  visit_run(cell, storage, step.units, [&](auto c, auto type, auto shape) {
+    using Cell = decltype(c);
+    using T = decltype(type);
+    using S = decltype(shape);
+    for (const Run* run = runs; run < runs + count; ++run, ++run_launches)
+      run_clusters(chosen.blocks, chosen.clusters, S::kThreads,
+                   shared_bytes<Cell, T, S>(run, chosen.blocks),
+                   [&] { run_cluster<Cell, T, S>(*run); });
+  });
+  return nullptr;
 }
 
 }  // namespace
 
 OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward, int) {
-  constexpr size_t kMost = 227 << 10;  // Hopper's shared memory for a block
-  OnChip chosen;
-  if (runs && batch)
-    visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
-      using Cell = decltype(c);
-      using T = decltype(type);
-      using S = decltype(shape);
-      const int blocks = blocks_for<S>(units);
-      if ((backward ? BackwardMemory<Cell, T, S>(nullptr, blocks).bytes
-                    : ForwardMemory<Cell, T, S>(nullptr).bytes) <= kMost)
-        chosen = {blocks, int((batch + S::kRows - 1) / S::kRows), S::kRows};
-    });
-  return chosen;
+  if (!runs || !batch) return {};
+  return backward ? plan<BackwardRun>(cell, storage, units, batch)
+                  : plan<ForwardRun>(cell, storage, units, batch);
 }
 
-const char* launch_forward_runs(int cell, Storage storage, const ForwardRun* runs, int count,
-                                Stream) {
-  const int64_t units = runs->step.units;
-  visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
-    using Cell = decltype(c);
-    using T = decltype(type);
-    using S = decltype(shape);
-    for (const ForwardRun* run = runs; run < runs + count; ++run)
-      run_all(shape, units, run->step.batch, ForwardMemory<Cell, T, S>(nullptr).bytes,
-              [&] { forward_cluster<Cell, T, S>(*run); });
-  });
-  return nullptr;
+const char* launch_runs(int cell, Storage storage, const ForwardRun* runs, int count, Stream) {
+  return launch_each(cell, storage, runs, count);
 }
 
-const char* launch_backward_runs(int cell, Storage storage, const BackwardRun* runs, int count,
-                                 Stream) {
-  const int64_t units = runs->step.units;
-  visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
-    using Cell = decltype(c);
-    using T = decltype(type);
-    using S = decltype(shape);
-    for (const BackwardRun* run = runs; run < runs + count; ++run)
-      run_all(shape, units, run->step.batch,
-              BackwardMemory<Cell, T, S>(nullptr, blocks_for<S>(units)).bytes,
-              [&] { backward_cluster<Cell, T, S>(*run); });
-  });
-  return nullptr;
+const char* launch_runs(int cell, Storage storage, const BackwardRun* runs, int count, Stream) {
+  return launch_each(cell, storage, runs, count);
 }
 
 namespace {
@@ -196,7 +189,7 @@ STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
       "Tensor cells, int cell, bool batch_first, int needs, bool flow) -> (Tensor grad_input, "
       "Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)");
   m.def(
-      "cuda_plan(Tensor input, int cell, int batch, int hidden_size, int proj_size, "
+      "cuda_plan(Tensor input, int cell, int steps, int batch, int hidden_size, int proj_size, "
       "int directions, bool packed, bool backward) -> str");
   m.def("set_chunk(int sums) -> int");
   m.def("launches() -> int");
