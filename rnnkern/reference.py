@@ -66,7 +66,7 @@ class ReluRNN(RNN):
         saved: dict[str, Array], prev: States, after: States, d_after: States
     ) -> tuple[Array, Array, States, States]:
         (d_h,) = d_after
-        d_sum = d_h * (after[0] > 0)
+        d_sum = np.where(after[0] <= 0, 0, d_h)
         return d_sum, d_sum, (np.zeros_like(d_h),), (d_h,)
 
 

@@ -26,8 +26,8 @@
 //       its part is added, so that dnext holds total derivatives afterwards. dprev[0] leaves out
 //       what flows through W_hh (the engine adds it).
 //
-// The engine brings sigmoid(V), tanh(V), relu(V) and where_positive(V x, V y) (y where x > 0,
-// else 0), the operators + - *, and V(scalar).
+// The engine brings sigmoid(V), tanh(V), relu(V) and where_positive(V x, V y) (0 where x <= 0,
+// else y, as for NaN), the operators + - *, and V(scalar).
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,5 +1,6 @@
 // The engine for one instruction set, RNNKERN_ISA. Compiled once for each; where RNNKERN_BF16 says
-// that it is for bfloat16 as it is, for that alone: such a level adds nothing to other types.
+// that it is for bfloat16 as it is, for that alone, and for float32 in parts of it where there are
+// matrix registers.
 #include "engine.h"
 
 #include "backward.h"
@@ -14,8 +15,10 @@ void forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel,
 }
 
 template <class T>
-void backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
-  visit_cell(p.cell, [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
+bool backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
+  bool done = false;
+  visit_cell(p.cell, [&](auto cell) { done = run_backward<decltype(cell)>(p, plan, parallel, ws); });
+  return done;
 }
 
 #if !defined(RNNKERN_BF16)
@@ -52,8 +55,12 @@ double burn(int64_t iterations) {
 }  // namespace
 
 #if defined(RNNKERN_BF16)
-extern const EngineOf<bfloat16> engine;
-const EngineOf<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
+extern const HalfEngine engine;
+#if defined(RNNKERN_AMX)
+const HalfEngine engine = {{forward<bfloat16>, backward<bfloat16>, nullptr}, backward<float>};
+#else
+const HalfEngine engine = {{forward<bfloat16>, backward<bfloat16>, nullptr}, nullptr};
+#endif
 #else
 #define RNNKERN_STRING_OF(x) #x
 #define RNNKERN_STRING(x) RNNKERN_STRING_OF(x)

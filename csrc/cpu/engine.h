@@ -11,8 +11,14 @@ enum class MathFunction : int { exp, sigmoid, tanh };
 template <class T>
 struct EngineOf {
   void (*forward)(const Forward<T>&, const Plan&, const ParallelFor&, Workspace&);
-  void (*backward)(const Backward<T>&, const Plan&, const ParallelFor&, Workspace&);
+  bool (*backward)(const Backward<T>&, const Plan&, const ParallelFor&, Workspace&);  // if done
   void (*math)(MathFunction, const T* in, T* out, int64_t count);
+};
+
+// What a level has that multiplies bfloat16 as they are.
+struct HalfEngine {
+  EngineOf<bfloat16> bf16;
+  bool (*backward_in_parts)(const Backward<float>&, const Plan&, const ParallelFor&, Workspace&);
 };
 
 struct Engine {
@@ -20,14 +26,15 @@ struct Engine {
   int vector_bytes;
   EngineOf<float> f32;
   EngineOf<double> f64;
-  EngineOf<bfloat16> bf16;  // null at the levels that do not multiply them as they are
+  HalfEngine half;  // null at the levels that do not
   // Runs fused multiply-adds on registers alone; returns the floating-point operations done.
   double (*burn)(int64_t iterations);
+  InParts in_parts = InParts::never;  // float32 backward
 
   template <class T>
   const EngineOf<T>& of() const {
     if constexpr (sizeof(T) == 2)
-      return bf16;
+      return half.bf16;
     else if constexpr (sizeof(T) == 4)
       return f32;
     else

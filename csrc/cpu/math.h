@@ -182,7 +182,7 @@ RNNKERN_INLINE Vec<T> relu(Vec<T> x) {
 
 template <class T>
 RNNKERN_INLINE Vec<T> where_positive(Vec<T> x, Vec<T> y) {
-  return Vec<T>::select(x.v > Vec<T>(0).v, y, Vec<T>(0));
+  return Vec<T>::select(x.v <= Vec<T>(0).v, Vec<T>(0), y);
 }
 
 template <class T, int n>

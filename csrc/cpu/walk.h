@@ -24,9 +24,10 @@ RNNKERN_INLINE int64_t next_in_turn(int64_t panel, int64_t step, const Part& par
   return panel + 1 < part.p1 ? in_turn(panel + 1, step, part) : -1;
 }
 
-// Lays a call's buffers out in the workspace, its size counted first, and runs it on a team.
+// Lays a call's buffers out in the workspace, its size counted first, and runs it on a team; whether
+// it is done then.
 template <class Call, class Params>
-void run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
+bool run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
               Workspace& workspace) {
   size_t bytes = 0;
   Call(p, plan, Arena(nullptr), &bytes);
@@ -39,6 +40,7 @@ void run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
       },
       &call);
   workspace.trim();
+  return call.done();
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -29,7 +29,7 @@ RNNKERN_CELL Quick operator+(Quick a, Quick b) { return Quick(a.value + b.value)
 RNNKERN_CELL Quick operator-(Quick a, Quick b) { return Quick(a.value - b.value); }
 RNNKERN_CELL Quick operator*(Quick a, Quick b) { return Quick(a.value * b.value); }
 RNNKERN_CELL bool operator<(Quick a, Quick b) { return a.value < b.value; }
-RNNKERN_CELL bool operator>(Quick a, Quick b) { return a.value > b.value; }
+RNNKERN_CELL bool operator<=(Quick a, Quick b) { return a.value <= b.value; }
 
 // 2^x and 1 / x, as the hardware has them.
 RNNKERN_CELL float quick_exp2(float x) {
@@ -73,7 +73,7 @@ RNNKERN_CELL V relu(V x) {
 
 template <class V>
 RNNKERN_CELL V where_positive(V x, V y) {
-  return x > V(0) ? y : V(0);
+  return x <= V(0) ? V(0) : y;
 }
 
 }  // namespace rnnkern

@@ -142,7 +142,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < count; ++i) {
     select_engine(engines[i]->name);
     for (int k = 0; k < cases; ++k)
-      if (engine().bf16.forward)  // which is all that such a level adds to another
+      if (engine().half.bf16.forward)  // which is all that such a level adds to another
         run_case<bfloat16>();
       else
         k % 2 ? run_case<float>() : run_case<double>();

@@ -1,0 +1,395 @@
+// The backward pass of a layer, walked against time in chunks of steps.
+//
+// Within a chunk, per step: the cell turns the gradient of the states into gate gradients
+// ("sums": gradients of the sums of the forward step), and dh of the step before is their product
+// with W_hh (a projection comes first: projection.h). After a chunk, while its gate gradients are
+// in the cache: dx, and the chunk's part of the weight gradients.
+//
+// A large batch of a small layer falls into blocks of rows that are walked one by one, each by a
+// thread of its own or by all together, and whose weight gradients are added up in the end. Neither
+// blocks nor chunks depend on the number of threads, and each element of a weight gradient is
+// always summed in the same order.
+#pragma once
+#include "backward_shared.h"
+#include "chunk_sums.h"
+#include "math.h"
+#include "parts_gradient.h"
+#include "walk.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+// A block of batch rows in one direction.
+template <class Cell, class T>
+class BackwardBlock {
+  using S = Sum<T>;
+  using F = Factor<T>;
+  using P = Operand<T>;
+  using V = Vec<S>;
+  using Projection = std::conditional_t<std::is_same_v<T, S> && !kInParts<T>,
+                                        BackwardProjection<Cell, S>, NoProjection>;
+  using Shared = BackwardShared<Cell, T>;
+  static constexpr int kLanes = V::kLanes, kPanel = kTileVectors * kLanes;
+  static constexpr bool kHasC = Cell::kStates > 1;
+  static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
+  static constexpr bool kSameSums = Cell::kInputSum == Cell::kHiddenSum;
+  static_assert(Cell::kGates <= kMaxTerms);
+
+ public:
+  // Rows of a chunk, at most.
+  static int64_t chunk_rows(const Backward<T>& p, const Plan& plan) {
+    return least(plan.gradient_chunk, p.sequence.steps) * plan.gradient_rows;
+  }
+
+  // Elements of a thread's buffer for a panel of x or h and for thin columns.
+  static int64_t buffer_size(const Backward<T>& p, const Plan& plan) {
+    return panel_size(p, plan) + chunk_rows(p, plan) * ThinGradient<T>::kMostColumns + 16;
+  }
+
+  // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
+  BackwardBlock(const Backward<T>& p, const Plan& plan, int direction, int block,
+                const Shared& shared, Arena& scratch, S* buffer, Rows<S> dx, bool add)
+      : p_(p),
+        seq_(p.sequence.part(block * plan.gradient_rows,
+                             least((block + 1) * plan.gradient_rows, p.sequence.batch))),
+        plan_(plan),
+        d_(direction),
+        shared_(shared),
+        ih_(shared.ih),
+        hh_(shared.hh),
+        grads_(shared.grads[block]),
+        buffer_(buffer),
+        dx_(dx),
+        add_(add),
+        units_(p.hidden_size, 1),
+        dsums_(chunk_rows(p, plan), Cell::kSums * p.hidden_size, in_blocks(p, plan), scratch),
+        dh_{nullptr, odd_lines<S>(hh_.panels.row())},
+        dc_{nullptr, units_.row()},
+        projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
+        thin_(thin_columns(p, true, kSameSums), Cell::kGates, p.hidden_size, scratch),
+        thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch),
+        in_parts_(chunk_rows(p, plan), weight(grads_.ih, p.input_size, Cell::kInputSum),
+                  weight(grads_.hh, p.hidden_size, Cell::kHiddenSum), scratch) {
+    dh_.data = scratch.take<S>(seq_.batch * dh_.stride);
+    if (kHasC) dc_.data = scratch.take<S>(seq_.batch * dc_.stride);
+  }
+
+  void run(Team team) {
+    start(team);
+    team.sync();
+    for (int64_t end = seq_.steps; end > 0;) {
+      const int64_t begin = greatest<int64_t>(end - plan_.gradient_chunk, 0);
+      walk(begin, end, team);
+      team.sync();
+      const ChunkGradients<T> gradients = chunk(begin, end, team);
+      input_gradient(gradients, team);
+      dsums_.pair(gradients.rows, team);
+      weight_gradients(gradients);
+      team.sync();
+      end = begin;
+    }
+    if constexpr (kInParts<T>) shared_.note(check_);
+    finish(team);
+    team.sync();
+  }
+
+ private:
+  // Whether dsums stand in blocks of whole units.
+  static bool in_blocks(const Backward<T>& p, const Plan& plan) {
+    const int64_t block = kSumBlock * kTerms<T>;
+    return p.hidden_size > block && p.hidden_size % block == 0 && !plan.direct;
+  }
+
+  // Elements of a panel of the right operand, or of dx.
+  static int64_t panel_size(const Backward<T>& p, const Plan& plan) {
+    const int64_t rows = chunk_rows(p, plan);
+    const int64_t size = greatest(rows, ChunkSums<T>::depth(rows)) * kPanel;
+    return kInParts<T> ? greatest(size, PartsGradient<T>::block_size(rows)) : size;
+  }
+
+  // Columns of x, of h and of the biases that are thin.
+  static int64_t thin_columns(const Backward<T>& p, bool input, bool hidden) {
+    return (input ? ThinGradient<T>::columns({p.input_size, 1}) + 1 : 0) +
+           (hidden ? ThinGradient<T>::columns({p.width(), 1}) + 1 : 0);
+  }
+
+  int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
+
+  bool projects() const { return kProjects && p_.proj_size; }
+
+  static typename PartsGradient<T>::Weight weight(S* grad, int64_t columns, int first_sum) {
+    return {grad, columns, Cell::kGates, first_sum,
+            first_sum == Cell::kInputSum ? Cell::input_gate : Cell::hidden_gate};
+  }
+
+  // Where the states of batch row b stand in h_n, c_n and their like.
+  int64_t state_row(int64_t b) const { return d_ * p_.sequence.batch + seq_.first + b; }
+
+  // Each rank's batch rows in row mode, or all; and its panels of a matrix's columns, or all.
+  template <class Columns>
+  Part part(Team team, const Columns& columns) const {
+    const int64_t count = columns.count();
+    if (plan_.by_units) return {0, seq_.batch, team.begin(count), team.end(count)};
+    return {team.begin(seq_.batch), team.end(seq_.batch), 0, count};
+  }
+
+  // The carried gradients begin as those of the final states; a row that has not ended yet at a
+  // step is not touched.
+  void start(Team team) {
+    const int64_t H = p_.hidden_size;
+    const auto load = [&](const S* given, int64_t width, RowsOf<S> carried) {
+      for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
+        const int64_t taken = given ? width : 0;
+        if (given) std::memcpy(carried[b], given + state_row(b) * width, taken * sizeof(S));
+        std::memset(carried[b] + taken, 0, (carried.stride - taken) * sizeof(S));
+      }
+    };
+    load(p_.dh_n, p_.width(), dh_);
+    if (kHasC) load(p_.dc_n, H, dc_);
+    if constexpr (kProjects)
+      if (projects()) projection_.start(team);
+  }
+
+  void finish(Team team) const {
+    thin_.finish(team, Cell::input_gate);
+    if (!kSameSums) thin_hidden_.finish(team, Cell::hidden_gate);
+    if constexpr (kProjects)
+      if (projects()) projection_.finish(team);
+    const int64_t H = p_.hidden_size, R = p_.width();
+    for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
+      if (p_.dh_0) std::memcpy(p_.dh_0 + state_row(b) * R, dh_[b], R * sizeof(S));
+      if (kHasC && p_.dc_0) std::memcpy(p_.dc_0 + state_row(b) * H, dc_[b], H * sizeof(S));
+    }
+  }
+
+  // First row of step s in dsums, whose rows are in the order of the steps, or as packed.
+  int64_t chunk_row(int64_t s, int64_t begin, int64_t end) const {
+    return seq_.rows(least(time(begin), time(end - 1)), time(s));
+  }
+
+  void walk(int64_t begin, int64_t end, Team team) {
+    const Part mine = part(team, units_), of_h = part(team, hh_.panels);
+    for (int64_t s = end - 1; s >= begin; --s) {
+      const int64_t active = least(seq_.active(time(s)), mine.b1);
+      const int64_t before = s ? seq_.active(time(s - 1)) : 0;
+      const int64_t carried = greatest(least(before, active), mine.b0);
+      const int64_t row = chunk_row(s, begin, end);
+      const Blocked<F> dsums = dsums_.from(row);
+      if constexpr (kProjects)
+        if (projects()) unproject(s, row, mine, of_h, active, team);
+      if (mine.b0 < carried) differentiate(s, mine, mine.b0, carried, true, dsums);
+      if (carried < active) differentiate(s, mine, carried, active, false, dsums);
+      if constexpr (kInParts<T>) split(row, mine, active, team);
+      if (plan_.by_units) team.sync();
+      if (mine.b0 < active) carry_back(s, of_h, active, row);
+    }
+  }
+
+  // The worker's share of a step's dsums in parts, once those it is made of are there.
+  void split(int64_t row, const Part& mine, int64_t active, Team team) {
+    using Sums = ChunkSums<T>;
+    const int64_t H = p_.hidden_size, sums = Cell::kSums * H;
+    if (!plan_.by_units)
+      return dsums_.split(row + mine.b0, row + active, 0, sums, check_);
+    if (kPanel % Sums::kBlock == 0 && H % Sums::kBlock == 0) {
+      const int64_t first = units_.first_unit(mine.p0), last = least(units_.first_unit(mine.p1), H);
+      for (int s = 0; s < Cell::kSums; ++s)
+        dsums_.split(row, row + active, s * H + first, s * H + last, check_);
+    } else {  // blocks that several workers' units are in
+      team.sync();
+      const int64_t blocks = (sums + Sums::kBlock - 1) / Sums::kBlock;
+      dsums_.split(row, row + active, team.begin(blocks) * Sums::kBlock,
+                   least(team.end(blocks) * Sums::kBlock, sums), check_);
+    }
+  }
+
+  // The adjoint of the projection: the cell's dh, for the worker's rows below `active`.
+  void unproject(int64_t s, int64_t row, const Part& mine, const Part& of_h, int64_t active,
+                 Team team) {
+    const int64_t t = time(s), row_end = hh_.panels.row();
+    const int64_t first = hh_.panels.first_unit(of_h.p0), last = hh_.panels.first_unit(of_h.p1);
+    projection_.take(t, row, mine.b0, active, first, least(last, row_end), dh_);
+    if (plan_.by_units) team.sync();
+    if (mine.b0 < active)
+      for (int64_t panel = mine.p0; panel < mine.p1; ++panel)
+        projection_.back(t, row, mine.b0, active, panel);
+  }
+
+  // The adjoint of the cell for batch rows [r0, r1) of step s.
+  void differentiate(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried,
+                     Blocked<F> dsums) {
+    const int64_t H = p_.hidden_size, t = time(s), before_d = d_ * p_.sequence.rows();
+    const int64_t row = before_d + seq_.row(t), state = state_row(0) * H;
+    const int64_t y_row = p_.y.row, t_prev = carried ? time(s - 1) : 0;
+    const int64_t first = units_.first_unit(part.p0);
+    const int64_t last = least(units_.first_unit(part.p1), H);
+    RowsOf<S> dh_rows = dh_;
+    if constexpr (kProjects)
+      if (projects()) dh_rows = projection_.dm();
+    const T* const dy_rows = projects() || !p_.dy.data ? nullptr : p_.dy.at(seq_, t) + d_ * H;
+    S* const flow_h = projects() ? nullptr : p_.flow_h;
+    const auto previous = [&]<class U>(const U* initial, const U* all, int64_t stride) {
+      if (carried) return RowsOf<const U>{all, stride};
+      if (initial) return RowsOf<const U>{initial + state, H};
+      return RowsOf<const U>{reinterpret_cast<const U*>(shared_.zeros), 0};
+    };
+    const RowsOf<const T> h{p_.y.at(seq_, t) + d_ * H, y_row};
+    const auto h_prev = previous(p_.h0, p_.y.at(seq_, t_prev) + d_ * H, y_row);
+    const auto c_prev = previous(p_.c0, p_.cells + (before_d + seq_.row(t_prev)) * H, H);
+    for (int64_t b = r0; b < r1; ++b) {
+      const T* const saved_row = p_.saved + (row + b) * Cell::kSaved * H;
+      const T* const dy = dy_rows ? dy_rows + b * p_.dy.row : nullptr;
+      S *const dh = dh_rows[b], *const dc = dc_[b];
+      // The cell for a few vectors of units from u on, of `lanes` units each.
+      const auto units = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t unit,
+                                           int lanes) __attribute__((always_inline)) {
+        using A = Abreast<S, kVectors>;
+        A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kSums];
+#pragma GCC unroll 2
+        for (int i = 0; i < kVectors; ++i) {
+          const int64_t u = unit + i * kLanes;
+          for (int k = 0; k < Cell::kSaved; ++k)
+            saved[k].v[i] = V::load(saved_row + k * H + u, lanes);
+          if constexpr (!Cell::kProjects) {
+            prev[0].v[i] = V::load(h_prev[b] + u, lanes);
+            next[0].v[i] = V::load(h[b] + u, lanes);
+          }
+          dnext[0].v[i] = V::load(dh + u);
+          if (dy) dnext[0].v[i] = dnext[0].v[i] + V::load(dy + u, lanes);
+          if constexpr (kHasC) {
+            prev[1].v[i] = V::load(c_prev[b] + u, lanes);
+            next[1].v[i] = V::load(p_.cells + (row + b) * H + u, lanes);
+            dnext[1].v[i] = V::load(dc + u);
+          }
+        }
+        Cell::backward(saved, prev, next, dnext, dprev, dsum);
+#pragma GCC unroll 2
+        for (int i = 0; i < kVectors; ++i) {
+          const int64_t u = unit + i * kLanes;
+          for (int k = 0; k < Cell::kSums; ++k)
+            dsum[k].v[i].store(ChunkSums<T>::element(dsums, b, k * H + u), lanes);
+          if (flow_h) dnext[0].v[i].store(flow_h + (row + b) * H + u, lanes);
+          dprev[0].v[i].store(dh + u);
+          if constexpr (kHasC) {
+            if (p_.flow_c) dnext[1].v[i].store(p_.flow_c + (row + b) * H + u, lanes);
+            dprev[1].v[i].store(dc + u);
+          }
+        }
+      };
+      int64_t u = first;
+      for (; u + 2 * kLanes <= last; u += 2 * kLanes)
+        units(std::integral_constant<int, 2>(), u, kLanes);
+      for (; u < last; u += kLanes)
+        units(std::integral_constant<int, 1>(), u, int(least<int64_t>(last - u, kLanes)));
+    }
+  }
+
+  // dh += dsums W_hh, for the worker's rows below `active` and its units; dx = dsums W_ih, where
+  // W_ih stands beside W_hh.
+  void carry_back(int64_t s, const Part& part, int64_t active, int64_t row) {
+    const int64_t rows = active - part.b0;
+    S* const dx = dh_[part.b0] + hh_.width();
+    if (hh_.beside)
+      for (int64_t b = 0; b < rows; ++b)
+        std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(S));
+    for (int64_t i = part.p0; i < part.p1; ++i) {
+      const int64_t panel = in_turn(i, s, part);
+      hh_.add_product(dsums_.left(row + part.b0, Cell::kHiddenSum * p_.hidden_size), rows, panel,
+                      {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
+                      next_in_turn(i, s, part));
+    }
+    if (hh_.beside)
+      add_tile(dx, int(dh_.stride), rows, p_.input_size,
+               dx_.data + (seq_.row(time(s)) + part.b0) * dx_.row, dx_.row, add_);
+  }
+
+  ChunkGradients<T> chunk(int64_t begin, int64_t end, Team team) const {
+    const int64_t t0 = least(time(begin), time(end - 1));
+    const int64_t t1 = t0 + end - begin;
+    return {seq_,
+            t0,
+            t1,
+            seq_.rows(t0, t1),
+            dsums_.by_rows(),
+            p_.hidden_size,
+            Cell::kGates,
+            end == seq_.steps,
+            team,
+            reinterpret_cast<F*>(buffer_),
+            reinterpret_cast<F*>(buffer_ + panel_size(p_, plan_)),
+            dsums_.by_columns()};
+  }
+
+  // dx = dsums W_ih for the chunk, its rows split over the team.
+  void input_gradient(const ChunkGradients<T>& chunk, Team team) {
+    if (!dx_.data || hh_.beside) return;
+    const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
+    const Blocked<const P> dsums = dsums_.left(first, Cell::kInputSum * p_.hidden_size);
+    for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
+      const int64_t width = ih_.panels.step(panel), column = ih_.panels.first_unit(panel);
+      std::memset(buffer_, 0, count * width * sizeof(S));
+      ih_.add_product(dsums, count, panel, {buffer_, width},
+                      panel + 1 < ih_.panels.count() ? panel + 1 : -1);
+      int64_t begin = -first;  // of a step's rows in the buffer
+      for (int64_t t = chunk.t0; t < chunk.t1; begin += seq_.active(t++)) {
+        const int64_t r = greatest<int64_t>(begin, 0), end = least(begin + seq_.active(t), count);
+        if (r < end)
+          add_tile(buffer_ + r * width, int(width), end - r, p_.input_size - column,
+                   dx_.data + (seq_.row(t) + r - begin) * dx_.row + column, dx_.row, add_);
+      }
+    }
+  }
+
+  void weight_gradients(const ChunkGradients<T>& chunk) {
+    const WeightGrads<S>& g = grads_;
+    static constexpr T kOne = one<T>();  // a bias is the weight of an input that is always 1
+    const auto ones = [](int64_t, int64_t, int64_t) { return &kOne; };
+    const auto x = [&](int64_t, int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; };
+    const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
+      const int64_t R = p_.width(), previous = t + (d_ ? 1 : -1);
+      if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
+        return p_.y.at(seq_, previous) + b * p_.y.row + d_ * R;
+      return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
+    };
+    thin_.clear();
+    if constexpr (kInParts<T>)
+      in_parts_.pack(chunk, 0, x, thin_, check_);
+    else if (g.ih)
+      add_weight_gradient(chunk, g.ih, ih_.panels, Cell::kInputSum, Cell::input_gate, x, thin_);
+    if (g.bias_ih) thin_.gather(chunk, g.bias_ih, 1, 0, 1, ones);
+    if (!kSameSums) thin_.add(chunk, Cell::kInputSum), thin_hidden_.clear();
+    ThinGradient<T>& thin_hidden = kSameSums ? thin_ : thin_hidden_;
+    if constexpr (kInParts<T>)
+      in_parts_.pack(chunk, 1, h_prev, thin_hidden, check_);
+    else if (g.hh)
+      add_weight_gradient(chunk, g.hh, Panels<F>(p_.width(), 1), Cell::kHiddenSum,
+                          Cell::hidden_gate, h_prev, thin_hidden);
+    if (g.bias_hh) thin_hidden.gather(chunk, g.bias_hh, 1, 0, 1, ones);
+    thin_hidden.add(chunk, Cell::kHiddenSum);
+    if constexpr (kInParts<T>) {
+      chunk.team.sync();
+      in_parts_.add(chunk, Cell::kSums, reinterpret_cast<P*>(buffer_));
+    }
+    if constexpr (kProjects)
+      if (projects()) projection_.weight_gradient(chunk, g.hr);
+  }
+
+  const Backward<T>& p_;
+  const Sequence seq_;
+  const Plan& plan_;
+  const int d_;
+  const Shared& shared_;
+  const RightOperand<T>&ih_, &hh_;
+  const WeightGrads<S>& grads_;
+  S* const buffer_;
+  const Rows<S> dx_;
+  const bool add_;
+  const Panels<F> units_;
+  const ChunkSums<T> dsums_;
+  RowsOf<S> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
+  Projection projection_;
+  ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ
+  PartsGradient<T> in_parts_;
+  PartsCheck check_{0.f};
+};
+
+}  // namespace rnnkern::RNNKERN_ISA
