@@ -188,8 +188,7 @@ class BackwardBlock {
   void split(int64_t row, const Part& mine, int64_t active, Team team) {
     using Sums = ChunkSums<T>;
     const int64_t H = p_.hidden_size, sums = Cell::kSums * H;
-    if (!plan_.by_units)
-      return dsums_.split(row + mine.b0, row + active, 0, sums, check_);
+    if (!plan_.by_units) return dsums_.split(row + mine.b0, row + active, 0, sums, check_);
     if (kPanel % Sums::kBlock == 0 && H % Sums::kBlock == 0) {
       const int64_t first = units_.first_unit(mine.p0), last = least(units_.first_unit(mine.p1), H);
       for (int s = 0; s < Cell::kSums; ++s)

@@ -16,14 +16,19 @@ struct BackwardShared {
   RightOperand<T> ih, hh, hr;
   S* zeros;
   WeightGrads<S> grads[Plan::kMaxBlocks];
-  std::atomic<int> next{0};  // block that nobody has taken yet
+  std::atomic<int> next{0};                        // block that nobody has taken yet
   mutable std::atomic<bool> without_parts{false};  // whether a number was met that has none
 
   BackwardShared(const Backward<T>& p, const Plan& plan, Arena& arena, int direction)
       : ih{{p.input_size, 1}, p.weights[direction].ih, nullptr,    p.hidden_size,
            Cell::kGates,      Cell::input_gate,        plan.direct},
-        hh{panels_of_h<F>(p, plan), p.weights[direction].hh, nullptr,    p.hidden_size,
-           Cell::kGates,         Cell::hidden_gate,       plan.direct},
+        hh{panels_of_h<F>(p, plan),
+           p.weights[direction].hh,
+           nullptr,
+           p.hidden_size,
+           Cell::kGates,
+           Cell::hidden_gate,
+           plan.direct},
         hr{{p.hidden_size, 1}, p.weights[direction].hr, nullptr, p.proj_size, 1, the_only_gate,
            plan.direct} {
     if (direction >= p.directions) return;

@@ -50,8 +50,7 @@ class ChunkSums {
     if constexpr (kInParts<T>)
       for (int64_t stop; c < end; c = stop) {
         stop = rows_.in_blocks() ? least(end, (c / kSumBlock + 1) * kSumBlock) : end;
-        for (int64_t r = r0; r < r1; ++r)
-          split_row(rows_.at(r, c), c, stop - c, parts_[r], check);
+        for (int64_t r = r0; r < r1; ++r) split_row(rows_.at(r, c), c, stop - c, parts_[r], check);
       }
   }
   static T* element(Blocked<F> rows, int64_t r, int64_t c) {

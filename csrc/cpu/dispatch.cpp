@@ -72,8 +72,8 @@ struct Levels {
     if (count == 3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       static const Engine pairs = with_half(avx512::engine, "avx512_bf16", avx512_bf16::engine);
-      static const Engine matrices = with_half(avx512::engine, "avx512_amx", avx512_amx::engine,
-                                               InParts::where_faster);
+      static const Engine matrices =
+          with_half(avx512::engine, "avx512_amx", avx512_amx::engine, InParts::where_faster);
       // For tests: float32 in parts at any size.
       static const Engine parts =
           with_half(avx512::engine, "avx512_parts", avx512_amx::engine, InParts::always);

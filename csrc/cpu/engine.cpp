@@ -17,7 +17,8 @@ void forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel,
 template <class T>
 bool backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
   bool done = false;
-  visit_cell(p.cell, [&](auto cell) { done = run_backward<decltype(cell)>(p, plan, parallel, ws); });
+  visit_cell(p.cell,
+             [&](auto cell) { done = run_backward<decltype(cell)>(p, plan, parallel, ws); });
   return done;
 }
 

@@ -99,8 +99,7 @@ RNNKERN_INLINE void split_row(const float* x, int64_t begin, int64_t count, Bflo
       return left >= kLanes ? V::load(x + at) : left > 0 ? V::load(x + at, int(left)) : V(0.f);
     };
     store_row(Parts(load(c), check), Parts(load(c + kLanes), check),
-              row + pair_in_parts((begin + c) / 2),
-              std::make_integer_sequence<int, 2 * kLanes>());
+              row + pair_in_parts((begin + c) / 2), std::make_integer_sequence<int, 2 * kLanes>());
   }
 }
 

@@ -34,9 +34,7 @@ class PartsGradient {
 
     Panels<P> panels() const { return {columns, 1}; }
     // Panels that are not thin.
-    int64_t count() const {
-      return panels().count() - (ThinGradient<T>::columns(panels()) > 0);
-    }
+    int64_t count() const { return panels().count() - (ThinGradient<T>::columns(panels()) > 0); }
   };
 
   // The right operand of chunks of at most so many rows stands in `scratch`.
@@ -51,8 +49,8 @@ class PartsGradient {
   // row_at(k, t, b): of the chunk's row k, batch row b of step t (weight_gradient.h). Thin columns
   // are only gathered.
   template <class RowAt>
-  void pack(const ChunkGradients<T>& chunk, int weight, RowAt row_at,
-            ThinGradient<T>& thin, PartsCheck& check) const {
+  void pack(const ChunkGradients<T>& chunk, int weight, RowAt row_at, ThinGradient<T>& thin,
+            PartsCheck& check) const {
     const Weight& w = weights_[weight];
     if (!w.grad) return;
     const Team team = chunk.team;
@@ -89,8 +87,7 @@ class PartsGradient {
   }
 
   // Columns [c, stop) of dsums, as rows in parts.
-  static void transpose(const ChunkGradients<T>& chunk, int64_t c, int64_t stop,
-                        P* block) {
+  static void transpose(const ChunkGradients<T>& chunk, int64_t c, int64_t stop, P* block) {
     using V = Vec<T>;
     const int64_t stride = PartsGradient::stride(chunk.rows);
     for (int64_t n; c < stop; c += n, block += n * stride) {
@@ -125,8 +122,9 @@ class PartsGradient {
       const int width = int(panels.step(panel));
       for_row_groups(count, [&](int64_t r, int n) {
         alignas(64) T tile[kGroupRows * kTileVectors * kLanes];
-        const Term<P> term{block + r * stride, stride, 1, depth,
-                                    at(weight, panel, chunk.rows), width, kSumBlock, r == 0};
+        const Term<P> term{
+            block + r * stride, stride, 1, depth, at(weight, panel, chunk.rows), width,
+            kSumBlock,          r == 0};
         parts_product(n, panels.vectors(panel), term, Tile<T>{nullptr, 0, tile, width});
         add_tile(tile, width, n, w.columns - column, w.grad + (row + r) * w.columns + column,
                  w.columns, !chunk.first);

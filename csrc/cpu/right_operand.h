@@ -33,7 +33,8 @@ struct RightOperand {
   // The panels' column with which the matrix beside it begins.
   int64_t width() const { return Panels<F>(columns, 1).row(); }
   bool lying() const {
-    return !kInParts<T> && kTerms<T> == 1 && direct && !beside && panels.units % Vec<F>::kLanes == 0;
+    return !kInParts<T> && kTerms<T> == 1 && direct && !beside &&
+           panels.units % Vec<F>::kLanes == 0;
   }
 
   void put_beside(const T* other, int64_t other_columns) {
@@ -92,8 +93,8 @@ struct RightOperand {
         put(weight, columns, first, least(columns - first, step), out);
         const int64_t c = greatest<int64_t>(first - split, 0);
         if (beside && first + step > split)
-          put(beside, panels.units - split, c, least(panels.units - split - c, first + step - split - c),
-              out + split + c - first);
+          put(beside, panels.units - split, c,
+              least(panels.units - split - c, first + step - split - c), out + split + c - first);
       }
   }
 
