@@ -89,8 +89,7 @@ def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) 
 
     On the CPU: threads and what they split ("rows" of the batch, or "units" of the hidden state,
     with a barrier after each step); fused_input: whether the input's product is part of the step;
-    direct: whether the weights are read as they lie; in_parts: whether float32 is multiplied as
-    three parts of bfloat16, on matrix registers; row_block, input_chunk, gradient_rows and
+    direct: whether the weights are read as they lie; row_block, input_chunk, gradient_rows and
     gradient_chunk: rows and steps at a time. Results do not depend on the number of threads.
 
     On CUDA: schedule, "steps" (a product and a kernel for each step) or "clusters": the recurrent

@@ -53,7 +53,7 @@ PAIRS = [  # even sizes, so that bfloat16 is multiplied as it is where the proce
     Case("GRU", T=5, B=20, I=96, H=150, bidirectional=True),
     Case("LSTM", T=1, B=7, I=70, H=160, hx=True),
 ]
-PARTS = [  # large enough for float32 in parts of bfloat16, where there are matrix registers
+LARGE = [
     Case("LSTM", T=5, B=33, I=70, H=256, hx=True),
     Case("GRU", T=5, B=70, I=290, H=275, packed=True, bidirectional=True),
     Case("RNN_TANH", T=20, B=64, I=3, H=320, batch_first=True),
@@ -167,7 +167,7 @@ def test_not_finite(cell: str, P: int, value: float, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3.4e38, 1e-39], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_the_outermost(cell: str, value: float, name: str) -> None:
-    """What has no three parts of bfloat16, or no exact ones, in a gradient or in a factor of it."""
+    """NaN, infinity, the largest and the smallest numbers, in a gradient or in a factor of it."""
     case = Case(cell, T=2, B=24, I=5, H=256)
     found = []
     for package in (rnnkern, torch.nn):
@@ -245,13 +245,13 @@ def test_batch_invariance(cell: str, projected: bool, hidden: int, dtype: torch.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF], ids=str)
-@pytest.mark.parametrize("case", [*BLOCKS, *PAIRS, *PARTS], ids=str)
+@pytest.mark.parametrize("case", [*BLOCKS, *PAIRS, *LARGE], ids=str)
 def test_blocks(case: Case, dtype: torch.dtype) -> None:
     check(replace(case, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF], ids=str)
-@pytest.mark.parametrize("case", [*SPLITS, *BLOCKS, *PAIRS, *PARTS], ids=str)
+@pytest.mark.parametrize("case", [*SPLITS, *BLOCKS, *PAIRS, *LARGE], ids=str)
 def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
     """Results and gradients are the same bits on any number of threads, and on every run."""
     case = replace(case, dtype=dtype)
@@ -313,16 +313,14 @@ LEVELS = json.loads(torch.ops.rnnkern.info())["available"]
 @pytest.mark.parametrize("level", LEVELS[:-1])
 def test_lower_levels(level: str) -> None:
     """The table, the sizes and the invariances once more at each lower instruction set; where it is
-    another one's with bfloat16 as it is, all that runs in bfloat16 and, if it multiplies float32 in
-    parts of it, in float32. The level is chosen when the library loads: in a process of its own."""
+    another one's with bfloat16 as it is, all that runs in bfloat16. The level is chosen when the
+    library loads: in a process of its own."""
     chosen = (
         "test_table or test_sizes or test_blocks or invariance or not_finite or outermost"
         " or forced_level"
     )
-    if level == "avx512_bf16":
+    if level.endswith(("_bf16", "_amx")):
         chosen = "bfloat16 or of_pairs or forced_level"
-    elif level in ("baseline_bf16", "avx512_parts"):
-        chosen = f"({chosen}) and not float64"
     done = subprocess.run(
         [
             sys.executable,

@@ -301,26 +301,15 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
   STD_TORCH_CHECK(cell >= 0 && cell < rnnkern::kCellCount, "rnnkern: no cell ", cell);
   const bool as_they_are = rnnkern::takes<rnnkern::bfloat16>(input_size, hidden_size, proj_size);
   if (element_size == 2 && !as_they_are) element_size = sizeof(float);
-  rnnkern::PlanInput in{steps,
-                        batch,
-                        steps * batch,
-                        input_size,
-                        hidden_size,
-                        proj_size,
-                        0,
-                        0,
-                        int(directions),
-                        int(element_size),
-                        backward,
-                        rnnkern::engine().in_parts,
-                        int(threads)};
+  rnnkern::PlanInput in{
+      steps, batch, steps * batch,   input_size,        hidden_size, proj_size,
+      0,     0,     int(directions), int(element_size), backward,    int(threads)};
   rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.sums = c.kSums; });
   const rnnkern::Plan plan = rnnkern::make_plan(in);
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +
          (plan.by_units ? "units" : "rows") +
          "\", \"fused_input\": " + (plan.fused_input ? "true" : "false") +
          ", \"direct\": " + (plan.direct ? "true" : "false") +
-         ", \"in_parts\": " + (plan.in_parts ? "true" : "false") +
          ", \"row_block\": " + std::to_string(plan.row_block) +
          ", \"input_chunk\": " + std::to_string(plan.input_chunk) +
          ", \"gradient_rows\": " + std::to_string(plan.gradient_rows) +

@@ -4,9 +4,8 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// False where the results are worth nothing, as a number has no parts.
 template <class Cell, class T>
-bool run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel,
+void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel,
                   Workspace& workspace) {
   using Block = BackwardBlock<Cell, T>;
   struct Call {
@@ -66,9 +65,8 @@ bool run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
       const int64_t count = p.sequence.rows() * p.input_size, end = team.end(count);
       for (int64_t i = team.begin(count); i < end; ++i) p.dx.data[i] += dx[i];
     }
-    bool done() const { return !shared[0].without_parts && !shared[1].without_parts; }
   };
-  return run_call<Call>(p, plan, parallel, workspace);
+  run_call<Call>(p, plan, parallel, workspace);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -13,7 +13,6 @@
 #include "backward_shared.h"
 #include "chunk_sums.h"
 #include "math.h"
-#include "parts_gradient.h"
 #include "walk.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -23,10 +22,9 @@ template <class Cell, class T>
 class BackwardBlock {
   using S = Sum<T>;
   using F = Factor<T>;
-  using P = Operand<T>;
   using V = Vec<S>;
-  using Projection = std::conditional_t<std::is_same_v<T, S> && !kInParts<T>,
-                                        BackwardProjection<Cell, S>, NoProjection>;
+  using Projection =
+      std::conditional_t<std::is_same_v<T, S>, BackwardProjection<Cell, S>, NoProjection>;
   using Shared = BackwardShared<Cell, T>;
   static constexpr int kLanes = V::kLanes, kPanel = kTileVectors * kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
@@ -42,7 +40,7 @@ class BackwardBlock {
 
   // Elements of a thread's buffer for a panel of x or h and for thin columns.
   static int64_t buffer_size(const Backward<T>& p, const Plan& plan) {
-    return panel_size(p, plan) + chunk_rows(p, plan) * ThinGradient<T>::kMostColumns + 16;
+    return panel_rows(p, plan) * kPanel + chunk_rows(p, plan) * ThinGradient<T>::kMostColumns + 16;
   }
 
   // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
@@ -66,9 +64,7 @@ class BackwardBlock {
         dc_{nullptr, units_.row()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
         thin_(thin_columns(p, true, kSameSums), Cell::kGates, p.hidden_size, scratch),
-        thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch),
-        in_parts_(chunk_rows(p, plan), weight(grads_.ih, p.input_size, Cell::kInputSum),
-                  weight(grads_.hh, p.hidden_size, Cell::kHiddenSum), scratch) {
+        thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch) {
     dh_.data = scratch.take<S>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.take<S>(seq_.batch * dc_.stride);
   }
@@ -87,7 +83,6 @@ class BackwardBlock {
       team.sync();
       end = begin;
     }
-    if constexpr (kInParts<T>) shared_.note(check_);
     finish(team);
     team.sync();
   }
@@ -99,11 +94,9 @@ class BackwardBlock {
     return p.hidden_size > block && p.hidden_size % block == 0 && !plan.direct;
   }
 
-  // Elements of a panel of the right operand, or of dx.
-  static int64_t panel_size(const Backward<T>& p, const Plan& plan) {
-    const int64_t rows = chunk_rows(p, plan);
-    const int64_t size = greatest(rows, ChunkSums<T>::depth(rows)) * kPanel;
-    return kInParts<T> ? greatest(size, PartsGradient<T>::block_size(rows)) : size;
+  // Rows of a panel of the right operand, or of dx.
+  static int64_t panel_rows(const Backward<T>& p, const Plan& plan) {
+    return greatest(chunk_rows(p, plan), ChunkSums<T>::depth(chunk_rows(p, plan)));
   }
 
   // Columns of x, of h and of the biases that are thin.
@@ -116,17 +109,11 @@ class BackwardBlock {
 
   bool projects() const { return kProjects && p_.proj_size; }
 
-  static typename PartsGradient<T>::Weight weight(S* grad, int64_t columns, int first_sum) {
-    return {grad, columns, Cell::kGates, first_sum,
-            first_sum == Cell::kInputSum ? Cell::input_gate : Cell::hidden_gate};
-  }
-
   // Where the states of batch row b stand in h_n, c_n and their like.
   int64_t state_row(int64_t b) const { return d_ * p_.sequence.batch + seq_.first + b; }
 
   // Each rank's batch rows in row mode, or all; and its panels of a matrix's columns, or all.
-  template <class Columns>
-  Part part(Team team, const Columns& columns) const {
+  Part part(Team team, const Panels<F>& columns) const {
     const int64_t count = columns.count();
     if (plan_.by_units) return {0, seq_.batch, team.begin(count), team.end(count)};
     return {team.begin(seq_.batch), team.end(seq_.batch), 0, count};
@@ -173,31 +160,13 @@ class BackwardBlock {
       const int64_t before = s ? seq_.active(time(s - 1)) : 0;
       const int64_t carried = greatest(least(before, active), mine.b0);
       const int64_t row = chunk_row(s, begin, end);
-      const Blocked<F> dsums = dsums_.from(row);
+      const Blocked<F> dsums = dsums_.from(row, 0);
       if constexpr (kProjects)
         if (projects()) unproject(s, row, mine, of_h, active, team);
       if (mine.b0 < carried) differentiate(s, mine, mine.b0, carried, true, dsums);
       if (carried < active) differentiate(s, mine, carried, active, false, dsums);
-      if constexpr (kInParts<T>) split(row, mine, active, team);
       if (plan_.by_units) team.sync();
-      if (mine.b0 < active) carry_back(s, of_h, active, row);
-    }
-  }
-
-  // The worker's share of a step's dsums in parts, once those it is made of are there.
-  void split(int64_t row, const Part& mine, int64_t active, Team team) {
-    using Sums = ChunkSums<T>;
-    const int64_t H = p_.hidden_size, sums = Cell::kSums * H;
-    if (!plan_.by_units) return dsums_.split(row + mine.b0, row + active, 0, sums, check_);
-    if (kPanel % Sums::kBlock == 0 && H % Sums::kBlock == 0) {
-      const int64_t first = units_.first_unit(mine.p0), last = least(units_.first_unit(mine.p1), H);
-      for (int s = 0; s < Cell::kSums; ++s)
-        dsums_.split(row, row + active, s * H + first, s * H + last, check_);
-    } else {  // blocks that several workers' units are in
-      team.sync();
-      const int64_t blocks = (sums + Sums::kBlock - 1) / Sums::kBlock;
-      dsums_.split(row, row + active, team.begin(blocks) * Sums::kBlock,
-                   least(team.end(blocks) * Sums::kBlock, sums), check_);
+      if (mine.b0 < active) carry_back(s, of_h, active, dsums);
     }
   }
 
@@ -284,7 +253,7 @@ class BackwardBlock {
 
   // dh += dsums W_hh, for the worker's rows below `active` and its units; dx = dsums W_ih, where
   // W_ih stands beside W_hh.
-  void carry_back(int64_t s, const Part& part, int64_t active, int64_t row) {
+  void carry_back(int64_t s, const Part& part, int64_t active, Blocked<F> dsums) {
     const int64_t rows = active - part.b0;
     S* const dx = dh_[part.b0] + hh_.width();
     if (hh_.beside)
@@ -292,8 +261,8 @@ class BackwardBlock {
         std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(S));
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part);
-      hh_.add_product(dsums_.left(row + part.b0, Cell::kHiddenSum * p_.hidden_size), rows, panel,
-                      {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
+      hh_.add_product(dsums.from(part.b0, Cell::kHiddenSum * p_.hidden_size / kTerms<T>), rows,
+                      panel, {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
                       next_in_turn(i, s, part));
     }
     if (hh_.beside)
@@ -314,7 +283,7 @@ class BackwardBlock {
             end == seq_.steps,
             team,
             reinterpret_cast<F*>(buffer_),
-            reinterpret_cast<F*>(buffer_ + panel_size(p_, plan_)),
+            reinterpret_cast<F*>(buffer_ + panel_rows(p_, plan_) * kPanel),
             dsums_.by_columns()};
   }
 
@@ -322,7 +291,7 @@ class BackwardBlock {
   void input_gradient(const ChunkGradients<T>& chunk, Team team) {
     if (!dx_.data || hh_.beside) return;
     const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
-    const Blocked<const P> dsums = dsums_.left(first, Cell::kInputSum * p_.hidden_size);
+    const Blocked<F> dsums = dsums_.from(first, Cell::kInputSum * p_.hidden_size);
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
       const int64_t width = ih_.panels.step(panel), column = ih_.panels.first_unit(panel);
       std::memset(buffer_, 0, count * width * sizeof(S));
@@ -350,24 +319,16 @@ class BackwardBlock {
       return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
     };
     thin_.clear();
-    if constexpr (kInParts<T>)
-      in_parts_.pack(chunk, 0, x, thin_, check_);
-    else if (g.ih)
+    if (g.ih)
       add_weight_gradient(chunk, g.ih, ih_.panels, Cell::kInputSum, Cell::input_gate, x, thin_);
     if (g.bias_ih) thin_.gather(chunk, g.bias_ih, 1, 0, 1, ones);
     if (!kSameSums) thin_.add(chunk, Cell::kInputSum), thin_hidden_.clear();
     ThinGradient<T>& thin_hidden = kSameSums ? thin_ : thin_hidden_;
-    if constexpr (kInParts<T>)
-      in_parts_.pack(chunk, 1, h_prev, thin_hidden, check_);
-    else if (g.hh)
+    if (g.hh)
       add_weight_gradient(chunk, g.hh, Panels<F>(p_.width(), 1), Cell::kHiddenSum,
                           Cell::hidden_gate, h_prev, thin_hidden);
     if (g.bias_hh) thin_hidden.gather(chunk, g.bias_hh, 1, 0, 1, ones);
     thin_hidden.add(chunk, Cell::kHiddenSum);
-    if constexpr (kInParts<T>) {
-      chunk.team.sync();
-      in_parts_.add(chunk, Cell::kSums, reinterpret_cast<P*>(buffer_));
-    }
     if constexpr (kProjects)
       if (projects()) projection_.weight_gradient(chunk, g.hr);
   }
@@ -387,8 +348,6 @@ class BackwardBlock {
   RowsOf<S> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
   Projection projection_;
   ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ
-  PartsGradient<T> in_parts_;
-  PartsCheck check_{0.f};
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -3,7 +3,6 @@
 #pragma once
 #include <atomic>
 
-#include "chunk_sums.h"
 #include "projection.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -11,29 +10,21 @@ namespace rnnkern::RNNKERN_ISA {
 template <class Cell, class T>
 struct BackwardShared {
   using S = Sum<T>;
-  using F = Operand<T>;
+  using F = Factor<T>;
 
   RightOperand<T> ih, hh, hr;
   S* zeros;
   WeightGrads<S> grads[Plan::kMaxBlocks];
-  std::atomic<int> next{0};                        // block that nobody has taken yet
-  mutable std::atomic<bool> without_parts{false};  // whether a number was met that has none
+  std::atomic<int> next{0};  // block that nobody has taken yet
 
   BackwardShared(const Backward<T>& p, const Plan& plan, Arena& arena, int direction)
       : ih{{p.input_size, 1}, p.weights[direction].ih, nullptr,    p.hidden_size,
            Cell::kGates,      Cell::input_gate,        plan.direct},
-        hh{panels_of_h<F>(p, plan),
-           p.weights[direction].hh,
-           nullptr,
-           p.hidden_size,
-           Cell::kGates,
-           Cell::hidden_gate,
-           plan.direct},
+        hh{panels_of_h(p, plan), p.weights[direction].hh, nullptr,    p.hidden_size,
+           Cell::kGates,         Cell::hidden_gate,       plan.direct},
         hr{{p.hidden_size, 1}, p.weights[direction].hr, nullptr, p.proj_size, 1, the_only_gate,
            plan.direct} {
     if (direction >= p.directions) return;
-    ih.lead = ChunkSums<T>::lead(Cell::kInputSum * p.hidden_size);
-    hh.lead = ChunkSums<T>::lead(Cell::kHiddenSum * p.hidden_size);
     if (input_beside(p, plan)) hh.put_beside(ih.weight, p.input_size);
     for (RightOperand<T>* w : {&ih, &hh, &hr})
       if (w->weight) w->packed = arena.take<F>(w->panels.size(w->depth()));
@@ -67,18 +58,11 @@ struct BackwardShared {
   }
 
   void pack(const Backward<T>& p, Team team) {
-    PartsCheck check(0.f);
-    if (p.dx.data && !hh.beside) ih.pack(team, check);
-    hh.pack(team, check);
-    if (p.proj_size) hr.pack(team, check);
-    note(check);
+    if (p.dx.data && !hh.beside) ih.pack(team);
+    hh.pack(team);
+    if (p.proj_size) hr.pack(team);
     if (team.rank == 0)
       for (int64_t u = 0; u < greatest(p.hidden_size, int64_t(Vec<S>::kLanes)); ++u) zeros[u] = 0;
-  }
-
-  void note(const PartsCheck& check) const {
-    for (int l = 0; l < PartsCheck::kLanes; ++l)
-      if (check.v[l] != 0) without_parts = true;
   }
 
   void add_up(const Backward<T>& p, const Plan& plan, Team team) const {

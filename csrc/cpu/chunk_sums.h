@@ -9,7 +9,6 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 class ChunkSums {
   using F = Factor<T>;
-  using P = Operand<T>;
   static constexpr int kLanes = Vec<F>::kLanes;
   static constexpr bool kPairs = kTerms<T> > 1, kByColumns = kMatrixRegisters && kPairs;
 
@@ -26,33 +25,10 @@ class ChunkSums {
         rows_(take(rows, sums / kTerms<T>, in_blocks, scratch)),
         by_rows_(kPairs ? take(depth(rows), sums, in_blocks, scratch) : rows_),
         by_columns_{kByColumns ? scratch.take<F>(sums * odd_lines<F>(depth(rows))) : nullptr,
-                    odd_lines<F>(depth(rows))},
-        parts_{kInParts<T> ? scratch.take<P>(rows * odd_lines<P>(pairs_in_parts(sums))) : nullptr,
-               odd_lines<P>(pairs_in_parts(sums))} {}
+                    odd_lines<F>(depth(rows))} {}
 
-  // From row r on.
-  Blocked<F> from(int64_t r) const { return rows_.from(r, 0); }
-  // As the left operand of a product from row r, and from sum c on, with which a block begins; in
-  // parts it begins with the block that c is in.
-  Blocked<const P> left(int64_t r, int64_t c) const {
-    if constexpr (kInParts<T>)
-      return {parts_[r] + pairs_in_parts(c / kBlock * kBlock), parts_.stride, kSumBlock};
-    else
-      return rows_.from(r, c / kTerms<T>);
-  }
-  // How many sums it then begins before c.
-  static int64_t lead(int64_t c) { return kInParts<T> ? c % kBlock : 0; }
-  static constexpr int64_t kBlock = 2 * kMatrixDepth;
-
-  // Sums [c, end) of rows [r0, r1) as left operands, where blocks begin with c and end with `end`
-  // or the row.
-  void split(int64_t r0, int64_t r1, int64_t c, int64_t end, PartsCheck& check) const {
-    if constexpr (kInParts<T>)
-      for (int64_t stop; c < end; c = stop) {
-        stop = rows_.in_blocks() ? least(end, (c / kSumBlock + 1) * kSumBlock) : end;
-        for (int64_t r = r0; r < r1; ++r) split_row(rows_.at(r, c), c, stop - c, parts_[r], check);
-      }
-  }
+  // From row r, and from sum c on, with which a block begins.
+  Blocked<F> from(int64_t r, int64_t c) const { return rows_.from(r, c / kTerms<T>); }
   static T* element(Blocked<F> rows, int64_t r, int64_t c) {
     return reinterpret_cast<T*>(rows.at(r, c / kTerms<T>));
   }
@@ -104,7 +80,6 @@ class ChunkSums {
   const int64_t sums_;
   const Blocked<F> rows_, by_rows_;  // (rows, sums), (depth, sums)
   const RowsOf<F> by_columns_;       // (sums, depth)
-  const RowsOf<P> parts_;            // (rows, sums) in parts
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

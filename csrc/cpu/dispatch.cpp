@@ -15,7 +15,7 @@ namespace baseline {
 extern const Engine engine;
 }
 namespace baseline_bf16 {
-extern const HalfEngine engine;
+extern const EngineOf<bfloat16> engine;
 }
 #if defined(__x86_64__)
 namespace avx2 {
@@ -25,20 +25,18 @@ namespace avx512 {
 extern const Engine engine;
 }
 namespace avx512_bf16 {
-extern const HalfEngine engine;
+extern const EngineOf<bfloat16> engine;
 }
 namespace avx512_amx {
-extern const HalfEngine engine;
+extern const EngineOf<bfloat16> engine;
 }
 #endif
 
 namespace {
 
-Engine with_half(Engine engine, const char* name, const HalfEngine& half,
-                 InParts in_parts = InParts::never) {
+Engine with_bf16(Engine engine, const char* name, const EngineOf<bfloat16>& bf16) {
   engine.name = name;
-  engine.half = half;
-  engine.in_parts = in_parts;
+  engine.bf16 = bf16;
   return engine;
 }
 
@@ -55,14 +53,14 @@ bool may_use_amx() {
 #endif
 
 struct Levels {
-  const Engine* engines[7];
+  const Engine* engines[6];
   int count = 0;
   const Engine* chosen;
 
   Levels() {
     // First, so that it is nobody's fastest: it emulates the instruction, for tests.
     static const Engine emulated =
-        with_half(baseline::engine, "baseline_bf16", baseline_bf16::engine, InParts::always);
+        with_bf16(baseline::engine, "baseline_bf16", baseline_bf16::engine);
     engines[count++] = &emulated;
     engines[count++] = &baseline::engine;
 #if defined(__x86_64__)
@@ -71,12 +69,8 @@ struct Levels {
       engines[count++] = &avx2::engine;
     if (count == 3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      static const Engine pairs = with_half(avx512::engine, "avx512_bf16", avx512_bf16::engine);
-      static const Engine matrices =
-          with_half(avx512::engine, "avx512_amx", avx512_amx::engine, InParts::where_faster);
-      // For tests: float32 in parts at any size.
-      static const Engine parts =
-          with_half(avx512::engine, "avx512_parts", avx512_amx::engine, InParts::always);
+      static const Engine pairs = with_bf16(avx512::engine, "avx512_bf16", avx512_bf16::engine);
+      static const Engine matrices = with_bf16(avx512::engine, "avx512_amx", avx512_amx::engine);
       const bool has_pairs = __builtin_cpu_supports("avx512bf16");
       // Intel's processors multiply pairs at half the speed of float32.
       const bool slow = __builtin_cpu_is("intel");
@@ -84,10 +78,8 @@ struct Levels {
       engines[count++] = &avx512::engine;
       if (has_pairs && !slow) engines[count++] = &pairs;
       if (has_pairs && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-          may_use_amx()) {
-        engines[count++] = &parts;
+          may_use_amx())
         engines[count++] = &matrices;
-      }
     }
 #endif
     chosen = engines[count - 1];
@@ -116,7 +108,6 @@ PlanInput plan_input(const Layer<T>& p, bool backward, int threads) {
   in.input_size = p.input_size, in.hidden_size = p.hidden_size, in.proj_size = p.proj_size;
   in.directions = p.directions, in.element_size = sizeof(T);
   in.backward = backward, in.threads = threads;
-  in.in_parts = engine().in_parts;
   visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.sums = cell.kSums; });
   return in;
 }
@@ -140,16 +131,8 @@ void forward(const Forward<T>& p, const ParallelFor& parallel, int threads) {
 
 template <class T>
 void backward(const Backward<T>& p, const ParallelFor& parallel, int threads) {
-  PlanInput in = plan_input(p, true, threads);
-  Plan plan = make_plan(in);
-  Workspace& workspace = Workspace::of_this_thread();
-  if constexpr (std::is_same_v<T, float>)
-    if (plan.in_parts) {
-      if (engine().half.backward_in_parts(p, plan, parallel, workspace)) return;
-      in.in_parts = InParts::never;  // a number had no parts
-      plan = make_plan(in);
-    }
-  engine().of<T>().backward(p, plan, parallel, workspace);
+  const Plan plan = make_plan(plan_input(p, true, threads));
+  engine().of<T>().backward(p, plan, parallel, Workspace::of_this_thread());
 }
 
 template void forward(const Forward<float>&, const ParallelFor&, int);

@@ -1,6 +1,5 @@
 // The engine for one instruction set, RNNKERN_ISA. Compiled once for each; where RNNKERN_BF16 says
-// that it is for bfloat16 as it is, for that alone, and for float32 in parts of it where there are
-// matrix registers.
+// that it is for bfloat16 as it is, for that alone: such a level adds nothing to other types.
 #include "engine.h"
 
 #include "backward.h"
@@ -15,11 +14,8 @@ void forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel,
 }
 
 template <class T>
-bool backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
-  bool done = false;
-  visit_cell(p.cell,
-             [&](auto cell) { done = run_backward<decltype(cell)>(p, plan, parallel, ws); });
-  return done;
+void backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
+  visit_cell(p.cell, [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
 #if !defined(RNNKERN_BF16)
@@ -56,12 +52,8 @@ double burn(int64_t iterations) {
 }  // namespace
 
 #if defined(RNNKERN_BF16)
-extern const HalfEngine engine;
-#if defined(RNNKERN_AMX)
-const HalfEngine engine = {{forward<bfloat16>, backward<bfloat16>, nullptr}, backward<float>};
-#else
-const HalfEngine engine = {{forward<bfloat16>, backward<bfloat16>, nullptr}, nullptr};
-#endif
+extern const EngineOf<bfloat16> engine;
+const EngineOf<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
 #else
 #define RNNKERN_STRING_OF(x) #x
 #define RNNKERN_STRING(x) RNNKERN_STRING_OF(x)

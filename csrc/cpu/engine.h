@@ -11,14 +11,8 @@ enum class MathFunction : int { exp, sigmoid, tanh };
 template <class T>
 struct EngineOf {
   void (*forward)(const Forward<T>&, const Plan&, const ParallelFor&, Workspace&);
-  bool (*backward)(const Backward<T>&, const Plan&, const ParallelFor&, Workspace&);  // if done
+  void (*backward)(const Backward<T>&, const Plan&, const ParallelFor&, Workspace&);
   void (*math)(MathFunction, const T* in, T* out, int64_t count);
-};
-
-// What a level has that multiplies bfloat16 as they are.
-struct HalfEngine {
-  EngineOf<bfloat16> bf16;
-  bool (*backward_in_parts)(const Backward<float>&, const Plan&, const ParallelFor&, Workspace&);
 };
 
 struct Engine {
@@ -26,15 +20,14 @@ struct Engine {
   int vector_bytes;
   EngineOf<float> f32;
   EngineOf<double> f64;
-  HalfEngine half;  // null at the levels that do not
+  EngineOf<bfloat16> bf16;  // null at the levels that do not multiply them as they are
   // Runs fused multiply-adds on registers alone; returns the floating-point operations done.
   double (*burn)(int64_t iterations);
-  InParts in_parts = InParts::never;  // float32 backward
 
   template <class T>
   const EngineOf<T>& of() const {
     if constexpr (sizeof(T) == 2)
-      return half.bf16;
+      return bf16;
     else if constexpr (sizeof(T) == 4)
       return f32;
     else

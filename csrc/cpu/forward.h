@@ -318,7 +318,6 @@ void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& paral
         for (int d = 0; d < p.directions; ++d) direction(d, chunk, team);
       }
     }
-    bool done() const { return true; }
   };
   run_call<Call>(p, plan, parallel, workspace);
 }

@@ -23,8 +23,7 @@ constexpr int64_t filled_blocks(int64_t depth) { return whole_blocks(depth + kMa
 
 #if defined(RNNKERN_AMX)
 
-// The last one or two registers are blocks of a panel; those before them are sums or left operands
-// of as many rows as set.
+// Registers 0 to 6 are sums or left operands of as many rows as set; 7 is a block of a panel.
 constexpr int kPanelRegister = 7;
 
 #if defined(__AMX_BF16__)
@@ -32,16 +31,16 @@ class MatrixRegisters {
  public:
   // While one lives, this thread may use the registers; in the end they are as never used, so that
   // the system need not save them.
-  MatrixRegisters() { of_this_thread() = {}; }
+  MatrixRegisters() { rows_of_this_thread() = 0; }
   ~MatrixRegisters() {
-    if (of_this_thread().rows) asm volatile("tilerelease");
+    if (rows_of_this_thread()) asm volatile("tilerelease");
   }
   MatrixRegisters(const MatrixRegisters&) = delete;
 
   // Costs as much as a dozen products, if it changes anything.
-  static void set_rows(int rows, int panels = 1) {
-    if (rows == of_this_thread().rows && panels == of_this_thread().panels) return;
-    of_this_thread() = {rows, panels};
+  static void set_rows(int rows) {
+    if (rows == rows_of_this_thread()) return;
+    rows_of_this_thread() = rows;
     struct {
       uint8_t palette = 1, unused[15] = {};
       uint16_t row_bytes[16] = {};
@@ -49,7 +48,7 @@ class MatrixRegisters {
     } shape;
     for (int i = 0; i < 8; ++i) {
       shape.row_bytes[i] = 64;
-      shape.rows[i] = uint8_t(i > kPanelRegister - panels ? kMatrixDepth : rows);
+      shape.rows[i] = uint8_t(i == kPanelRegister ? kMatrixDepth : rows);
     }
     asm volatile("ldtilecfg %0" ::"m"(shape));
   }
@@ -69,18 +68,16 @@ class MatrixRegisters {
                  : "memory");
   }
   // sums += left panel
-  template <int kSums, int kLeft, int kPanel = kPanelRegister>
+  template <int kSums, int kLeft>
   RNNKERN_INLINE static void multiply() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kPanel));
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft),
+                 "i"(kPanelRegister));
   }
 
  private:
-  struct Shape {
-    int rows, panels;
-  };
-  static Shape& of_this_thread() {
-    static thread_local Shape shape;
-    return shape;
+  static int& rows_of_this_thread() {
+    static thread_local int rows;
+    return rows;
   }
 };
 #else
@@ -88,9 +85,7 @@ class MatrixRegisters {
   static constexpr int kLanes = Vec<float>::kLanes;
 
  public:
-  static void set_rows(int rows, int panels = 1) {
-    of_this_thread().rows = rows, of_this_thread().panels = panels;
-  }
+  static void set_rows(int rows) { of_this_thread().rows = rows; }
   template <int kRegister>
   static void zero() {
     std::memset(of_this_thread().sums[kRegister], 0, sizeof of_this_thread().sums[kRegister]);
@@ -103,11 +98,11 @@ class MatrixRegisters {
   }
   template <int kRegister>
   static void load(const BfloatPair* data, int64_t stride) {
-    const bool panel = kRegister > kPanelRegister - of_this_thread().panels;
-    for (int r = 0; r < (panel ? kMatrixDepth : of_this_thread().rows); ++r)
+    constexpr bool kPanel = kRegister == kPanelRegister;
+    for (int r = 0; r < (kPanel ? kMatrixDepth : of_this_thread().rows); ++r)
       std::memcpy(of_this_thread().factors[kRegister][r],
                   reinterpret_cast<const char*>(data) + r * stride,
-                  panel ? kBytes : kMatrixDepth * sizeof(BfloatPair));
+                  kPanel ? kBytes : kMatrixDepth * sizeof(BfloatPair));
   }
   template <int kRegister>
   static void store(float* data, int64_t stride) {
@@ -115,14 +110,14 @@ class MatrixRegisters {
       std::memcpy(reinterpret_cast<char*>(data) + r * stride, of_this_thread().sums[kRegister][r],
                   kBytes);
   }
-  template <int kSums, int kLeft, int kPanel = kPanelRegister>
+  template <int kSums, int kLeft>
   static void multiply() {
     File& file = of_this_thread();
     for (int r = 0; r < file.rows; ++r)
       for (int c = 0; c < kLanes; ++c) {
         float first = 0, second = 0;
         for (int k = 0; k < kMatrixDepth; ++k) {
-          const BfloatPair a = file.factors[kLeft][r][k], b = file.factors[kPanel][k][c];
+          const BfloatPair a = file.factors[kLeft][r][k], b = file.factors[kPanelRegister][k][c];
           first += value(a.first) * value(b.first);
           second += value(a.second) * value(b.second);
         }
@@ -132,7 +127,7 @@ class MatrixRegisters {
 
  private:
   struct File {
-    int rows, panels;
+    int rows;
     float sums[kPanelRegister][kMatrixRows][kLanes];
     BfloatPair factors[kPanelRegister + 1][kMatrixRows][kMatrixDepth];
   };

@@ -171,31 +171,4 @@ RNNKERN_INLINE void pack_rows(const Panels<Factor<T>>& panels, int64_t panel, in
   if (out < end) std::memset(out, 0, (end - out) * sizeof *out);
 }
 
-// Pair k of a panel in parts: `count` columns of two rows, of which null ones are zeros, as whole
-// vectors.
-RNNKERN_INLINE void split_rows(const float* row, const float* next, int64_t count, int64_t step,
-                               BfloatPair* to, PartsCheck& check, bool past_caches = false) {
-  using V = Vec<float>;
-  for (int64_t c = 0; c < count; c += V::kLanes) {
-    const int lanes = int(least<int64_t>(count - c, V::kLanes));
-    const auto take = [&](const float* from) __attribute__((always_inline)) {
-      return from ? Parts(V::load(from + c, lanes), check) : Parts(V(0.f), check);
-    };
-    store_pairs(take(row), take(next), to + c, kMatrixDepth * step, past_caches);
-  }
-}
-
-// As pack_rows(), in parts.
-template <class RowOf>
-RNNKERN_INLINE void split_panel(const Panels<BfloatPair>& panels, int64_t panel, int64_t rows,
-                                RowOf row_of, BfloatPair* out, PartsCheck& check) {
-  const int64_t first = panels.first_unit(panel), step = panels.step(panel);
-  const int64_t columns = least(step, panels.units - first);
-  for (int64_t k = 0; k < 2 * filled_blocks((rows + 1) / 2); k += 2) {
-    const float* const row = k < rows ? row_of(k) + first : nullptr;
-    const float* const next = k + 1 < rows ? row_of(k + 1) + first : nullptr;
-    split_rows(row, next, columns, step, out + pair_in_parts(k / 2) * step, check);
-  }
-}
-
 }  // namespace rnnkern::RNNKERN_ISA

@@ -40,12 +40,6 @@ Plan make_plan(const PlanInput& in) {
   const double worth = in.rows <= kFewRows ? kWorthAThreadFewRows : kWorthAThread;
   plan.threads = int(std::clamp<double>(work / worth, 1, in.threads));
 
-  // Splitting into parts costs as much as a product with some dozens of columns, and few rows do
-  // not fill matrix registers.
-  plan.in_parts = in.backward && in.element_size == 4 && !P &&
-                  (in.in_parts == InParts::always ||
-                   (in.in_parts == InParts::where_faster && in.batch >= 24 && H >= 256));
-
   const int team = plan.team(in.directions);
   const int64_t recurrent = each_step * in.element_size;
   const int64_t weights = G * H * I * in.element_size + recurrent;
@@ -67,7 +61,7 @@ Plan make_plan(const PlanInput& in) {
   const int64_t input_tiles = plan.fused_input ? tiles : (in.steps * rows_here + 3) / 4;
   const int64_t readings = weights <= kept * split ? 2 : weights < (4 << 20) * split ? 4 : 6;
   plan.direct = in.backward
-                    ? in.rows <= 16 && !plan.in_parts
+                    ? in.rows <= 16
                     : tiles * recurrent + input_tiles * (weights - recurrent) <= readings * weights;
   // Rows are taken in blocks by whoever is free: on a machine with other work, threads differ.
   // Matrix registers want more of them at a time.

@@ -14,7 +14,6 @@ struct Plan {
   bool by_units;           // threads split the hidden units and meet after each step; else the rows
   bool fused_input;        // x W_ih inside the step; else ahead of it, in chunks of time
   bool direct;             // weights are read as they lie, not packed
-  bool in_parts;           // float32 is multiplied in parts of bfloat16, on matrix registers
   int64_t row_block;       // rows that go through all of time together
   int64_t input_chunk;     // steps of x W_ih at a time
   int64_t gradient_chunk;  // steps of gate gradients between two weight gradient products
@@ -32,15 +31,12 @@ struct Plan {
   }
 };
 
-enum class InParts : int { never, where_faster, always };
-
 struct PlanInput {
   int64_t steps, batch, rows;
   int64_t input_size, hidden_size, proj_size;
   int gates, sums, directions;
   int element_size;
   bool backward;
-  InParts in_parts;
   int threads;  // as many as we may have
 };
 

@@ -16,9 +16,9 @@ inline int the_only_gate(int) { return 0; }
 
 // How the columns of h fall into panels. Those of a projection may be few: narrow ones then, so
 // that each thread of a team that splits the units gets one.
-template <class F, class T>
-Panels<F> panels_of_h(const Layer<T>& p, const Plan& plan) {
-  const Panels<F> wide(p.width(), 1);
+template <class T>
+Panels<Factor<T>> panels_of_h(const Layer<T>& p, const Plan& plan) {
+  const Panels<Factor<T>> wide(p.width(), 1);
   if (!p.proj_size || !plan.by_units) return wide;
   const int64_t each = wide.blocks() / plan.team(p.directions);
   return {p.proj_size, 1, int(greatest<int64_t>(1, least<int64_t>(each, kTileVectors)))};
@@ -39,7 +39,7 @@ class ForwardProjection {
   ForwardProjection(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
       : weight_(p.weights[direction].hr),
         depth_(p.hidden_size),
-        panels_(panels_of_h<T>(p, plan)),
+        panels_(panels_of_h(p, plan)),
         direct_(plan.direct) {
     if (!weight_) return;
     packed_ = arena.take<T>(panels_.size(depth_));

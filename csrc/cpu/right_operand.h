@@ -13,7 +13,7 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct RightOperand {
   using S = Sum<T>;
-  using F = Operand<T>;
+  using F = Factor<T>;
 
   Panels<F> panels;  // of all columns
   const T* weight;
@@ -22,19 +22,14 @@ struct RightOperand {
   int gates;
   int (*gate_of)(int s);  // the weight's block for the s-th block of the left operand
   bool direct;
-  int64_t lead = 0;                // in parts: rows of zeros before the first
   int64_t columns = panels.units;  // of the weight matrix
   const T* beside = nullptr;
 
-  // In factors, or in pairs with their parts.
-  int64_t depth() const {
-    return kInParts<T> ? pairs_in_parts(lead + gates * units) : gates * units / kTerms<T>;
-  }
+  int64_t depth() const { return gates * units / kTerms<T>; }  // in factors
   // The panels' column with which the matrix beside it begins.
   int64_t width() const { return Panels<F>(columns, 1).row(); }
   bool lying() const {
-    return !kInParts<T> && kTerms<T> == 1 && direct && !beside &&
-           panels.units % Vec<F>::kLanes == 0;
+    return kTerms<T> == 1 && direct && !beside && panels.units % Vec<F>::kLanes == 0;
   }
 
   void put_beside(const T* other, int64_t other_columns) {
@@ -44,14 +39,7 @@ struct RightOperand {
 
   // Row k of a packed panel is one unit of one gate, or two such as pairs. Rows are read from end
   // to end, as the processor fetches ahead.
-  void pack(Team team, [[maybe_unused]] PartsCheck& check) const {
-    if constexpr (kInParts<T>)
-      pack_parts(team, check);
-    else
-      pack_factors(team);
-  }
-
-  void pack_factors(Team team) const {
+  void pack(Team team) const {
     constexpr int64_t kLanes = Vec<F>::kLanes;
     const int64_t split = width(), other = panels.units - split;
     const int64_t rows = lying() ? 0 : depth(), count = panels.count();
@@ -73,34 +61,9 @@ struct RightOperand {
     }
   }
 
-  void pack_parts(Team team, PartsCheck& check) const {
-    const int64_t split = width(), rows = depth(), pairs = rows / kParts;
-    const bool past_caches = panels.bytes(rows) >= kPastCaches;
-    const auto row_of = [&](const float* from, int64_t ld, int64_t k, int64_t c) {
-      const int64_t unit = k - lead;
-      if (unit < 0 || unit >= gates * units) return static_cast<const float*>(nullptr);
-      return from + (gate_of(int(unit / units)) * units + unit % units) * ld + c;
-    };
-    for (int64_t k = team.begin(pairs); k < team.end(pairs); ++k)
-      for (int64_t panel = 0; panel < panels.count(); ++panel) {
-        const int64_t step = panels.step(panel), first = panels.first_unit(panel);
-        F* const out = packed + panels.before(panel) * rows + pair_in_parts(k) * step;
-        const auto put = [&](const float* from, int64_t ld, int64_t c, int64_t count, F* to) {
-          if (count > 0)
-            split_rows(row_of(from, ld, 2 * k, c), row_of(from, ld, 2 * k + 1, c), count, step, to,
-                       check, past_caches);
-        };
-        put(weight, columns, first, least(columns - first, step), out);
-        const int64_t c = greatest<int64_t>(first - split, 0);
-        if (beside && first + step > split)
-          put(beside, panels.units - split, c,
-              least(panels.units - split - c, first + step - split - c), out + split + c - first);
-      }
-  }
-
   // Panels are walked in blocks of their depth, so that a block stays in the second-level cache
   // while all rows use it.
-  static constexpr int64_t kDepthBlock = kInParts<T> ? 18 * kPartsBlock : 512;
+  static constexpr int64_t kDepthBlock = 512;
 
   // out += left W for some rows and a panel; rows of out are padded to whole vectors and begin
   // with the panel's first column. The panel `next` comes next, or none if -1.
@@ -115,26 +78,22 @@ struct RightOperand {
           (shifted[i] = terms[i]).a += r * left.row;
           shifted[i].fetch = terms[i].fetch && r == 0;
         }
-        const Tile<S> tile{nullptr, 0, out[r], out.stride, true};
-        if constexpr (kInParts<T>)
-          parts_product(n, panels.vectors(panel), shifted[0], tile);
-        else
-          product(n, panels.vectors(panel), shifted, count, tile);
+        product(n, panels.vectors(panel), shifted, count,
+                Tile<S>{nullptr, 0, out[r], out.stride, true});
       });
     };
     Term<F> terms[kMaxTerms];
-    if constexpr (!kInParts<T>)
-      if (lying()) {
-        for (int s = 0; s < gates; ++s)
-          terms[s] = {left.at(0, s * units),
-                      left.row,
-                      1,
-                      units,
-                      factors(weight) + gate_of(s) * units * columns + panels.first_unit(panel),
-                      columns,
-                      left.block};
-        return add(terms, gates);
-      }
+    if (lying()) {
+      for (int s = 0; s < gates; ++s)
+        terms[s] = {left.at(0, s * units),
+                    left.row,
+                    1,
+                    units,
+                    factors(weight) + gate_of(s) * units * columns + panels.first_unit(panel),
+                    columns,
+                    left.block};
+      return add(terms, gates);
+    }
     const F* const begin = packed + panels.before(panel) * depth;
     for (int64_t k = 0, stop; k < depth; k = stop) {
       stop = least(k + kDepthBlock, depth);

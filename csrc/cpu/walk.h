@@ -24,10 +24,9 @@ RNNKERN_INLINE int64_t next_in_turn(int64_t panel, int64_t step, const Part& par
   return panel + 1 < part.p1 ? in_turn(panel + 1, step, part) : -1;
 }
 
-// Lays a call's buffers out in the workspace, its size counted first, and runs it on a team;
-// whether it is done then.
+// Lays a call's buffers out in the workspace, its size counted first, and runs it on a team.
 template <class Call, class Params>
-bool run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
+void run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
               Workspace& workspace) {
   size_t bytes = 0;
   Call(p, plan, Arena(nullptr), &bytes);
@@ -40,7 +39,6 @@ bool run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
       },
       &call);
   workspace.trim();
-  return call.done();
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

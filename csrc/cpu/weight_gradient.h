@@ -46,14 +46,12 @@ class ThinGradient {
  public:
   // A tile loads one value per row and one vector per vector of its panel for each k: with fewer
   // than three vectors the loads take longer than the multiply-adds.
-  // Matrix registers do not mind.
-  static bool is_thin(const Panels<Operand<T>>& panels, int64_t panel) {
-    if (kInParts<T>) return panels.units - panels.first_unit(panel) < kLanes / 2;
+  static bool is_thin(const Panels<F>& panels, int64_t panel) {
     return panels.step(panel) < 3 * kLanes;
   }
   static constexpr int kMostColumns = 2 * (2 * kLanes + 1);  // of two matrices and their biases
   // How many columns of a matrix are thin: those of its last panel, or none.
-  static int64_t columns(const Panels<Operand<T>>& panels) {
+  static int64_t columns(const Panels<F>& panels) {
     const int64_t last = panels.count() - 1;
     return last >= 0 && is_thin(panels, last) ? panels.units - panels.first_unit(last) : 0;
   }
