@@ -118,6 +118,36 @@ inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<BfloatP
 
 #endif
 
+// The same for more rows: block by block of the depth the weights are transposed once for all of
+// them, into the first-level cache.
+template <class F>
+void direct_blocks(int rows, int vectors, const DirectTerm<F>* terms, int count,
+                   Tile<Sum<F>> tile) {
+  constexpr int kLanes = Vec<F>::kLanes;
+  alignas(64) F block[kSumBlock * kTileVectors * kLanes];
+  const int64_t step = vectors * kLanes;
+  for (const DirectTerm<F>* term = terms; term < terms + count; ++term) {
+    int64_t k = 0;
+    do {
+      const int64_t n = least(kSumBlock, term->depth - k), next = k + kSumBlock;
+      for (int v = 0; v < vectors; ++v) {
+        const F* const weight = term->weight[v];
+        // What comes next, in the next rows if need be.
+        const F* const ahead =
+            weight + (next < term->depth ? next : next + (kLanes - 1) * term->depth);
+        for (int l = 0; l < kLanes; ++l)
+          for (int64_t i = 0; i < n; i += kLine<F>)
+            __builtin_prefetch(ahead + l * term->depth + i, 0, 3);
+        pack_transposed(weight + k, term->depth, kLanes, n, block + v * kLanes, step, false);
+      }
+      const Term<F> part{term->a + k, term->row, 1, n, block, step};
+      vector_product(rows, vectors, &part, 1, tile);
+      tile.init = nullptr, tile.add = true;
+    } while ((k += kSumBlock) < term->depth);
+    tile = tile.further();
+  }
+}
+
 // rows in 1..kGroupRows, vectors in 1..kTileVectors
 template <class F>
 RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<F>* terms, int count,
@@ -125,6 +155,8 @@ RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<F>* t
   using Function = void (*)(const DirectTerm<F>*, int, int, Tile<Sum<F>>);
   static constexpr Function of_rows[kDirectRows] = {direct_tile<F, 1>, direct_tile<F, 2>,
                                                     direct_tile<F, 3>, direct_tile<F, 4>};
+  if constexpr (std::is_same_v<F, Sum<F>>)
+    if (rows > 2 * kDirectRows) return direct_blocks(rows, vectors, terms, count, tile);
   for (int r = 0; r < rows; r += kDirectRows) {
     const int n = rows - r < kDirectRows ? rows - r : kDirectRows;
     DirectTerm<F> shifted[2];

@@ -57,9 +57,14 @@ Plan make_plan(const PlanInput& in) {
   // steps and rows where its product comes ahead. Packing costs some such readings: the more, the
   // farther away the packed copy stands. Backward, they cost nothing but cache misses on every
   // further tile.
-  const int64_t tiles = in.steps * ((rows_here + 3) / 4);
-  const int64_t input_tiles = plan.fused_input ? tiles : (in.steps * rows_here + 3) / 4;
-  const int64_t readings = weights <= kept * split ? 2 : weights < (4 << 20) * split ? 4 : 6;
+  // Of weights that are not near, more than a few rows share a reading that costs as much as two.
+  const bool near = weights <= kept * split;
+  const auto readings_of = [&](int64_t rows) {
+    return near || rows <= 8 || in.element_size == 2 ? (rows + 3) / 4 : 2 * ((rows + 35) / 36);
+  };
+  const int64_t tiles = in.steps * readings_of(rows_here);
+  const int64_t input_tiles = plan.fused_input ? tiles : readings_of(in.steps * rows_here);
+  const int64_t readings = near ? 2 : weights < (4 << 20) * split ? 4 : 6;
   plan.direct = in.backward
                     ? in.rows <= 16
                     : tiles * recurrent + input_tiles * (weights - recurrent) <= readings * weights;
