@@ -17,7 +17,14 @@ struct DirectTerm {
   int64_t first = 0;  // k with which the sum begins; what comes before it has been added up
 };
 
-// total += the product of a and one vector's rows, over the n <= kSumBlock elements from k on: a
+// What to fetch in each of a vector's rows during the block before `next`: the one that begins
+// there, or the first of the next vector's rows.
+template <class F>
+RNNKERN_INLINE const F* fetched_before(const F* weight, int64_t depth, int64_t next) {
+  return weight + (next < depth ? next : next - depth + Vec<F>::kLanes * depth);
+}
+
+// total += the product of a and one vector's rows, over the n <= kLastBlock elements from k on: a
 // sum of its own, or one that begins with the total.
 template <class F, int kRows>
 RNNKERN_INLINE void add_block(const F* a, int64_t row, const F* weight, int64_t depth, int64_t k,
@@ -27,9 +34,7 @@ RNNKERN_INLINE void add_block(const F* a, int64_t row, const F* weight, int64_t 
   typename V::Raw sum[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) sum[r] = own ? typename V::Raw{} : total[r];
-  // What comes next, in the next rows if need be.
-  const int64_t next = k + kSumBlock;
-  const F* ahead = weight + (next < depth ? next : next - depth + V::kLanes * depth);
+  const F* const ahead = fetched_before(weight, depth, k + n);
   a += k, weight += k;
   constexpr int kTurns = kLine<F> / Columns::kColumns;  // in which a line is read
   int64_t q = 0;
@@ -65,9 +70,11 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count
   for (int r = 0; r < kRows; ++r)
     total[r] = init.data ? V::load(init[r] + v * V::kLanes).v : typename V::Raw{};
   for (const DirectTerm<F>* t = terms; t < terms + count; ++t)
-    for (int64_t k = t->first; k < t->depth; k += kSumBlock)
-      add_block<F, kRows>(t->a, t->row, t->weight[v], t->depth, k, least(kSumBlock, t->depth - k),
-                          k || (tile.add && t == terms), total);
+    for (int64_t k = t->first, n; k < t->depth; k += n) {
+      n = block_depth(t->depth - k);
+      add_block<F, kRows>(t->a, t->row, t->weight[v], t->depth, k, n, k || (tile.add && t == terms),
+                          total);
+    }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) V(total[r]).store(tile.out + r * tile.out_row + v * V::kLanes);
 }
@@ -99,12 +106,9 @@ inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<BfloatP
     for (int r = 0; r < rows; ++r)
       for (int i = 0; i < kMatrixDepth; ++i) panel[i * rows + r] = term.a[r * term.row + k + i];
     M::load<kPanelRegister>(panel, rows * sizeof(BfloatPair));
-    // What comes a few blocks later, in the next rows if need be.
-    const int64_t next =
-        k + kSumBlock < term.depth ? k + kSumBlock : k + kSumBlock + (kLanes - 1) * term.depth;
     each_vector([&](auto v) __attribute__((always_inline)) {
-      for (int l = 0; l < kLanes; ++l)
-        __builtin_prefetch(term.weight[v] + l * term.depth + next, 0, 3);
+      const BfloatPair* const ahead = fetched_before(term.weight[v], term.depth, k + kSumBlock);
+      for (int l = 0; l < kLanes; ++l) __builtin_prefetch(ahead + l * term.depth, 0, 3);
       M::load<kLeft>(term.weight[v] + k, row);
       M::multiply<v, kLeft>();
     });
@@ -124,17 +128,15 @@ template <class F>
 void direct_blocks(int rows, int vectors, const DirectTerm<F>* terms, int count,
                    Tile<Sum<F>> tile) {
   constexpr int kLanes = Vec<F>::kLanes;
-  alignas(64) F block[kSumBlock * kTileVectors * kLanes];
+  alignas(64) F block[kLastBlock * kTileVectors * kLanes];
   const int64_t step = vectors * kLanes;
   for (const DirectTerm<F>* term = terms; term < terms + count; ++term) {
-    int64_t k = 0;
+    int64_t k = 0, n;
     do {
-      const int64_t n = least(kSumBlock, term->depth - k), next = k + kSumBlock;
+      n = block_depth(term->depth - k);
       for (int v = 0; v < vectors; ++v) {
         const F* const weight = term->weight[v];
-        // What comes next, in the next rows if need be.
-        const F* const ahead =
-            weight + (next < term->depth ? next : next + (kLanes - 1) * term->depth);
+        const F* const ahead = fetched_before(weight, term->depth, k + n);
         for (int l = 0; l < kLanes; ++l)
           for (int64_t i = 0; i < n; i += kLine<F>)
             __builtin_prefetch(ahead + l * term->depth + i, 0, 3);
@@ -143,7 +145,7 @@ void direct_blocks(int rows, int vectors, const DirectTerm<F>* terms, int count,
       const Term<F> part{term->a + k, term->row, 1, n, block, step};
       vector_product(rows, vectors, &part, 1, tile);
       tile.init = nullptr, tile.add = true;
-    } while ((k += kSumBlock) < term->depth);
+    } while ((k += n) < term->depth);
     tile = tile.further();
   }
 }

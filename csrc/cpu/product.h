@@ -33,9 +33,15 @@ struct RowsOf {
 // not grow with the depth, and a panel's part of this depth stays in the first-level cache while
 // all rows of a group are multiplied by it.
 constexpr int64_t kSumBlock = 64;
+// The last block may be longer instead of being followed by a short one, as each costs the loads,
+// additions and stores of a tile.
+constexpr int64_t kLastBlock = 80;
+
+// The depth of the block with which `left` of a term's depth begins.
+RNNKERN_INLINE int64_t block_depth(int64_t left) { return left <= kLastBlock ? left : kSumBlock; }
 
 // A matrix whose columns may stand in blocks: of row r, column c is data[r * row + c / kSumBlock *
-// block + c % kSumBlock]. In rows of one piece block is kSumBlock.
+// block + c % kSumBlock]. In rows of one piece block is kSumBlock; else blocks are whole.
 template <class T>
 struct Blocked {
   T* data;
@@ -264,19 +270,15 @@ RNNKERN_INLINE void for_row_groups(int64_t rows, F&& f) {
 template <class F>
 RNNKERN_INLINE Term<F> block_of(const Term<F>& term, int64_t k) {
   const int64_t at = term.col == 1 ? k / kSumBlock * term.block : k * term.col;
-  return {term.a + at,
-          term.row,
-          term.col,
-          least(kSumBlock, term.depth - k),
-          term.b + k * term.panel_step,
-          term.panel_step};
+  return {
+      term.a + at,    term.row, term.col, block_depth(term.depth - k), term.b + k * term.panel_step,
+      term.panel_step};
 }
 
-// What to fetch during the block that begins with k: the panel's next lines or, where the left
-// operand is read by columns, its next rows.
+// What to fetch during a block before the one that begins with `next`: the panel's next lines or,
+// where the left operand is read by columns, its next rows.
 template <class F>
-RNNKERN_INLINE Ahead<F> after_block(const Term<F>& term, int rows, int vectors, int64_t k) {
-  const int64_t next = k + kSumBlock;
+RNNKERN_INLINE Ahead<F> before_block(const Term<F>& term, int rows, int vectors, int64_t next) {
   const F* from = term.after;
   if (next < term.depth)
     from = !term.fetch     ? nullptr
@@ -344,14 +346,16 @@ void vector_product(int rows, int vectors, const Term<F>* terms, int count, Tile
   for (int i = 0; i < count;) {
     Term<F> blocks[kMaxTerms];
     int n = 0;
-    do blocks[n++] = block_of(terms[i], 0);
-    while (terms[i++].depth <= kSumBlock && i < count);
+    do blocks[n] = block_of(terms[i], 0);
+    while (blocks[n++].depth == terms[i++].depth && i < count);
     const Term<F>& last = terms[i - 1];
-    multiply(blocks, n, after_block(last, rows, vectors, 0));
+    int64_t next = blocks[n - 1].depth;
+    multiply(blocks, n, before_block(last, rows, vectors, next));
     tile.init = nullptr, tile.add = true;
-    for (int64_t k = kSumBlock; k < last.depth; k += kSumBlock) {
-      const Term<F> block = block_of(last, k);
-      multiply(&block, 1, after_block(last, rows, vectors, k));
+    while (next < last.depth) {
+      const Term<F> block = block_of(last, next);
+      next += block.depth;
+      multiply(&block, 1, before_block(last, rows, vectors, next));
     }
     tile = tile.further();
   }
