@@ -56,7 +56,7 @@ class Machine:
         """The time no implementation of the same arithmetic can beat: the multiply-adds at peak
         and the gate functions as fast as ours alone, or one reading of the recurrent weights per
         step. bfloat16 has limits of its own."""
-        if self.peak is None or self.sigmoids is None or row.dtype is torch.bfloat16:
+        if self.peak is None or self.sigmoids is None or row.precision is torch.bfloat16:
             return None
         arithmetic = row.flops() / self.peak + row.sigmoids() / self.sigmoids
         return max(arithmetic, row.recurrent_bytes() / self.cache) * 1e-9
@@ -248,24 +248,25 @@ def compare(
     machine.look_again()
     result = Result(row, machine)
     torch.set_num_threads(threads)
-    mine, other = Side(row, ours), Side(row, theirs)
-    expected = other.results()
-    result.wrong = disagreement(mine.results(), expected, row.dtype)
-    if result.wrong:
-        return result
-    if row.train:
-        result.saved = {"ours": mine.saved_bytes(), "theirs": other.saved_bytes()}
-    a, b = calmest([mine.call, other.call], threads, seconds)
-    result.ours, result.ours_iqr = a.median, a.iqr
-    result.theirs, result.theirs_iqr = b.median, b.iqr
-    for title, peer in (peers or {}).items():
-        if takes(title, row):
-            one = peer(row, threads)
-            wrong = disagreement(one.results(), expected, row.dtype)
-            if wrong:
-                result.peers_wrong[title] = wrong
-            else:
-                result.peers[title] = alternately([one.call], threads, seconds / 2)[0].median
+    with row.settings():
+        mine, other = Side(row, ours), Side(row, theirs)
+        expected = other.results()
+        result.wrong = disagreement(mine.results(), expected, row.precision)
+        if result.wrong:
+            return result
+        if row.train:
+            result.saved = {"ours": mine.saved_bytes(), "theirs": other.saved_bytes()}
+        a, b = calmest([mine.call, other.call], threads, seconds)
+        result.ours, result.ours_iqr = a.median, a.iqr
+        result.theirs, result.theirs_iqr = b.median, b.iqr
+        for title, peer in (peers or {}).items():
+            if takes(title, row):
+                one = peer(row, threads)
+                wrong = disagreement(one.results(), expected, row.precision)
+                if wrong:
+                    result.peers_wrong[title] = wrong
+                else:
+                    result.peers[title] = alternately([one.call], threads, seconds / 2)[0].median
     return result
 
 

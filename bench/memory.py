@@ -40,14 +40,15 @@ def _status() -> dict[str, int]:
 def _measure(row: Row, package: str, threads: int, answer: Connection) -> None:
     torch.set_num_threads(threads)
     layers = importlib.import_module(package)
-    # A small call loads the libraries and starts the threads.
-    Side(replace(row, T=4, B=2, I=4, H=4, proj=min(row.proj, 1)), layers).train()
-    side = Side(row, layers)
-    ctypes.CDLL(None).malloc_trim(0)
-    (_PROC / "clear_refs").write_text("5")
-    before = _status()
-    side.train()
-    after = _status()
+    with row.settings():
+        # A small call loads the libraries and starts the threads.
+        Side(replace(row, T=4, B=2, I=4, H=4, proj=min(row.proj, 1)), layers).train()
+        side = Side(row, layers)
+        ctypes.CDLL(None).malloc_trim(0)
+        (_PROC / "clear_refs").write_text("5")
+        before = _status()
+        side.train()
+        after = _status()
     code = after["RssFile"] - before["RssFile"]  # of libraries, read from their files only now
     answer.send(after["VmHWM"] - before["VmRSS"] - code)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +31,7 @@ TARGETS = {
     "streaming": (2.5, "B = 1: single steps and long sequences"),
     "packed": (2.0, "ragged batches, training"),
     "bf16": (1.5, "bfloat16"),
+    "rounded": (1.0, "float32, torch set to round factors to bfloat16"),
     "clients": (1.0, "layer calls of well-known packages"),
 }
 
@@ -54,6 +56,7 @@ class Row:
     last: bool = False  # the loss reads h_n, not the output
     proj: int = 0
     dtype: torch.dtype = torch.float32
+    rounded: bool = False  # torch's settings let float32 products round their factors to bfloat16
     note: str = ""
 
     def __str__(self) -> str:
@@ -65,12 +68,31 @@ class Row:
             "packed" if self.packed else "",
             "hx" if self.hx else "",
             "" if self.dtype is torch.float32 else str(self.dtype).removeprefix("torch."),
+            "rounded" if self.rounded else "",
         ]
         return " ".join([shape, *filter(None, extras)])
 
     @property
+    def precision(self) -> torch.dtype:
+        """The least precise dtype in its products."""
+        return torch.bfloat16 if self.rounded else self.dtype
+
+    @property
     def mode(self) -> str:
         return "train" if self.train else "infer"
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """torch's settings for this row."""
+        backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.rnn)
+        before = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "bf16" if self.rounded else "none"
+        try:
+            yield
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision
 
     @property
     def subgroups(self) -> list[str]:
@@ -175,7 +197,7 @@ def both(row: Row) -> Iterator[Row]:
 
 def rows() -> list[Row]:
     """All rows, in the order of the table."""
-    groups = (_course, _tiny, _small, _large, _streaming, _packed, _bf16)
+    groups = (_course, _tiny, _small, _large, _streaming, _packed, _bf16, _rounded)
     return [*(row for group in groups for row in group()), *CLIENTS]
 
 
@@ -239,6 +261,12 @@ def _bf16() -> Iterator[Row]:
     for cell in GATES:
         yield from both(Row("bf16", cell, 50, 32, 128, 128, dtype=torch.bfloat16))
         yield from both(Row("bf16", cell, 32, 32, 512, 512, dtype=torch.bfloat16))
+
+
+def _rounded() -> Iterator[Row]:
+    for cell in GATES:
+        yield from both(Row("rounded", cell, 50, 32, 128, 128, rounded=True))
+        yield from both(Row("rounded", cell, 64, 32, 512, 512, rounded=True))
 
 
 def _client(

@@ -17,6 +17,7 @@ from .autograd import layer_call, operator_call
 from .cells import BY_MODE
 from .cells import LSTM as LSTM_CELL
 from .path import obstacle
+from .precision import takes_bfloat16
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
@@ -166,6 +167,13 @@ class Layer(nn.RNNBase):
                 output, h_n, c_n = results
                 return output, h_n, c_n.to(torch.promote_types(input.dtype, last.dtype))
             return results
+        if run is layer_call and takes_bfloat16(self, input, batch_sizes, batch_first):
+            narrow = [
+                [t.to(torch.bfloat16) if t.dtype == torch.float32 else t for t in tensors]
+                for tensors in ((input,), state, weights)
+            ]
+            results = self._run(run, narrow[0][0], batch_sizes, *narrow[1:], batch_first)
+            return [result.to(torch.float32) for result in results]
         cell = BY_MODE[self.mode]
         layers = self.num_layers
         if layers == 1:

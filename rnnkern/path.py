@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import compiler, ops
 from .cells import BY_MODE
+from .precision import takes_bfloat16
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
@@ -33,6 +34,7 @@ class Path:
 
 
 FUSED = Path("fused", "rnnkern's kernels")
+_ROUNDED = Path("fused", "rnnkern's kernels, factors rounded to bfloat16 as torch's setting allows")
 _TRANSFORM = Path(
     "composite", "inside torch.func or forward-mode AD, which need torch's operations"
 )
@@ -80,8 +82,17 @@ def explain(
 
     if not isinstance(layer, (Layer, Cell)):
         return Path("torch", f"{type(layer).__name__} is not rnnkern's (rnnkern.convert swaps it)")
-    weights = layer.current_weights()
-    return layer.obstacle(x, weights) or FUSED
+    path = layer.obstacle(x, layer.current_weights()) or FUSED
+    if path is FUSED and isinstance(layer, Layer) and takes_bfloat16(layer, *_unpacked(layer, x)):
+        return _ROUNDED
+    return path
+
+
+def _unpacked(layer: nn.RNNBase, x: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None, bool]:
+    """Input (T, B, I), (B, T, I) or (N, I), batch_sizes, and whether the batch is first."""
+    if isinstance(x, PackedSequence):
+        return x.data, x.batch_sizes, False
+    return (x, None, layer.batch_first) if x.dim() == 3 else (x.unsqueeze(1), None, False)
 
 
 def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) -> dict[str, Any]:
@@ -109,6 +120,8 @@ def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) 
     else:
         steps, batch = x.shape[1::-1] if layer.batch_first else x.shape[:2]
     data = x.data if packed else x
+    if takes_bfloat16(layer, *_unpacked(layer, x)):
+        data = data.to(torch.bfloat16)
     cell, directions = BY_MODE[layer.mode].id, 2 if layer.bidirectional else 1
     sizes = layer.hidden_size, layer.proj_size
     if data.is_cuda:
