@@ -136,6 +136,24 @@ def test_all_else_stays_exact(
         assert all(map(torch.equal, flat(lstm(x)), exact))
 
 
+def test_compiled_graphs_stay_exact() -> None:
+    gru = rnnkern.GRU(64, 64)
+    x = torch.randn(25, 25, 64)
+    with setting():
+        exact = gru(x)[0]
+    with setting("matmul"):
+        assert torch.equal(torch.compile(gru, backend="eager", fullgraph=True)(x)[0], exact)
+
+
+def test_trace_sees_what_was_computed() -> None:
+    gru = rnnkern.GRU(64, 64)
+    x = torch.randn(25, 25, 64)
+    with setting("matmul"):
+        trace = rnnkern.trace(gru, x)
+        assert torch.equal(trace.output, gru(x)[0])
+    assert torch.equal(trace[0, 0].hidden.float(), trace.output)
+
+
 @pytest.mark.parametrize("form", ["padded", "packed", "one sequence"])
 def test_explain_and_plan_say_so(form: str) -> None:
     gru = rnnkern.GRU(64, 64, batch_first=True)
