@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import ops
 from .cells import BY_MODE, LSTM
 
-_setting = torch._C._get_fp32_precision_getter  # of a backend and a kind of operation
+_mkldnn = torch.backends.mkldnn
 
 # Levels of the engine that multiply bfloat16 faster than float32.
 _FAST = ops.info()["isa"] in {"avx512_amx", "avx512_bf16"}
@@ -27,13 +27,15 @@ def takes_bfloat16(
 
     So if the cell's setting allows it, the processor is faster with it and the call large enough.
     """
-    cell = BY_MODE[layer.mode]
-    setting = _setting("mkldnn", "rnn" if cell is LSTM else "matmul")
-    if setting != "bf16" or not _FAST or input.dtype != torch.float32 or not input.is_cpu:
-        return False
     hidden, inputs = layer.hidden_size, layer.input_size
-    if layer.proj_size or hidden % 2 or inputs % 2:  # where bfloat16 is multiplied as float32
-        return False
     steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
+    # First what small calls fail.
+    if steps < _STEPS or hidden < _UNITS or not _FAST or input.dtype != torch.float32:
+        return False
+    # Other sizes, and projections, are computed in float32 all the same.
+    if not input.is_cpu or layer.proj_size or hidden % 2 or inputs % 2:
+        return False
+    cell = BY_MODE[layer.mode]
     work = input.numel() // inputs * (inputs + hidden) * hidden * len(cell.gates)
-    return steps >= _STEPS and hidden >= _UNITS and work >= _WORK
+    backend = _mkldnn.rnn if cell is LSTM else _mkldnn.matmul
+    return work >= _WORK and backend.fp32_precision == "bf16"
