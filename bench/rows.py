@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,18 +81,9 @@ class Row:
     def mode(self) -> str:
         return "train" if self.train else "infer"
 
-    @contextmanager
-    def settings(self) -> Iterator[None]:
+    def settings(self) -> AbstractContextManager[None]:
         """torch's settings for this row."""
-        backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.rnn)
-        before = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "bf16" if self.rounded else "none"
-        try:
-            yield
-        finally:
-            for backend, precision in zip(backends, before, strict=True):
-                backend.fp32_precision = precision
+        return torch.backends.flags(fp32_precision="bf16" if self.rounded else "none")
 
     @property
     def subgroups(self) -> list[str]:

@@ -30,6 +30,12 @@ Run = Callable[..., tuple[Tensor, ...]]
 compiler.install()
 
 
+def _all_to(
+    dtype: torch.dtype, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return input.to(dtype), [s.to(dtype) for s in state], [w.to(dtype) for w in weights]
+
+
 class Layer(nn.RNNBase):
     """What the three layers share: checks, layouts, the stack of layers, the choice of a path."""
 
@@ -167,12 +173,13 @@ class Layer(nn.RNNBase):
                 output, h_n, c_n = results
                 return output, h_n, c_n.to(torch.promote_types(input.dtype, last.dtype))
             return results
-        if run is layer_call and takes_bfloat16(self, input, batch_sizes, batch_first):
-            narrow = [
-                [t.to(torch.bfloat16) if t.dtype == torch.float32 else t for t in tensors]
-                for tensors in ((input,), state, weights)
-            ]
-            results = self._run(run, narrow[0][0], batch_sizes, *narrow[1:], batch_first)
+        if (
+            run is layer_call
+            and takes_bfloat16(self, input, batch_sizes, batch_first)
+            and all(t.dtype == input.dtype for t in (*state, *weights))  # else the kernels refuse
+        ):
+            input, state, weights = _all_to(torch.bfloat16, input, state, weights)
+            results = self._run(run, input, batch_sizes, state, weights, batch_first)
             return [result.to(torch.float32) for result in results]
         cell = BY_MODE[self.mode]
         layers = self.num_layers
@@ -211,7 +218,7 @@ class Layer(nn.RNNBase):
             dtype = state[0].dtype if state else input.dtype
         else:
             dtype = torch.get_autocast_dtype(device)
-        return input.to(dtype), [s.to(dtype) for s in state], [w.to(dtype) for w in weights]
+        return _all_to(dtype, input, state, weights)
 
     def __prepare_scriptable__(self) -> nn.RNNBase:
         # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.

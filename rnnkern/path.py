@@ -112,20 +112,17 @@ def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) 
     >>> rnnkern.plan(rnnkern.LSTM(128, 256), torch.randn(100, 32, 128))["split"]
     'rows'
     """
-    packed = isinstance(x, PackedSequence)
+    data, batch_sizes, batch_first = call = _unpacked(layer, x)
+    packed = batch_sizes is not None
     if packed:
-        steps, batch = len(x.batch_sizes), int(x.batch_sizes[0])
-    elif x.dim() == 2:
-        steps, batch = len(x), 1
+        steps, batch = len(batch_sizes), int(batch_sizes[0])
     else:
-        steps, batch = x.shape[1::-1] if layer.batch_first else x.shape[:2]
-    data = x.data if packed else x
-    if takes_bfloat16(layer, *_unpacked(layer, x)):
-        data = data.to(torch.bfloat16)
+        steps, batch = data.shape[1::-1] if batch_first else data.shape[:2]
     cell, directions = BY_MODE[layer.mode].id, 2 if layer.bidirectional else 1
     sizes = layer.hidden_size, layer.proj_size
     if data.is_cuda:
         return ops.cuda_plan(data, cell, steps, batch, *sizes, directions, packed, training)
+    dtype = torch.bfloat16 if takes_bfloat16(layer, *call) else data.dtype
     return ops.plan(
         cell,
         steps,
@@ -133,7 +130,7 @@ def plan(layer: nn.RNNBase, x: Tensor | PackedSequence, training: bool = False) 
         layer.input_size,
         *sizes,
         directions,
-        4 if data.dtype == torch.float16 else data.element_size(),  # computed in float32
+        4 if dtype == torch.float16 else dtype.itemsize,  # float16 is computed in float32
         training,
         torch.get_num_threads(),
     )

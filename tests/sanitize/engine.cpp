@@ -55,14 +55,11 @@ void run_case() {
   visit_cell(cell, [&](auto c) {
     G = c.kGates, V = c.kSaved, has_c = c.kStates > 1, projects = c.kProjects;
   });
-  const bool large = !pick(0, 14);  // a single step with weights that exceed the cache
-  const int64_t T_ = large ? 1 : pick(1, 9), I = even * pick(1, 40), D = large ? 1 : pick(1, 2);
-  const int64_t H = even * (large        ? pick(400, 600)
-                            : pick(0, 5) ? pick(1, 70)
-                                         : 64 * pick(1, 3));  // more than 64 stand in blocks
-  const int64_t B = large        ? pick(9, 40)
-                    : pick(0, 9) ? pick(1, 20)
-                                 : pick(140, 300);  // the many rows fall into blocks
+  int64_t T_ = pick(1, 9), I = even * pick(1, 40), D = pick(1, 2);
+  int64_t H = even * (pick(0, 5) ? pick(1, 70) : 64 * pick(1, 3));  // more than 64 stand in blocks
+  int64_t B = pick(0, 9) ? pick(1, 20) : pick(140, 300);  // the many rows fall into blocks
+  // Now and then a single step with weights that exceed the cache.
+  if (!pick(0, 14)) T_ = D = 1, H = even * pick(400, 600), B = pick(9, 40);
   const int64_t P = projects && even == 1 && pick(0, 1) ? pick(0, int(H) - 1) : 0, R = P ? P : H;
   const bool packed = pick(0, 1), bias = pick(0, 1), state = pick(0, 1);
   std::vector<int64_t> offsets{0};
