@@ -48,9 +48,11 @@ class Tap(Protocol):
     batch_sizes (rows in sorted order); state [], [h_0] or [h_0, c_0], (D, B, R) and (D, B, H);
     output laid out as input; h_n (D, B, R); c_n (D, B, H), empty without a cell state;
     saved (D, rows, S, H), the values named in Cell.saved at every step; cells (D, rows, H), all
-    c_t, empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N. saved, cells and
-    output serve the backward pass as well: read, do not write. They are without autograd and may be
-    kept; input, state, h_n and c_n are only to be looked at (kept, they would keep the graph).
+    c_t, empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N; on the CPU saved and
+    cells have only their number of elements from this, and kept.py says where each stands. saved,
+    cells and output serve the backward pass as well: read, do not write. They are without autograd
+    and may be kept; input, state, h_n and c_n are only to be looked at (kept, they would keep the
+    graph).
 
     `backward` is called when the gradient of that layer call is computed by the kernels (not under
     create_graph), with flow_h = dL/dh_t (D, rows, R) and flow_c = dL/dc_t (D, rows, H), the total

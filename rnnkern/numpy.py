@@ -16,6 +16,7 @@ import numpy as np
 
 from . import _numpy
 from .cells import BY_MODE, LSTM, Cell
+from .kept import places
 from .state_dict import Weights, layers
 
 Array = np.ndarray
@@ -117,22 +118,34 @@ class Layer:
             )  # fmt: skip
             finals.append((h_n, c_n)[: len(self.cell.states)])
             if train:
-                steps.append(self._steps(x, saved, cells, batch_first))
+                sizes = [batch] * x.shape[batch_first] if batch_sizes is None else batch_sizes
+                steps.append(self._steps(x, sizes, saved, cells, batch_first))
         final = [np.concatenate(s) for s in zip(*finals, strict=True)]
         if unbatched:
             x, final = x[:, 0], [s[:, 0] for s in final]
         return x, tuple(final) if self.cell is LSTM else final[0], steps
 
     def _steps(
-        self, output: Array, saved: Array, cells: Array, batch_first: bool
+        self,
+        output: Array,
+        sizes: Sequence[int],
+        saved: Array,
+        cells: Array,
+        batch_first: bool,
     ) -> list[dict[str, Array]]:
+        def of(kept: Array, d: int, names: tuple[str, ...]) -> dict[str, Array]:
+            by_row = kept[d].reshape(-1)[places(sizes, len(names), self.hidden_size)]
+            return {name: by_row[:, k] for k, name in enumerate(names)}
+
         rows = output.swapaxes(0, 1) if batch_first else output
         hidden = np.split(rows.reshape(-1, rows.shape[-1]), self.directions, axis=1)
         found = []
         for d, h in enumerate(hidden):
-            states = {"hidden": h} | ({"cell_state": cells[d]} if self.cell is LSTM else {})
-            saved_gates = {name: saved[d, :, s] for s, name in enumerate(self.cell.saved)}
-            found.append(states | {k: v for k, v in saved_gates.items() if k in self.cell.gates})
+            states = {"hidden": h}
+            if self.cell is LSTM:
+                states |= of(cells, d, ("cell_state",))
+            gates = of(saved, d, self.cell.saved) if self.cell.saved else {}
+            found.append(states | {k: v for k, v in gates.items() if k in self.cell.gates})
         return found
 
     def _state(self, hx: State | None, batch: int, unbatched: bool) -> list[Array]:

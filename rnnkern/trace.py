@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .autograd import TAP
 from .cells import CELLS, Cell
+from .kept import places
 from .modules import Layer
 from .path import explain
 
@@ -185,23 +186,38 @@ class _Call:
     cell: Cell
     output: Tensor  # as the layer's caller sees it
     by_batch: bool  # whether that is (B, T, D·H)
+    batch_sizes: Tensor | None
     saved: Tensor  # (D, rows, S, H)
     cells: Tensor  # (D, rows, H)
     directions: int
 
     def steps(self, present: Callable[[Tensor], Tensor]) -> list[Steps]:
+        cells = self._by_rows(self.cells.unsqueeze(-2))
+        saved = self._by_rows(self.saved)
         return [
             Steps(
                 present(hidden),
-                present(self.cells[d]) if self.cells.numel() else None,
+                present(cells[d, :, 0]) if cells.numel() else None,
                 {
-                    name: present(self.saved[d, :, self.cell.saved.index(name)])
+                    name: present(saved[d, :, self.cell.saved.index(name)])
                     for name in self.cell.gates
                     if name in self.cell.saved
                 },
             )
             for d, hidden in enumerate(self.by_direction)
         ]
+
+    def _by_rows(self, kept: Tensor) -> Tensor:
+        """What the kernels kept, (D, rows, values, H), with each value in its place."""
+        if kept.device.type != "cpu" or not kept.numel():
+            return kept
+        if self.batch_sizes is not None:
+            sizes = self.batch_sizes.tolist()
+        else:
+            batch, steps = self.output.shape[:2][:: 1 if self.by_batch else -1]
+            sizes = [batch] * steps
+        where = torch.from_numpy(places(sizes, *kept.shape[2:]))
+        return kept.flatten(1)[:, where]
 
     @property
     def by_direction(self) -> Tensor:
@@ -232,7 +248,9 @@ class Recorder:
         cells: Tensor,
     ) -> int:
         by_batch = batch_first and batch_sizes is None
-        self.calls.append(_Call(CELLS[cell], output, by_batch, saved, cells, h_n.shape[0]))
+        self.calls.append(
+            _Call(CELLS[cell], output, by_batch, batch_sizes, saved, cells, h_n.shape[0])
+        )
         return len(self.calls) - 1
 
     def backward(self, key: int, flow_h: Tensor, flow_c: Tensor) -> None:

@@ -12,6 +12,7 @@
 #pragma once
 #include "backward_shared.h"
 #include "chunk_sums.h"
+#include "kept.h"
 #include "math.h"
 #include "walk.h"
 
@@ -188,66 +189,88 @@ class BackwardBlock {
     const int64_t H = p_.hidden_size, t = time(s), before_d = d_ * p_.sequence.rows();
     const int64_t row = before_d + seq_.row(t), state = state_row(0) * H;
     const int64_t y_row = p_.y.row, t_prev = carried ? time(s - 1) : 0;
-    const int64_t first = units_.first_unit(part.p0);
-    const int64_t last = least(units_.first_unit(part.p1), H);
     RowsOf<S> dh_rows = dh_;
     if constexpr (kProjects)
       if (projects()) dh_rows = projection_.dm();
     const T* const dy_rows = projects() || !p_.dy.data ? nullptr : p_.dy.at(seq_, t) + d_ * H;
     S* const flow_h = projects() ? nullptr : p_.flow_h;
-    const auto previous = [&]<class U>(const U* initial, const U* all, int64_t stride) {
-      if (carried) return RowsOf<const U>{all, stride};
-      if (initial) return RowsOf<const U>{initial + state, H};
+    const auto initial = [&]<class U>(const U* given) {
+      if (given) return RowsOf<const U>{given + state, H};
       return RowsOf<const U>{reinterpret_cast<const U*>(shared_.zeros), 0};
     };
     const RowsOf<const T> h{p_.y.at(seq_, t) + d_ * H, y_row};
-    const auto h_prev = previous(p_.h0, p_.y.at(seq_, t_prev) + d_ * H, y_row);
-    const auto c_prev = previous(p_.c0, p_.cells + (before_d + seq_.row(t_prev)) * H, H);
-    for (int64_t b = r0; b < r1; ++b) {
-      const T* const saved_row = p_.saved + (row + b) * Cell::kSaved * H;
-      const T* const dy = dy_rows ? dy_rows + b * p_.dy.row : nullptr;
-      S *const dh = dh_rows[b], *const dc = dc_[b];
-      // The cell for a few vectors of units from u on, of `lanes` units each.
-      const auto units = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t unit,
-                                           int lanes) __attribute__((always_inline)) {
-        using A = Abreast<S, kVectors>;
-        A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kSums];
-#pragma GCC unroll 2
-        for (int i = 0; i < kVectors; ++i) {
-          const int64_t u = unit + i * kLanes;
-          for (int k = 0; k < Cell::kSaved; ++k)
-            saved[k].v[i] = V::load(saved_row + k * H + u, lanes);
-          if constexpr (!Cell::kProjects) {
-            prev[0].v[i] = V::load(h_prev[b] + u, lanes);
-            next[0].v[i] = V::load(h[b] + u, lanes);
-          }
-          dnext[0].v[i] = V::load(dh + u);
-          if (dy) dnext[0].v[i] = dnext[0].v[i] + V::load(dy + u, lanes);
-          if constexpr (kHasC) {
-            prev[1].v[i] = V::load(c_prev[b] + u, lanes);
-            next[1].v[i] = V::load(p_.cells + (row + b) * H + u, lanes);
-            dnext[1].v[i] = V::load(dc + u);
-          }
+    RowsOf<const T> h_prev{p_.y.at(seq_, t_prev) + d_ * H, y_row};
+    if (!carried) h_prev = initial(p_.h0);
+    const KeptStep step(p_.sequence, d_, t, H);
+    const Kept<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
+    const Kept<const S> c_next = step.of(p_.cells, seq_.first);
+    CellRows<const S> c_prev;
+    if (carried)
+      c_prev.kept = KeptStep(p_.sequence, d_, t_prev, H).of(p_.cells, seq_.first);
+    else
+      c_prev.by_row = initial(p_.c0);
+    // Panel by panel, as the forward pass wrote what it kept; else row by row.
+    const int64_t begin = units_.first_unit(part.p0);
+    const int64_t end = least(units_.first_unit(part.p1), H);
+    for (int64_t first = begin, last; first < end; first = last) {
+      last = Cell::kSaved ? least(first + kPanel, end) : end;
+      struct {
+        RowsOf<const T> saved;
+        RowsOf<const S> c_prev, c_next;
+        int64_t step;
+      } of[kTileVectors];
+      if constexpr (Cell::kSaved > 0)
+        for (int64_t v = 0; first + v * kLanes < last; ++v) {
+          const int64_t u = first + v * kLanes;
+          of[v].saved = kept.of(u), of[v].step = kept.step(u);
+          if (kHasC) of[v].c_prev = c_prev.of(u), of[v].c_next = c_next.of(u);
         }
-        Cell::backward(saved, prev, next, dnext, dprev, dsum);
+      for (int64_t b = r0; b < r1; ++b) {
+        const T* const dy = dy_rows ? dy_rows + b * p_.dy.row : nullptr;
+        S *const dh = dh_rows[b], *const dc = dc_[b];
+        // The cell for a few vectors of units from the v-th on, of `lanes` units each.
+        const auto units = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t v,
+                                             int lanes) __attribute__((always_inline)) {
+          using A = Abreast<S, kVectors>;
+          A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kSums];
 #pragma GCC unroll 2
-        for (int i = 0; i < kVectors; ++i) {
-          const int64_t u = unit + i * kLanes;
-          for (int k = 0; k < Cell::kSums; ++k)
-            dsum[k].v[i].store(ChunkSums<T>::element(dsums, b, k * H + u), lanes);
-          if (flow_h) dnext[0].v[i].store(flow_h + (row + b) * H + u, lanes);
-          dprev[0].v[i].store(dh + u);
-          if constexpr (kHasC) {
-            if (p_.flow_c) dnext[1].v[i].store(p_.flow_c + (row + b) * H + u, lanes);
-            dprev[1].v[i].store(dc + u);
+          for (int i = 0; i < kVectors; ++i) {
+            const int64_t u = first + (v + i) * kLanes;
+            for (int k = 0; k < Cell::kSaved; ++k)
+              saved[k].v[i] = V::load(of[v + i].saved[b] + k * of[v + i].step, lanes);
+            if constexpr (!Cell::kProjects) {
+              prev[0].v[i] = V::load(h_prev[b] + u, lanes);
+              next[0].v[i] = V::load(h[b] + u, lanes);
+            }
+            dnext[0].v[i] = V::load(dh + u);
+            if (dy) dnext[0].v[i] = dnext[0].v[i] + V::load(dy + u, lanes);
+            if constexpr (kHasC) {
+              prev[1].v[i] = V::load(of[v + i].c_prev[b], lanes);
+              next[1].v[i] = V::load(of[v + i].c_next[b], lanes);
+              dnext[1].v[i] = V::load(dc + u);
+            }
           }
-        }
-      };
-      int64_t u = first;
-      for (; u + 2 * kLanes <= last; u += 2 * kLanes)
-        units(std::integral_constant<int, 2>(), u, kLanes);
-      for (; u < last; u += kLanes)
-        units(std::integral_constant<int, 1>(), u, int(least<int64_t>(last - u, kLanes)));
+          Cell::backward(saved, prev, next, dnext, dprev, dsum);
+#pragma GCC unroll 2
+          for (int i = 0; i < kVectors; ++i) {
+            const int64_t u = first + (v + i) * kLanes;
+            for (int k = 0; k < Cell::kSums; ++k)
+              dsum[k].v[i].store(ChunkSums<T>::element(dsums, b, k * H + u), lanes);
+            if (flow_h) dnext[0].v[i].store(flow_h + (row + b) * H + u, lanes);
+            dprev[0].v[i].store(dh + u);
+            if constexpr (kHasC) {
+              if (p_.flow_c) dnext[1].v[i].store(p_.flow_c + (row + b) * H + u, lanes);
+              dprev[1].v[i].store(dc + u);
+            }
+          }
+        };
+        const int64_t whole = (last - first) / kLanes;
+        int64_t v = 0;
+        for (; v + 2 <= whole; v += 2) units(std::integral_constant<int, 2>(), v, kLanes);
+        if (v < whole) units(std::integral_constant<int, 1>(), v++, kLanes);
+        const int left = int(last - first - v * kLanes);
+        if (left) units(std::integral_constant<int, 1>(), v, left);
+      }
     }
   }
 

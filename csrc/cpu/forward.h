@@ -7,6 +7,7 @@
 #include <atomic>
 
 #include "gate_weights.h"
+#include "kept.h"
 #include "math.h"
 #include "projection.h"
 #include "walk.h"
@@ -17,9 +18,12 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct StateRows {
   RowsOf<const T> h_prev;
-  RowsOf<const Sum<T>> own_prev, c_prev;  // of h, what the cell itself takes up
-  RowsOf<T> h_next, saved;
-  RowsOf<Sum<T>> own_next, c_next;
+  RowsOf<const Sum<T>> own_prev;  // of h, what the cell itself takes up
+  RowsOf<T> h_next;
+  RowsOf<Sum<T>> own_next;
+  CellRows<const Sum<T>> c_prev;
+  CellRows<Sum<T>> c_next;
+  Kept<T> saved;
 };
 
 template <class Cell, class T>
@@ -108,20 +112,17 @@ class ForwardDirection {
     finish(part, team);
   }
 
-  // The input's part of the sums for a chunk of steps, [step][batch row][panel][vector].
+  // The input's part of the sums for a chunk of steps, [panel][step][batch row][vector].
   void project(int64_t s0, const Part& part) {
     const int64_t s1 = least(s0 + plan_.input_chunk, seq_.steps);
     const int64_t batch = part.b1 - part.b0;
-    const int64_t width = chunk_width(part);
     for (int64_t panel = part.p0; panel < part.p1; ++panel) {
+      const int64_t width = panels_.step(panel);
       bool first = true;
       const auto tile = [&](RowsOf<const T> x, RowsOf<S> out, int rows) {
-        alignas(64) S sums[kGroupRows * kTileVectors * kLanes];
-        const int width = int(panels_.step(panel));
         shared_.weights.multiply_input(panel, rows, x, first, panel + 1 < part.p1 ? panel + 1 : -1,
-                                       sums);
+                                       out);
         first = false;
-        add_tile(sums, width, rows, width, out.data, out.stride, false);
       };
       if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
         for (int64_t b = part.b0; b < part.b1; ++b)
@@ -142,17 +143,15 @@ class ForwardDirection {
     }
   }
 
-  int64_t chunk_width(const Part& part) const {
-    return panels_.before(part.p1) - panels_.before(part.p0);
-  }
   S* chunk_at(int64_t s, int64_t b, int64_t panel, const Part& part) const {
-    const int64_t row = s % plan_.input_chunk * (part.b1 - part.b0) + b - part.b0;
-    return chunk_ + row * chunk_width(part) + panels_.before(panel) - panels_.before(part.p0);
+    const int64_t batch = part.b1 - part.b0, rows = plan_.input_chunk * batch;
+    const int64_t row = s % plan_.input_chunk * batch + b - part.b0;
+    return chunk_ + (panels_.before(panel) - panels_.before(part.p0)) * rows +
+           row * panels_.step(panel);
   }
 
   StateRows<T> state_rows(int64_t s, int64_t r0, bool carried) const {
     const int64_t H = p_.hidden_size, R = p_.width(), t = time(s);
-    const int64_t before_d = d_ * seq_.rows(), row = before_d + seq_.row(t) + r0;
     const int64_t state_row = d_ * seq_.batch + r0, state = state_row * H;
     StateRows<T> rows{};
     rows.h_next = h_rows(t, r0);
@@ -162,21 +161,24 @@ class ForwardDirection {
       rows.own_next = {shared_.own_h + r0 * H, H};
       rows.own_prev = {rows.own_next.data, H};
     }
-    if (Cell::kSaved && p_.saved)
-      rows.saved = {p_.saved + row * Cell::kSaved * H, Cell::kSaved * H};
-    if (kHasC) rows.c_next = {p_.cells ? p_.cells + row * H : p_.c_n + state, H};
+    const KeptStep kept(seq_, d_, t, H);
+    if (Cell::kSaved) rows.saved = kept.of(p_.saved, r0, Cell::kSaved);
+    if (kHasC) rows.c_next = {kept.of(p_.cells, r0), {p_.c_n + state, H}};
     if (!carried) {
       const T* const zeros = reinterpret_cast<const T*>(shared_.zeros);
       rows.h_prev = p_.h0 ? RowsOf<const T>{p_.h0 + state_row * R, R} : RowsOf<const T>{zeros, 0};
-      rows.c_prev = p_.c0 ? RowsOf<const S>{p_.c0 + state, H} : RowsOf<const S>{shared_.zeros, 0};
+      if (p_.c0)
+        rows.c_prev.by_row = {p_.c0 + state, H};
+      else
+        rows.c_prev.by_row = {shared_.zeros, 0};
       return rows;
     }
     const int64_t previous = time(s - 1);
     const RowsOf<T> h_prev = h_rows(previous, r0);
     rows.h_prev = {h_prev.data, h_prev.stride};
     if (kHasC)
-      rows.c_prev = {
-          p_.cells ? p_.cells + (before_d + seq_.row(previous) + r0) * H : p_.c_n + state, H};
+      rows.c_prev = {KeptStep(seq_, d_, previous, H).of<const S>(p_.cells, r0),
+                     {p_.c_n + state, H}};
     return rows;
   }
 
@@ -187,7 +189,7 @@ class ForwardDirection {
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part), next = next_in_turn(i, s, part);
       RowsOf<const S> projected{};
-      if (!plan_.fused_input) projected = {chunk_at(s, r0, panel, part), chunk_width(part)};
+      if (!plan_.fused_input) projected = {chunk_at(s, r0, panel, part), panels_.step(panel)};
       for_row_groups(r1 - r0, [&](int64_t r, int n) {
         alignas(64) S sums[kGroupRows * kTileVectors * kLanes];
         shared_.weights.add_up(panel, n, {x[r], x.stride}, {rows.h_prev[r], rows.h_prev.stride},
@@ -205,25 +207,36 @@ class ForwardDirection {
       V bias[Cell::kSums];
       for (int k = 0; k < Cell::kSums; ++k)
         bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
+      UnitRows of{};
+      if (kHasC) of.c_prev = rows.c_prev.of(unit), of.c_next = rows.c_next.of(unit);
+      if (rows.saved.data) of.saved = rows.saved.of(unit), of.saved_step = rows.saved.step(unit);
       const auto apply_to_rows = [&](int lanes) __attribute__((always_inline)) {
         const S* sum = sums + w * kLanes;
         int i = 0;
         for (; i + kAbreast <= n; i += kAbreast, sum += kAbreast * Cell::kSums * width * kLanes)
-          apply_to<kAbreast>(rows, r + i, unit, lanes, sum, width * kLanes, bias);
+          apply_to<kAbreast>(rows, of, r + i, unit, lanes, sum, width * kLanes, bias);
         for (; i < n; ++i, sum += Cell::kSums * width * kLanes)
-          apply_to<1>(rows, r + i, unit, lanes, sum, width * kLanes, bias);
+          apply_to<1>(rows, of, r + i, unit, lanes, sum, width * kLanes, bias);
       };
       const int64_t left = p_.hidden_size - unit;
       left >= kLanes ? apply_to_rows(kLanes) : apply_to_rows(int(left));
     }
   }
 
-  // The cell for a block of units of a few rows.
+  // What stands in blocks of units, from a vector of them on.
+  struct UnitRows {
+    RowsOf<const S> c_prev;
+    RowsOf<S> c_next;
+    RowsOf<T> saved;
+    int64_t saved_step;
+  };
+
+  // The cell for a vector of units of a few rows.
   static constexpr int kAbreast = 2;
   template <int kRows>
-  RNNKERN_INLINE void apply_to(const StateRows<T>& rows, int64_t r, int64_t unit, int lanes,
-                               const S* sums, int sums_step, const V* bias) const {
-    const int64_t H = p_.hidden_size;
+  RNNKERN_INLINE void apply_to(const StateRows<T>& rows, const UnitRows& of, int64_t r,
+                               int64_t unit, int lanes, const S* sums, int sums_step,
+                               const V* bias) const {
     Abreast<S, kRows> sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
@@ -233,17 +246,17 @@ class ForwardDirection {
         prev[0].v[i] = V::load(rows.own_prev[r + i] + unit, lanes);
       else if constexpr (!Cell::kProjects)
         prev[0].v[i] = V::load(rows.h_prev[r + i] + unit, lanes);
-      if constexpr (kHasC) prev[1].v[i] = V::load(rows.c_prev[r + i] + unit, lanes);
+      if constexpr (kHasC) prev[1].v[i] = V::load(of.c_prev[r + i], lanes);
     }
     Cell::forward(sum, prev, next, keep);
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       next[0].v[i].store(rows.h_next[r + i] + unit, lanes);
       if constexpr (kOwnH) next[0].v[i].store(rows.own_next[r + i] + unit, lanes);
-      if constexpr (kHasC) next[1].v[i].store(rows.c_next[r + i] + unit, lanes);
-      if (Cell::kSaved > 0 && rows.saved.data)
+      if constexpr (kHasC) next[1].v[i].store(of.c_next[r + i], lanes);
+      if (Cell::kSaved > 0 && of.saved.data)
         for (int k = 0; k < Cell::kSaved; ++k)
-          keep[k].v[i].store(rows.saved[r + i] + k * H + unit, lanes);
+          keep[k].v[i].store(of.saved[r + i] + k * of.saved_step, lanes);
     }
   }
 
@@ -268,9 +281,10 @@ class ForwardDirection {
         const int64_t last = d_ ? 0 : t, state = d_ * seq_.batch + b;
         std::memcpy(p_.h_n + state * R + h0, h_rows(last, b).data + h0, (h1 - h0) * sizeof(T));
         if (kHasC && p_.cells)
-          std::memcpy(p_.c_n + state * H + u0,
-                      p_.cells + (d_ * seq_.rows() + seq_.row(last) + b) * H + u0,
-                      (u1 - u0) * sizeof(S));
+          for (int64_t u = u0; u < u1; u += kLanes)
+            std::memcpy(p_.c_n + state * H + u,
+                        KeptStep(seq_, d_, last, H).of(p_.cells, b).of(u).data,
+                        least<int64_t>(u1 - u, kLanes) * sizeof(S));
       }
       ended = active;
       if (ended >= seq_.batch) break;

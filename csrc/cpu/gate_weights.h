@@ -60,9 +60,9 @@ class GateWeights {
   // sums = x W_ih for n rows of a panel, of several groups of rows the first or another; the panel
   // `next` comes next, or none if -1.
   void multiply_input(int64_t panel, int n, RowsOf<const T> x, bool first, int64_t next,
-                      S* sums) const {
+                      RowsOf<S> sums) const {
     const int vectors = panels_.vectors(panel);
-    const Tile<S> tile{nullptr, 0, sums, panels_.step(panel)};
+    const Tile<S> tile{nullptr, 0, sums.data, sums.stride};
     if (direct(panel)) {
       const DirectTerm<F> term = lying_input(panel, x);
       return direct_product(n, vectors, &term, 1, tile);

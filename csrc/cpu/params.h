@@ -4,8 +4,9 @@
 // Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates, R width
 // of h (H, or P with a projection).
 // T is the type of the tensors, bfloat16 among them; what is added up or carried on is a Sum<T>.
-// A "row" is one (step, batch row) pair. Rows that the engine allocates by number (saved, cells,
-// flow) are in time-major order: t * B + b, or as packed.
+// A "row" is one (step, batch row) pair. Those of flow are in time-major order: t * B + b, or as
+// packed. saved and cells, which only the engine reads, have the steps in this order, and each
+// step's values in blocks of units: kept.h.
 #pragma once
 #include <cstdint>
 
@@ -70,6 +71,7 @@ struct WeightGrads {
 };
 
 constexpr int kMaxDirections = 2;
+constexpr int64_t kUnitBlock = 16;  // units that stand together in saved and cells
 
 template <class T>
 struct Layer {
@@ -90,8 +92,8 @@ struct Forward : Layer<T> {
   Rows<T> y;      // features (D, R)
   T* h_n;         // (D, B, R)
   Sum<T>* c_n;    // (D, B, H), null where the cell has none
-  T* saved;       // (D, rows, kSaved, H), null in inference
-  Sum<T>* cells;  // (D, rows, H), null in inference
+  T* saved;       // D * rows * kSaved * H, null in inference
+  Sum<T>* cells;  // D * rows * H, null in inference
 };
 
 template <class T>

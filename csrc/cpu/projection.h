@@ -4,6 +4,7 @@
 #pragma once
 #include "arena.h"
 #include "direct.h"
+#include "kept.h"
 #include "params.h"
 #include "plan.h"
 #include "right_operand.h"
@@ -143,14 +144,17 @@ class BackwardProjection {
                         {dm_[b0] + first, dm_.stride});
     if (!m_.data) return;
     const int64_t last = least(first + weight_.panels.step(panel), H);
-    for (int64_t b = b0; b < b1; ++b) {
-      const int64_t saved_row = d_ * p_.sequence.rows() + seq_.row(t) + b;
-      for (int64_t u = first; u < last; u += kLanes) {
-        const int lanes = int(least<int64_t>(last - u, kLanes));
+    const KeptStep step(p_.sequence, d_, t, H);
+    const Kept<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
+    const Kept<const T> cells = step.of(p_.cells, seq_.first);
+    for (int64_t u = first; u < last; u += kLanes) {
+      const int lanes = int(least<int64_t>(last - u, kLanes));
+      const RowsOf<const T> saved_rows = kept.of(u), c_rows = cells.of(u);
+      for (int64_t b = b0; b < b1; ++b) {
         V saved[Cell::kSaved], next[2];
         for (int k = 0; k < Cell::kSaved; ++k)
-          saved[k] = V::load(p_.saved + (saved_row * Cell::kSaved + k) * H + u, lanes);
-        next[1] = V::load(p_.cells + saved_row * H + u, lanes);
+          saved[k] = V::load(saved_rows[b] + k * kept.step(u), lanes);
+        next[1] = V::load(c_rows[b], lanes);
         Cell::hidden(saved, next).store(m_[row + b] + u, lanes);
       }
     }

@@ -1,0 +1,25 @@
+"""Where the CPU kernels leave what they keep for the backward pass; csrc/cpu/kept.h says why."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNIT_BLOCK = 16  # kUnitBlock in csrc/cpu/params.h
+
+
+def places(sizes: Sequence[int], values: int, units: int) -> NDArray[np.int64]:
+    """The place of each value of a direction, (rows, values, units), among all of its values.
+
+    sizes: rows of each step. A step's values stand in blocks of units, [block][row][value][unit].
+    """
+    of_step = np.asarray(sizes)
+    rows = np.repeat(of_step, of_step)[:, None, None]  # of each row's step
+    before = np.repeat(np.cumsum(of_step) - of_step, of_step)[:, None, None]
+    row = np.arange(len(rows))[:, None, None] - before
+    value = np.arange(values)[:, None]
+    unit = np.arange(units)
+    block = unit // UNIT_BLOCK * UNIT_BLOCK
+    width = np.minimum(UNIT_BLOCK, units - block)
+    at = (before * units + block * rows + row * width) * values
+    return at + value * width + unit - block
