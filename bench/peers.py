@@ -2,7 +2,7 @@
 
 A peer is a class made with (row, threads), whose `call` runs the row and whose `results` names what
 came out, as measure.Side does. Both take the calls that they have a standard form for: float32, not
-packed; ONNX Runtime only inference, and no projection.
+packed; ONNX Runtime and OpenVINO only inference, and no projection.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 # name: (title, packages that it needs, module that has its class Peer)
 PEERS = {
     "onnxruntime": ("ONNX Runtime", ("onnx", "onnxruntime", "onnxscript"), "peer_onnxruntime"),
+    "openvino": ("OpenVINO", ("onnx", "openvino", "onnxscript"), "peer_openvino"),
     "jax": ("JAX", ("jax",), "peer_jax"),
 }
 

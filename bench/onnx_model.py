@@ -1,0 +1,29 @@
+"""What torch's exporter makes of torch.nn's layer, for the peers that run ONNX models."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+
+import numpy as np
+import onnx
+import torch
+from rows import Row
+
+
+def exported(row: Row) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The model of one row, and its inputs by name."""
+    x, hx = row.inputs()
+    args = (x,) if hx is None else (x, hx)
+    file = io.BytesIO()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # This exporter, unlike its successor, keeps an RNN as one operator. It is deprecated,
+        # and tells that it keeps the sizes of this call, as it should.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(row.module(torch.nn), args, file, dynamo=False)
+    tensors = [x] if hx is None else [x, *hx] if isinstance(hx, tuple) else [x, hx]
+    model = file.getvalue()
+    names = [i.name for i in onnx.load_model_from_string(model).graph.input]
+    return model, {n: t.numpy() for n, t in zip(names, tensors, strict=True)}
