@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <new>
@@ -38,7 +39,8 @@ constexpr auto kTimeSlice = std::chrono::microseconds(500);
 // Whether others compete for this machine's cores. A team whose threads wait for each other is then
 // slower than one thread alone: each of them is away for time slices of its own, and the rest
 // waits. So after a team that lost much of its time, calls run alone for some times as long as that
-// one took: trying again costs little, and a machine that is free again is soon used.
+// one took, and for twice as many after each further one that did: trying again costs little, and a
+// machine that is free again is soon used.
 class Contention {
  public:
   bool alone() const {
@@ -47,12 +49,19 @@ class Contention {
   }
   // A team took `elapsed` until `end`, and each of its threads was away for `lost` in the mean.
   void record(Clock::time_point end, Clock::duration elapsed, Clock::duration lost) {
-    if (lost > elapsed / 2)
-      until_.store(end.time_since_epoch() + kCalls * elapsed, std::memory_order_relaxed);
+    int calls = calls_.load(std::memory_order_relaxed);
+    if (lost > elapsed / 2) {
+      until_.store(end.time_since_epoch() + calls * elapsed, std::memory_order_relaxed);
+      calls = std::min(2 * calls, kMostCalls);
+    } else {
+      calls = kCalls;
+    }
+    calls_.store(calls, std::memory_order_relaxed);
   }
 
  private:
-  static constexpr int kCalls = 8;
+  static constexpr int kCalls = 8, kMostCalls = 64;
+  std::atomic<int> calls_{kCalls};
   std::atomic<Clock::duration> until_{Clock::duration::zero()};
 };
 
