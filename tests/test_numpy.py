@@ -12,7 +12,7 @@ from rnnkern import _numpy, reference
 from rnnkern.cells import BY_MODE, CELLS
 from rnnkern.state_dict import Weights
 
-T, B, I, H = 7, 3, 5, 6
+T, B, I, H = 7, 3, 5, 18  # more units than one block of what the kernels keep
 SIZES = [3, 3, 3, 2, 2, 1, 1]
 MODES = [cell.mode for cell in CELLS]
 
@@ -156,7 +156,7 @@ def test_float32(mode):
     output, _ = layer(x)
     assert output.dtype == np.float32
     wanted = expected(layer, x, [])[-1].output
-    np.testing.assert_allclose(output, wanted, atol=2e-6 * max(1, abs(wanted).max()))
+    np.testing.assert_allclose(output, wanted, atol=1e-5 * max(1, abs(wanted).max()))
 
 
 def test_reads_a_layer_out_of_a_model():

@@ -58,7 +58,7 @@ class ForwardDirection {
   // Elements of a worker's buffer for x W_ih.
   static int64_t chunk_size(const Forward<T>& p, const Plan& plan) {
     if (plan.fused_input) return 0;
-    const Panels<Factor<T>> panels(p.hidden_size, Cell::kGates);
+    const Panels<Factor<T>> panels = gate_panels<Cell, T>(p.hidden_size);
     return plan.input_chunk * least(plan.row_block, p.sequence.batch) *
            panels.before(panels.count());
   }
@@ -70,7 +70,7 @@ class ForwardDirection {
         d_(direction),
         shared_(shared),
         chunk_(chunk),
-        panels_(p.hidden_size, Cell::kGates) {}
+        panels_(gate_panels<Cell, T>(p.hidden_size)) {}
 
   void run(Team team) {
     const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
@@ -201,7 +201,8 @@ class ForwardDirection {
 
   // The cell, for n rows of a panel from row r on.
   void apply(int64_t panel, int64_t r, int n, const StateRows<T>& rows, const S* sums) const {
-    const int width = panels_.width(panel);
+    const int width = panels_.width(panel), gate_step = panels_.gate_step(panel);
+    const int64_t row = shared_.weights.sums_row(panel);
     for (int w = 0; w < width; ++w) {
       const int64_t unit = panels_.first_unit(panel) + w * kLanes;
       V bias[Cell::kSums];
@@ -213,10 +214,10 @@ class ForwardDirection {
       const auto apply_to_rows = [&](int lanes) __attribute__((always_inline)) {
         const S* sum = sums + w * kLanes;
         int i = 0;
-        for (; i + kAbreast <= n; i += kAbreast, sum += kAbreast * Cell::kSums * width * kLanes)
-          apply_to<kAbreast>(rows, of, r + i, unit, lanes, sum, width * kLanes, bias);
-        for (; i < n; ++i, sum += Cell::kSums * width * kLanes)
-          apply_to<1>(rows, of, r + i, unit, lanes, sum, width * kLanes, bias);
+        for (; i + kAbreast <= n; i += kAbreast, sum += kAbreast * row)
+          apply_to<kAbreast>(rows, of, r + i, unit, lanes, sum, row, gate_step, bias);
+        for (; i < n; ++i, sum += row)
+          apply_to<1>(rows, of, r + i, unit, lanes, sum, row, gate_step, bias);
       };
       const int64_t left = p_.hidden_size - unit;
       left >= kLanes ? apply_to_rows(kLanes) : apply_to_rows(int(left));
@@ -235,13 +236,13 @@ class ForwardDirection {
   static constexpr int kAbreast = 2;
   template <int kRows>
   RNNKERN_INLINE void apply_to(const StateRows<T>& rows, const UnitRows& of, int64_t r,
-                               int64_t unit, int lanes, const S* sums, int sums_step,
-                               const V* bias) const {
+                               int64_t unit, int lanes, const S* sums, int64_t sums_row,
+                               int gate_step, const V* bias) const {
     Abreast<S, kRows> sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       for (int k = 0; k < Cell::kSums; ++k)
-        sum[k].v[i] = V::load(sums + (i * Cell::kSums + k) * sums_step) + bias[k];
+        sum[k].v[i] = V::load(sums + i * sums_row + k * gate_step) + bias[k];
       if constexpr (kOwnH)
         prev[0].v[i] = V::load(rows.own_prev[r + i] + unit, lanes);
       else if constexpr (!Cell::kProjects)

@@ -7,6 +7,14 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+// How the gates' sums of a step fall into panels.
+template <class Cell, class T>
+Panels<Factor<T>> gate_panels(int64_t units) {
+  Panels<Factor<T>> panels(units, Cell::kGates);
+  panels.gates_adjoin = Cell::kGates > 1 && Cell::kInputSum == Cell::kHiddenSum;
+  return panels;
+}
+
 template <class Cell, class T>
 class GateWeights {
   using S = Sum<T>;
@@ -17,7 +25,7 @@ class GateWeights {
  public:
   GateWeights(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
       : weights_(p.weights[direction]),
-        panels_(p.hidden_size, Cell::kGates),
+        panels_(gate_panels<Cell, T>(p.hidden_size)),
         input_depth_(p.input_size / kTerms<T>),
         hidden_depth_(p.width() / kTerms<T>),
         direct_(plan.direct),
@@ -28,6 +36,12 @@ class GateWeights {
     bias_ = arena.take<S>(Cell::kSums * panels_.blocks() * kLanes);
     const int64_t split = plan.by_units ? plan.team(p.directions) : 1;
     far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) > resident() * split;
+  }
+
+  // From one row of a panel's sums to the next.
+  int64_t sums_row(int64_t panel) const {
+    return Cell::kSums == Cell::kGates ? panels_.step(panel)
+                                       : Cell::kSums * panels_.width(panel) * kLanes;
   }
 
   // The sum of both biases for each sum of the panel's units.
@@ -79,7 +93,7 @@ class GateWeights {
   void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h, RowsOf<const S> projected,
               bool first, int64_t next, S* sums) const {
     const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
-    const int64_t row = Cell::kSums * width;
+    const int64_t row = sums_row(panel);
     const bool direct = this->direct(panel);
     Term<F> packed[] = {packed_input(panel, x), packed_hidden(panel, h)};
     if (far_) {

@@ -16,7 +16,8 @@ template <class F>
 struct Panels {
   int64_t units;  // columns per gate
   int gates;
-  int blocks_per_panel;  // unit blocks side by side in one panel
+  int blocks_per_panel;       // unit blocks side by side in one panel
+  bool gates_adjoin = false;  // those of a last, narrower block, so that they fill fewer vectors
 
   RNNKERN_INLINE Panels(int64_t units, int gates)
       : Panels(units, gates, gates == 1 ? kTileVectors : 1) {}
@@ -37,7 +38,15 @@ struct Panels {
     const int64_t left = blocks() - panel * blocks_per_panel;
     return int(left < blocks_per_panel ? left : blocks_per_panel);
   }
-  RNNKERN_INLINE int vectors(int64_t panel) const { return gates * width(panel); }
+  // From one gate's columns in this panel to the next one's.
+  RNNKERN_INLINE int gate_step(int64_t panel) const {
+    constexpr int kLanes = Vec<F>::kLanes;
+    const int64_t left = units - first_unit(panel);
+    return gates_adjoin && left < kLanes ? int(left) : width(panel) * kLanes;
+  }
+  RNNKERN_INLINE int vectors(int64_t panel) const {
+    return (gates * gate_step(panel) + Vec<F>::kLanes - 1) / Vec<F>::kLanes;
+  }
   // Elements of one k in this panel, and of everything before it at one k.
   RNNKERN_INLINE int64_t step(int64_t panel) const { return vectors(panel) * Vec<F>::kLanes; }
   RNNKERN_INLINE int64_t before(int64_t panel) const {
@@ -132,7 +141,17 @@ template <class F, class GateOf>
 void pack_gates(const Panels<F>& panels, int64_t panel, const F* weight, int64_t depth,
                 GateOf gate_of, F* packed) {
   F* out = packed + panels.before(panel) * depth;
-  const int width = panels.width(panel);
+  const int width = panels.width(panel), gate_step = panels.gate_step(panel);
+  if (gate_step < width * Vec<F>::kLanes) {
+    const int64_t first = panels.first_unit(panel), step = panels.step(panel);
+    for (int64_t c = 0; c < step; ++c) {
+      const int64_t s = c / gate_step, unit = first + c % gate_step;
+      for (int64_t k = 0; k < depth; ++k)
+        out[k * step + c] =
+            s < panels.gates ? weight[(gate_of(int(s)) * panels.units + unit) * depth + k] : F{};
+    }
+    return;
+  }
   for (int s = 0; s < panels.gates; ++s)
     for (int w = 0; w < width; ++w) {
       const int64_t unit = panels.first_unit(panel) + w * Vec<F>::kLanes;
