@@ -28,7 +28,7 @@ class BackwardBlock {
       std::conditional_t<std::is_same_v<T, S>, BackwardProjection<Cell, S>, NoProjection>;
   using Shared = BackwardShared<Cell, T>;
   static constexpr int kLanes = V::kLanes, kPanel = kTileVectors * kLanes;
-  static constexpr bool kHasC = Cell::kStates > 1;
+  static constexpr bool kHasC = Cell::kStates > 1, kKeeps = Cell::kSaved > 0 || kHasC;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   static constexpr bool kSameSums = Cell::kInputSum == Cell::kHiddenSum;
   static_assert(Cell::kGates <= kMaxTerms);
@@ -213,16 +213,16 @@ class BackwardBlock {
     const int64_t begin = units_.first_unit(part.p0);
     const int64_t end = least(units_.first_unit(part.p1), H);
     for (int64_t first = begin, last; first < end; first = last) {
-      last = Cell::kSaved ? least(first + kPanel, end) : end;
+      last = kKeeps ? least(first + kPanel, end) : end;
       struct {
         RowsOf<const T> saved;
         RowsOf<const S> c_prev, c_next;
         int64_t step;
       } of[kTileVectors];
-      if constexpr (Cell::kSaved > 0)
+      if constexpr (kKeeps)
         for (int64_t v = 0; first + v * kLanes < last; ++v) {
           const int64_t u = first + v * kLanes;
-          of[v].saved = kept.of(u), of[v].step = kept.step(u);
+          if (Cell::kSaved) of[v].saved = kept.of(u), of[v].step = kept.step(u);
           if (kHasC) of[v].c_prev = c_prev.of(u), of[v].c_next = c_next.of(u);
         }
       for (int64_t b = r0; b < r1; ++b) {

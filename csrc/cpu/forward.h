@@ -36,6 +36,7 @@ class ForwardDirection {
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   // Whether h is carried on beside y, unrounded.
   static constexpr bool kOwnH = !Cell::kProjects && !std::is_same_v<T, S>;
+  static_assert(kUnitBlock % kLanes == 0);
 
  public:
   // What the workers of a direction share.

@@ -5,8 +5,6 @@
 // units each row's would be on a page of its own, which neither the processor's own fetching ahead
 // nor the first-level TLB is made for.
 #pragma once
-#include <cstring>
-
 #include "params.h"
 #include "product.h"
 
