@@ -1,7 +1,7 @@
 """Peers beside torch.nn, where they are installed: pip install 'rnnkern[peers]'.
 
 A peer is a class made with (row, threads), whose `call` runs the row and whose `results` names what
-came out, as measure.Side does. Both take the calls that they have a standard form for: float32, not
+came out, as measure.Side does. All take the calls that they have a standard form for: float32, not
 packed; ONNX Runtime and OpenVINO only inference, and no projection.
 """
 
