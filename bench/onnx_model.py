@@ -11,6 +11,8 @@ import onnx
 import torch
 from rows import Row
 
+OUTPUTS = ("output", "h_n", "c_n")  # of any such model, the last for an LSTM only
+
 
 def exported(row: Row) -> tuple[bytes, dict[str, np.ndarray]]:
     """The model of one row, and its inputs by name."""

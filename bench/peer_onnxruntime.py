@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnxruntime
 import torch
-from onnx_model import exported
+from onnx_model import OUTPUTS, exported
 from rows import Row
 from torch import Tensor
 
@@ -27,5 +27,4 @@ class Peer:
         return lambda: self.session.run(None, self.feed)
 
     def results(self) -> dict[str, Tensor]:
-        names = ("output", "h_n", "c_n")
-        return {n: torch.from_numpy(y) for n, y in zip(names, self.call(), strict=False)}
+        return {n: torch.from_numpy(y) for n, y in zip(OUTPUTS, self.call(), strict=False)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import openvino
 import torch
-from onnx_model import exported
+from onnx_model import OUTPUTS, exported
 from rows import Row
 from torch import Tensor
 
@@ -30,6 +30,5 @@ class Peer:
         return lambda: self.request.infer(self.feed, share_inputs=True)
 
     def results(self) -> dict[str, Tensor]:
-        names = ("output", "h_n", "c_n")
         found = self.request.infer(self.feed).values()
-        return {n: torch.from_numpy(y.copy()) for n, y in zip(names, found, strict=False)}
+        return {n: torch.from_numpy(y.copy()) for n, y in zip(OUTPUTS, found, strict=False)}

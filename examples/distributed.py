@@ -9,6 +9,7 @@ its trained weights with those of the same model trained alone on all of it.
 
 import argparse
 import copy
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -57,7 +58,8 @@ def main() -> None:
     parser.add_argument("--sharded", action="store_true", help="fully_shard instead of DDP")
     sharded = parser.parse_args().sharded
 
-    dist.init_process_group("gloo")
+    # Who waits longer than this for another process says so, and ends.
+    dist.init_process_group("gloo", timeout=timedelta(minutes=1))
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     alone = Tagger()

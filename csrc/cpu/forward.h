@@ -278,14 +278,14 @@ class ForwardDirection {
     const int64_t h0 = projects() ? team.begin(R) : u0, h1 = projects() ? team.end(R) : u1;
     int64_t ended = 0;
     for (int64_t t = seq_.steps - 1; t >= 0; --t) {
-      const int64_t active = seq_.active(t);
+      const int64_t active = seq_.active(t), last = d_ ? 0 : t;
+      const KeptStep kept(seq_, d_, last, H);
       for (int64_t b = greatest(ended, part.b0); b < least(active, part.b1); ++b) {
-        const int64_t last = d_ ? 0 : t, state = d_ * seq_.batch + b;
+        const int64_t state = d_ * seq_.batch + b;
         std::memcpy(p_.h_n + state * R + h0, h_rows(last, b).data + h0, (h1 - h0) * sizeof(T));
         if (kHasC && p_.cells)
           for (int64_t u = u0; u < u1; u += kLanes)
-            std::memcpy(p_.c_n + state * H + u,
-                        KeptStep(seq_, d_, last, H).of(p_.cells, b).of(u).data,
+            std::memcpy(p_.c_n + state * H + u, kept.of(p_.cells, b).of(u).data,
                         least<int64_t>(u1 - u, kLanes) * sizeof(S));
       }
       ended = active;
