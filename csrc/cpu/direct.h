@@ -2,10 +2,13 @@
 // weights are read once, transposed in registers. Same sums in the same order as product.h.
 #pragma once
 #include "pack.h"
+#include "plan.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
 constexpr int kDirectRows = 4;
+// Bytes of a row from which on even a processor that follows rows by itself is faster if told to.
+constexpr int64_t kFollowed = 2560;
 
 // One term: row r of the left operand is a + r * row; lane l of vector v is multiplied by the
 // matrix row weight[v] + l * depth.
@@ -24,39 +27,55 @@ RNNKERN_INLINE const F* fetched_before(const F* weight, int64_t depth, int64_t n
   return weight + (next < depth ? next : next - depth + Vec<F>::kLanes * depth);
 }
 
-// total += the product of a and one vector's rows, over the n <= kLastBlock elements from k on: a
-// sum of its own, or one that begins with the total.
-template <class F, int kRows>
-RNNKERN_INLINE void add_block(const F* a, int64_t row, const F* weight, int64_t depth, int64_t k,
-                              int64_t n, bool own, typename Vec<Sum<F>>::Raw (&total)[kRows]) {
+// total += the product of a and one vector's rows, block by block from k on; depths[b] of each, at
+// most kLastBlock. Blocks have sums of their own, but the first may begin with the total. Two are
+// added up side by side, as each addition to a sum waits for the one before it.
+template <class F, int kRows, int kBlocks>
+RNNKERN_INLINE void add_blocks(const F* a, int64_t row, const F* weight, int64_t depth, int64_t k,
+                               const int64_t (&depths)[kBlocks], bool own,
+                               typename Vec<Sum<F>>::Raw (&total)[kRows]) {
   using V = Vec<Sum<F>>;
   using Columns = Transposed<F>;
-  typename V::Raw sum[kRows];
+  constexpr int kColumns = Columns::kColumns, kTurns = kLine<F> / kColumns;  // that read a line
+  const bool followed = follows_rows() && depth * int64_t(sizeof(F)) < kFollowed;
+  const int64_t lanes_to_fetch = followed ? 0 : V::kLanes;
+  typename V::Raw sum[kBlocks][kRows];
+  const F* ahead[kBlocks];
+  int64_t begin[kBlocks], end = k;
+#pragma GCC unroll 2
+  for (int b = 0; b < kBlocks; ++b) begin[b] = end, end += depths[b];
+#pragma GCC unroll 2
+  for (int b = 0; b < kBlocks; ++b) {
+    ahead[b] = fetched_before(weight, depth, end + b * kSumBlock);
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sum[r] = own ? typename V::Raw{} : total[r];
-  const F* const ahead = fetched_before(weight, depth, k + n);
-  a += k, weight += k;
-  constexpr int kTurns = kLine<F> / Columns::kColumns;  // in which a line is read
-  int64_t q = 0;
-  for (; q + Columns::kColumns <= n; q += Columns::kColumns) {
-    for (int l = q / Columns::kColumns % kTurns; l < V::kLanes; l += kTurns)
-      __builtin_prefetch(ahead + l * depth + q, 0, 3);
-    typename Vec<F>::Raw column[Columns::kColumns];
-    Columns::load(weight + q, depth, column);
+    for (int r = 0; r < kRows; ++r) sum[b][r] = own || b ? typename V::Raw{} : total[r];
+  }
+  const auto add_columns = [&](int b, int64_t q) __attribute__((always_inline)) {
+    for (int64_t l = q / kColumns % kTurns; l < lanes_to_fetch; l += kTurns)
+      __builtin_prefetch(ahead[b] + l * depth + q, 0, 3);
+    typename Vec<F>::Raw column[kColumns];
+    Columns::load(weight + begin[b] + q, depth, column);
 #pragma GCC unroll 8
-    for (int j = 0; j < Columns::kColumns; ++j)
+    for (int j = 0; j < kColumns; ++j)
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r)
-        add_product<F>(sum[r], Vec<F>(a[r * row + q + j]).v, column[j]);
+        add_product<F>(sum[b][r], Vec<F>(a[r * row + begin[b] + q + j]).v, column[j]);
+  };
+  for (int64_t q = 0; q + kColumns <= depths[0]; q += kColumns) {
+    add_columns(0, q);
+    if (kBlocks > 1 && q < depths[kBlocks - 1]) add_columns(kBlocks - 1, q);
   }
-  for (; q < n; ++q) {
-    F column[V::kLanes];
-    for (int l = 0; l < V::kLanes; ++l) column[l] = weight[l * depth + q];
-    for (int r = 0; r < kRows; ++r)
-      add_product<F>(sum[r], Vec<F>(a[r * row + q]).v, Vec<F>::load(column).v);
-  }
+  if constexpr (kBlocks == 1)  // two have whole columns
+    for (k = end - depths[0] % kColumns; k < end; ++k) {
+      F column[V::kLanes];
+      for (int l = 0; l < V::kLanes; ++l) column[l] = weight[l * depth + k];
+      for (int r = 0; r < kRows; ++r)
+        add_product<F>(sum[0][r], Vec<F>(a[r * row + k]).v, Vec<F>::load(column).v);
+    }
+#pragma GCC unroll 2
+  for (int b = 0; b < kBlocks; ++b)
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) total[r] = own ? total[r] + sum[r] : sum[r];
+    for (int r = 0; r < kRows; ++r) total[r] = own || b ? total[r] + sum[b][r] : sum[b][r];
 }
 
 // Vector v of the sums.
@@ -64,16 +83,23 @@ template <class F, int kRows>
 __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count, int v,
                                            Tile<Sum<F>> tile) {
   using V = Vec<Sum<F>>;
+  constexpr int kColumns = Transposed<F>::kColumns;
   const RowsOf<const Sum<F>> init = tile.begin();
   typename V::Raw total[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
     total[r] = init.data ? V::load(init[r] + v * V::kLanes).v : typename V::Raw{};
   for (const DirectTerm<F>* t = terms; t < terms + count; ++t)
-    for (int64_t k = t->first, n; k < t->depth; k += n) {
-      n = block_depth(t->depth - k);
-      add_block<F, kRows>(t->a, t->row, t->weight[v], t->depth, k, n, k || (tile.add && t == terms),
-                          total);
+    for (int64_t k = t->first; k < t->depth;) {
+      const bool own = k || (tile.add && t == terms);
+      const int64_t n = block_depth(t->depth - k), after = block_depth(t->depth - k - n);
+      if (kRows <= 2 && after && after <= n && n % kColumns == 0 && after % kColumns == 0) {
+        add_blocks<F, kRows, 2>(t->a, t->row, t->weight[v], t->depth, k, {n, after}, own, total);
+        k += n + after;
+      } else {
+        add_blocks<F, kRows, 1>(t->a, t->row, t->weight[v], t->depth, k, {n}, own, total);
+        k += n;
+      }
     }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) V(total[r]).store(tile.out + r * tile.out_row + v * V::kLanes);

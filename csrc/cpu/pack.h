@@ -69,6 +69,7 @@ struct Transposed {
   using Raw = typename V::Raw;
   static constexpr int kLanes = V::kLanes, kPieces = kBytes > 16 ? 2 : 1,
                        kColumns = kLanes / kPieces;
+  static constexpr int kQuarter = 16 / sizeof(F);  // of a register: what most shuffles stay in
 
   RNNKERN_INLINE static Raw gather(const F* p, [[maybe_unused]] int64_t step) {
 #if defined(__AVX512F__)
@@ -86,27 +87,46 @@ struct Transposed {
     return V::load(p).v;
 #endif
   }
-  // Per piece: the lower (or upper) halves of a and b, interleaved.
+  // Per quarter: the lower (or upper) halves of a and b, interleaved.
   template <int kHigh, int... I>
   RNNKERN_INLINE static Raw zip(Raw a, Raw b, std::integer_sequence<int, I...>) {
     return __builtin_shufflevector(
         a, b,
-        (I / kColumns * kColumns + kHigh * kColumns / 2 + I % kColumns / 2 + I % 2 * kLanes)...);
+        (I / kQuarter * kQuarter + kHigh * kQuarter / 2 + I % kQuarter / 2 + I % 2 * kLanes)...);
+  }
+  // The even (or odd) quarters of a, then those of b.
+  template <int kOdd, int... I>
+  RNNKERN_INLINE static Raw quarters(Raw a, Raw b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b,
+                                   (2 * (I / kQuarter) * kQuarter + kOdd * kQuarter +
+                                    I % kQuarter)...);
   }
 
   RNNKERN_INLINE static void load(const F* source, int64_t ld, Raw* out) {
     constexpr auto all = std::make_integer_sequence<int, kLanes>();
 #pragma GCC unroll 8
-    for (int i = 0; i < kColumns; ++i) out[i] = gather(source + i * ld, kColumns * ld);
-#pragma GCC unroll 3
-    for (int rounds = kColumns; rounds > 1; rounds /= 2) {
-      Raw row[kColumns];
-#pragma GCC unroll 8
-      for (int i = 0; i < kColumns; ++i) row[i] = out[i];
+    for (int i = 0; i < kColumns; ++i)
+      out[i] = gather(source + (i / kQuarter * kPieces * kQuarter + i % kQuarter) * ld,
+                      kQuarter * ld);
+#pragma GCC unroll 2
+    for (int g = 0; g < kColumns; g += kQuarter)
+#pragma GCC unroll 2
+      for (int rounds = kQuarter; rounds > 1; rounds /= 2) {
+        Raw row[kQuarter];
 #pragma GCC unroll 4
-      for (int i = 0; i < kColumns / 2; ++i) {
-        out[2 * i] = zip<0>(row[i], row[i + kColumns / 2], all);
-        out[2 * i + 1] = zip<1>(row[i], row[i + kColumns / 2], all);
+        for (int i = 0; i < kQuarter; ++i) row[i] = out[g + i];
+#pragma GCC unroll 2
+        for (int i = 0; i < kQuarter / 2; ++i) {
+          out[g + 2 * i] = zip<0>(row[i], row[i + kQuarter / 2], all);
+          out[g + 2 * i + 1] = zip<1>(row[i], row[i + kQuarter / 2], all);
+        }
+      }
+    if constexpr (kColumns > kQuarter) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kQuarter; ++i) {
+        const Raw a = out[i], b = out[i + kQuarter];
+        out[i] = quarters<0>(a, b, all);
+        out[i + kQuarter] = quarters<1>(a, b, all);
       }
     }
   }

@@ -29,6 +29,15 @@ int64_t resident() {
   return bytes;
 }
 
+bool follows_rows() {
+#if defined(__x86_64__)
+  static const bool follows = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
+  return follows;
+#else
+  return false;
+#endif
+}
+
 Plan make_plan(const PlanInput& in) {
   const int64_t kept = resident();
   const int64_t I = in.input_size, H = in.hidden_size, G = in.gates, P = in.proj_size;

@@ -9,6 +9,9 @@ namespace rnnkern {
 // half of it.
 int64_t resident();
 
+// Whether the processor by itself fetches ahead in as many rows as a register has lanes.
+bool follows_rows();
+
 struct Plan {
   int threads;
   bool by_units;           // threads split the hidden units and meet after each step; else the rows

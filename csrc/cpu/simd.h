@@ -186,7 +186,10 @@ RNNKERN_INLINE void add_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>:
 #endif
   } else {
 #if defined(__AVX512BF16__)
-    sum = _mm512_dpbf16_ps(sum, __m512bh(a), __m512bh(b));
+    // With the intrinsic GCC stores all sums of a tile that begins with some in every turn.
+    auto s = sum;
+    asm("vdpbf16ps %2, %1, %0" : "+v"(s) : "v"(a), "v"(b));
+    sum = s;
 #else
     using Floats = Vec<float>::Raw;
     sum += Floats(a & ~0xFFFF) * Floats(b & ~0xFFFF);  // the second of each pair
