@@ -59,7 +59,7 @@ class BackwardBlock {
         buffer_(buffer),
         dx_(dx),
         add_(add),
-        units_(p.hidden_size, 1),
+        units_(panels_of_units(p.hidden_size, p, plan)),
         dsums_(chunk_rows(p, plan), Cell::kSums * p.hidden_size, in_blocks(p, plan), scratch),
         dh_{nullptr, odd_lines<S>(hh_.panels.row())},
         dc_{nullptr, units_.row()},

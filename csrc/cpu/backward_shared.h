@@ -20,9 +20,19 @@ struct BackwardShared {
   BackwardShared(const Backward<T>& p, const Plan& plan, Arena& arena, int direction)
       : ih{{p.input_size, 1}, p.weights[direction].ih, nullptr,    p.hidden_size,
            Cell::kGates,      Cell::input_gate,        plan.direct},
-        hh{panels_of_h(p, plan), p.weights[direction].hh, nullptr,    p.hidden_size,
-           Cell::kGates,         Cell::hidden_gate,       plan.direct},
-        hr{{p.hidden_size, 1}, p.weights[direction].hr, nullptr, p.proj_size, 1, the_only_gate,
+        hh{panels_of_units(p.width(), p, plan),
+           p.weights[direction].hh,
+           nullptr,
+           p.hidden_size,
+           Cell::kGates,
+           Cell::hidden_gate,
+           plan.direct},
+        hr{panels_of_units(p.hidden_size, p, plan),
+           p.weights[direction].hr,
+           nullptr,
+           p.proj_size,
+           1,
+           the_only_gate,
            plan.direct} {
     if (direction >= p.directions) return;
     if (input_beside(p, plan)) hh.put_beside(ih.weight, p.input_size);

@@ -7,8 +7,8 @@
 namespace rnnkern::RNNKERN_ISA {
 
 constexpr int kDirectRows = 4;
-// Bytes of a row from which on even a processor that follows rows by itself is faster if told to.
-constexpr int64_t kFollowed = 2560;
+// Bytes of rows that no processor follows by itself, as many as a register has lanes.
+constexpr int64_t kLongRow = 2560;
 
 // One term: row r of the left operand is a + r * row; lane l of vector v is multiplied by the
 // matrix row weight[v] + l * depth.
@@ -37,8 +37,8 @@ RNNKERN_INLINE void add_blocks(const F* a, int64_t row, const F* weight, int64_t
   using V = Vec<Sum<F>>;
   using Columns = Transposed<F>;
   constexpr int kColumns = Columns::kColumns, kTurns = kLine<F> / kColumns;  // that read a line
-  const bool followed = follows_rows() && depth * int64_t(sizeof(F)) < kFollowed;
-  const int64_t lanes_to_fetch = followed ? 0 : V::kLanes;
+  const bool fetch = worth_fetching(kRows) || depth * int64_t(sizeof(F)) >= kLongRow;
+  const int64_t lanes_to_fetch = fetch ? V::kLanes : 0;
   typename V::Raw sum[kBlocks][kRows];
   const F* ahead[kBlocks];
   int64_t begin[kBlocks], end = k;

@@ -35,7 +35,8 @@ class GateWeights {
     hh_ = arena.take<F>(panels_.size(hidden_depth_));
     bias_ = arena.take<S>(Cell::kSums * panels_.blocks() * kLanes);
     const int64_t split = plan.by_units ? plan.team(p.directions) : 1;
-    far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) > resident() * split;
+    far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) > resident() * split &&
+           worth_fetching(plan.row_block);
   }
 
   // From one row of a panel's sums to the next.
@@ -170,7 +171,7 @@ class GateWeights {
   const Panels<F> panels_;
   const int64_t input_depth_, hidden_depth_;  // in factors
   const bool direct_, fused_input_;
-  bool far_;     // whether those of a step are too many for the second-level caches
+  bool far_;     // whether those of a step are fetched into the second-level caches
   F *ih_, *hh_;  // packed
   S* bias_;      // packed: one row of all sums
 };

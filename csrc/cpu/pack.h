@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "matrix_product.h"
+#include "team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -61,6 +62,28 @@ struct Panels {
   }
 };
 
+// Columns in panels of which a team's ranks get about as many vectors each. A narrower panel costs
+// more for each of its vectors, as its tiles load more for a multiply-add.
+template <class F>
+Panels<F> even_panels(int64_t columns, int team) {
+  constexpr double kCost[kTileVectors + 1] = {0, 1.5, 1.15, 1.03, 1};
+  Panels<F> best(columns, 1);
+  double least_cost = 0;
+  for (int width = kTileVectors; width > 0; --width) {
+    const Panels<F> panels(columns, 1, width);
+    const int64_t count = panels.count();
+    int64_t most = 0;
+    for (int rank = 0; rank < team; ++rank) {
+      const Team one{rank, team, nullptr};
+      most =
+          greatest(most, least(one.end(count) * width, panels.blocks()) - one.begin(count) * width);
+    }
+    const double cost = kCost[width] * double(most);
+    if (width == kTileVectors || cost < least_cost) best = panels, least_cost = cost;
+  }
+  return best;
+}
+
 // Rows of a matrix, read as columns: out[i][l] = source[l * ld + i] for kColumns consecutive i.
 // Half a register of each row comes in one piece.
 template <class F>
@@ -97,17 +120,16 @@ struct Transposed {
   // The even (or odd) quarters of a, then those of b.
   template <int kOdd, int... I>
   RNNKERN_INLINE static Raw quarters(Raw a, Raw b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b,
-                                   (2 * (I / kQuarter) * kQuarter + kOdd * kQuarter +
-                                    I % kQuarter)...);
+    return __builtin_shufflevector(
+        a, b, (2 * (I / kQuarter) * kQuarter + kOdd * kQuarter + I % kQuarter)...);
   }
 
   RNNKERN_INLINE static void load(const F* source, int64_t ld, Raw* out) {
     constexpr auto all = std::make_integer_sequence<int, kLanes>();
 #pragma GCC unroll 8
     for (int i = 0; i < kColumns; ++i)
-      out[i] = gather(source + (i / kQuarter * kPieces * kQuarter + i % kQuarter) * ld,
-                      kQuarter * ld);
+      out[i] =
+          gather(source + (i / kQuarter * kPieces * kQuarter + i % kQuarter) * ld, kQuarter * ld);
 #pragma GCC unroll 2
     for (int g = 0; g < kColumns; g += kQuarter)
 #pragma GCC unroll 2

@@ -29,12 +29,13 @@ int64_t resident() {
   return bytes;
 }
 
-bool follows_rows() {
+bool worth_fetching([[maybe_unused]] int64_t rows) {
 #if defined(__x86_64__)
-  static const bool follows = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
-  return follows;
+  // Measured on a Zen 5.
+  static const bool by_itself = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
+  return rows > 4 || !by_itself;
 #else
-  return false;
+  return true;
 #endif
 }
 

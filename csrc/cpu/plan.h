@@ -9,8 +9,9 @@ namespace rnnkern {
 // half of it.
 int64_t resident();
 
-// Whether the processor by itself fetches ahead in as many rows as a register has lanes.
-bool follows_rows();
+// Whether to fetch ahead the weights that so many rows go through in order: by themselves some
+// processors do it better while these are few.
+bool worth_fetching(int64_t rows);
 
 struct Plan {
   int threads;

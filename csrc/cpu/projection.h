@@ -15,14 +15,10 @@ namespace rnnkern::RNNKERN_ISA {
 
 inline int the_only_gate(int) { return 0; }
 
-// How the columns of h fall into panels. Those of a projection may be few: narrow ones then, so
-// that each thread of a team that splits the units gets one.
+// How the columns of h, or other units, fall into panels.
 template <class T>
-Panels<Factor<T>> panels_of_h(const Layer<T>& p, const Plan& plan) {
-  const Panels<Factor<T>> wide(p.width(), 1);
-  if (!p.proj_size || !plan.by_units) return wide;
-  const int64_t each = wide.blocks() / plan.team(p.directions);
-  return {p.proj_size, 1, int(greatest<int64_t>(1, least<int64_t>(each, kTileVectors)))};
+Panels<Factor<T>> panels_of_units(int64_t units, const Layer<T>& p, const Plan& plan) {
+  return even_panels<Factor<T>>(units, plan.by_units ? plan.team(p.directions) : 1);
 }
 
 // In the place of both for types that have none.
@@ -40,7 +36,7 @@ class ForwardProjection {
   ForwardProjection(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
       : weight_(p.weights[direction].hr),
         depth_(p.hidden_size),
-        panels_(panels_of_h(p, plan)),
+        panels_(panels_of_units(p.width(), p, plan)),
         direct_(plan.direct) {
     if (!weight_) return;
     packed_ = arena.take<T>(panels_.size(depth_));
@@ -107,7 +103,8 @@ class BackwardProjection {
         dh_{nullptr, odd_lines<T>(p.proj_size)},
         m_{nullptr, p.hidden_size},
         dm_{nullptr, weight_.panels.row()},
-        thin_(p.proj_size ? ThinGradient<T>::columns(weight_.panels) : 0, 1, p.proj_size, arena) {
+        thin_(p.proj_size ? ThinGradient<T>::columns({p.hidden_size, 1}) : 0, 1, p.proj_size,
+              arena) {
     if (!weight_.weight) return;
     dh_.data = arena.take<T>(chunk_rows * dh_.stride);
     if (p.grads[direction].hr) m_.data = arena.take<T>(chunk_rows * m_.stride);
@@ -167,7 +164,7 @@ class BackwardProjection {
     chunk.hidden = p_.proj_size, chunk.gates = 1;
     thin_.clear();
     add_weight_gradient(
-        chunk, grad, weight_.panels, 0, the_only_gate,
+        chunk, grad, {p_.hidden_size, 1}, 0, the_only_gate,
         [&](int64_t k, int64_t, int64_t) { return m_[k]; }, thin_);
     thin_.add(chunk, 0);
   }

@@ -70,7 +70,7 @@ struct RightOperand {
   void add_product(const Blocked<const F>& left, int64_t rows, int64_t panel, RowsOf<S> out,
                    int64_t next = -1) const {
     const int64_t depth = this->depth(), step = panels.step(panel);
-    const bool far = panels.bytes(depth) > resident();
+    const bool far = panels.bytes(depth) > resident() && worth_fetching(rows);
     const auto add = [&](Term<F>* terms, int count) {
       for_row_groups(rows, [&](int64_t r, int n) {
         Term<F> shifted[kMaxTerms];
