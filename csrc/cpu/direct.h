@@ -84,6 +84,8 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count
                                            Tile<Sum<F>> tile) {
   using V = Vec<Sum<F>>;
   constexpr int kColumns = Transposed<F>::kColumns;
+  // Where fetching ahead takes the place of loads, two blocks at a time gain nothing.
+  const bool in_twos = kRows <= 2 && !worth_fetching(kRows);
   const RowsOf<const Sum<F>> init = tile.begin();
   typename V::Raw total[kRows];
 #pragma GCC unroll 4
@@ -93,7 +95,7 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count
     for (int64_t k = t->first; k < t->depth;) {
       const bool own = k || (tile.add && t == terms);
       const int64_t n = block_depth(t->depth - k), after = block_depth(t->depth - k - n);
-      if (kRows <= 2 && after && after <= n && n % kColumns == 0 && after % kColumns == 0) {
+      if (in_twos && after && after <= n && n % kColumns == 0 && after % kColumns == 0) {
         add_blocks<F, kRows, 2>(t->a, t->row, t->weight[v], t->depth, k, {n, after}, own, total);
         k += n + after;
       } else {
