@@ -1,6 +1,7 @@
 """The worked example under torchrun: two gloo processes give the gradients of one."""
 
 import copy
+import gc
 import os
 import re
 import socket
@@ -59,6 +60,7 @@ def _alone(tmp_path: Path) -> Iterator[None]:
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
+    gc.collect()  # models first, as in the example
     dist.destroy_process_group()
 
 
