@@ -116,9 +116,9 @@ def autograd() -> list[Extension]:
     return [
         CppExtension(
             f"rnnkern._autograd_torch{release}",
-            ["csrc/bindings/autograd.cpp"],
+            ["csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"],
             extra_compile_args=[*CFLAGS, "-g0", "-Wno-unused-parameter"],
-            depends=["csrc/cells/cells.h"],
+            depends=["csrc/cells/cells.h", "csrc/bindings/module_weights.h"],
             optional=True,
         )
     ]

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import composite
+from . import compiler, composite
 from .autograd import operator_call, step_call
 from .cells import BY_MODE
+from .module_weights import registered_weights, tensors_in
 from .path import obstacle
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
-_PLAIN = frozenset({Tensor, nn.Parameter})
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -30,25 +30,29 @@ class Cell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
-        compiling = _is_compiling()
-        own = self._parameters
-        weights = [] if compiling or tuple(own) != _NAMES else [*own.values()]
-        if not weights or weights[-1] is None:
+        weights = None
+        if not _is_compiling():
+            weights = registered_weights(self, _NAMES, None, input, hx)
+        usual = weights is not None
+        if not usual:
+            tracer = None if _is_compiling() else compiler.fx_tracer(input, hx)
+            if tracer is not None:
+                return compiler.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
 
-        path = self.obstacle(input, weights)
+        path = self.obstacle(input, weights, hx, usual)
         if path is not None and path.name == "torch":
-            return super().forward(input, hx)
+            return self._torch_forward(input, hx)
         rank = input.dim()
         if not self._regular(input, rank, hx, weights):
-            return super().forward(input, hx)
+            return self._torch_forward(input, hx)
 
         cell = BY_MODE[self._mode]
         pair = len(cell.states) == 2
         state = () if hx is None else hx if pair else (hx,)
         if rank == 1:
             input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]
-        if path is None and not compiling and type(input) in _PLAIN:
+        if path is None and usual:
             states = step_call(input, state, weights, cell.id)
         else:
             run = operator_call if path is None else composite.layer
@@ -64,6 +68,17 @@ class Cell(nn.RNNCellBase):
         from .convert import to_torch
 
         return to_torch(self)
+
+    def _torch_forward(self, input: Any, hx: Any) -> Any:
+        """torch.nn's own code, which reads past a batched state if the input is unbatched."""
+        if isinstance(input, Tensor) and input.dim() == 1:
+            for k, s in enumerate(tensors_in(hx)):
+                if s.dim() == 2:
+                    which = f"hx[{k}]" if self._mode == "LSTM" else "hx"
+                    raise RuntimeError(
+                        f"For unbatched 1-D input, {which} should also be 1-D but got 2-D tensor"
+                    )
+        return super().forward(input, hx)
 
     def _regular(self, input: Tensor, rank: int, hx: Any, weights: list[Tensor]) -> bool:
         """Whether the arguments fit together; if not, torch.nn's code raises its errors.

@@ -5,7 +5,6 @@ B batch rows, I input_size, H hidden_size, L layers, D directions, N rows of pac
 """
 
 from collections.abc import Callable, Sequence
-from operator import is_
 from typing import Any
 
 import torch
@@ -15,15 +14,13 @@ from torch.nn.utils.rnn import PackedSequence
 from . import compiler, composite
 from .autograd import layer_call, operator_call
 from .cells import BY_MODE
-from .cells import LSTM as LSTM_CELL
+from .module_weights import registered_weights
 from .path import obstacle
-from .precision import takes_bfloat16
+from .precision import autocast_dtype, cast_weights, takes_bfloat16
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
-
-# Input types with nothing between them and the kernels; others go through the dispatcher.
-_PLAIN = frozenset({Tensor, nn.Parameter, PackedSequence})
+_update_flat_weights = nn.RNNBase._update_flat_weights
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -43,7 +40,7 @@ class Layer(nn.RNNBase):
 
     def current_weights(self) -> list[Tensor]:
         """The weights in torch's order, after whatever has been put in the parameters' place."""
-        if _is_compiling():
+        if _is_compiling() and type(self)._update_flat_weights is _update_flat_weights:
             # The list is a cache: refreshing it inside a graph would leave traced tensors in it.
             return [getattr(self, name) for name in self._flat_weights_names]
         self._update_flat_weights()
@@ -51,22 +48,22 @@ class Layer(nn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
-        compiling = _is_compiling()
-        weights = self._flat_weights
-        if compiling or not all(
-            map(is_, map(self._parameters.get, self._flat_weights_names), weights)
-        ):
+        weights = None
+        if not _is_compiling():
+            flat = self._flat_weights
+            weights = registered_weights(self, self._flat_weights_names, flat, input, hx)
+        usual = weights is not None
+        if not usual:
+            tracer = None if _is_compiling() else compiler.fx_tracer(input, hx)
+            if tracer is not None:
+                return compiler.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
 
-        path = self.obstacle(input, weights)
+        path = self.obstacle(input, weights, hx, usual)
         if path is None:
-            run = operator_call if compiling or type(input) not in _PLAIN else layer_call
+            run = layer_call if usual else operator_call
         elif path.name == "composite":
             run = composite.layer
-        elif isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as torch.nn's layers are
-            args = (input,) if hx is None else (input, hx)
-            tracer = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
         else:
             return super().forward(input, hx)
 
@@ -92,11 +89,11 @@ class Layer(nn.RNNBase):
 
     # What one state means: LSTM overrides these for its pair.
 
-    def _state(self, hx: Any, rank: int) -> Sequence[Tensor]:
-        """hx as a sequence of tensors (none if hx is None), each of that rank."""
+    def _state(self, hx: Any, rank: int | None) -> Sequence[Tensor]:
+        """hx as a sequence of tensors (none if hx is None), each of that rank, if one is given."""
         if hx is None:
             return ()
-        if hx.dim() != rank:
+        if rank and hx.dim() != rank:
             batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
             raise RuntimeError(
                 f"For {batched} input, hx should also be {rank}-D but got {hx.dim()}-D tensor"
@@ -141,7 +138,7 @@ class Layer(nn.RNNBase):
         self, run: Run, packed: PackedSequence, hx: Any, weights: Sequence[Tensor]
     ) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
-        state = self._state(hx, 3)
+        state = self._state(hx, None)  # its sizes are checked whole, as in torch.nn
         if state and not _is_compiling():  # a graph cannot look into batch_sizes; the kernels do
             self.check_forward_args(data, self._hx(state), batch_sizes)
         else:
@@ -166,7 +163,11 @@ class Layer(nn.RNNBase):
         """The stack of layers on checked arguments: (output, h_n (L·D, B, ·)[, c_n])."""
         if _any_autocast() and torch.is_autocast_enabled(input.device.type):
             last = state[-1] if state else input
-            input, state, weights = self._cast(input, batch_sizes is not None, state, weights)
+            packed = batch_sizes is not None
+            dtype = autocast_dtype(self, input, packed, state, weights)
+            if run is layer_call:
+                weights = cast_weights(weights, dtype)
+            input, state, weights = _all_to(dtype, input, state, weights)
             with torch.autocast(input.device.type, enabled=False):
                 results = self._run(run, input, batch_sizes, state, weights, batch_first)
             if self.proj_size and input.is_cpu:  # where torch.nn's c keeps the wider type
@@ -201,25 +202,6 @@ class Layer(nn.RNNBase):
         output = input.transpose(0, 1) if batch_first else input
         return output, *map(torch.cat, zip(*finals, strict=True))
 
-    def _cast(
-        self, input: Tensor, packed: bool, state: Sequence[Tensor], weights: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """All in the dtype that torch.nn's results have under autocast (on a CPU: irregular)."""
-        tensors = (input, *state, *weights)
-        double = [t.dtype == torch.float64 for t in tensors]
-        if any(double) and not all(double):
-            raise RuntimeError("float64 does not mix with other dtypes under autocast")
-        device = input.device.type
-        if all(double):
-            dtype = torch.float64
-        elif device == "cpu" and (
-            self.mode == "GRU" or (packed and self.mode == LSTM_CELL.mode and not self.proj_size)
-        ):
-            dtype = state[0].dtype if state else input.dtype
-        else:
-            dtype = torch.get_autocast_dtype(device)
-        return _all_to(dtype, input, state, weights)
-
     def __prepare_scriptable__(self) -> nn.RNNBase:
         # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.
         from .convert import to_torch
@@ -252,7 +234,7 @@ class LSTM(Layer, nn.LSTM):
             proj_size, device, dtype,
         )  # fmt: skip
 
-    def _state(self, hx: Any, rank: int) -> Sequence[Tensor]:
+    def _state(self, hx: Any, rank: int | None) -> Sequence[Tensor]:
         if hx is None:
             return ()
         if isinstance(hx, Tensor):
@@ -260,7 +242,7 @@ class LSTM(Layer, nn.LSTM):
         if len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
         h, c = hx
-        if h.dim() != rank or c.dim() != rank:
+        if rank and not (h.dim() == c.dim() == rank):
             batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
             raise RuntimeError(
                 f"For {batched} input, hx and cx should also be {rank}-D but got "

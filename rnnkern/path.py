@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import compiler, ops
 from .cells import BY_MODE
+from .module_weights import foreign, tensors_in
 from .precision import takes_bfloat16
 
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -44,16 +45,25 @@ _SIZE = Path("torch", "a size is zero")
 _NOT_TENSORS = Path("torch", "input or weights are not tensors")
 
 
-def obstacle(module: nn.Module, input: Any, weights: Sequence[Any]) -> Path | None:
+def obstacle(
+    module: nn.Module, input: Any, weights: Sequence[Any], hx: Any = None, usual: bool = False
+) -> Path | None:
     """Why the fused kernels do not take this call and who does; None if they do.
 
-    Shapes and the agreement of dtypes are not looked at: they are the same for every path.
+    Shapes and the agreement of dtypes are not looked at: they are the same for every path. `usual`
+    says that every tensor of the call is known to be a plain one (`registered_weights`).
     """
     if _functorch_active() or forward_ad._current_level >= 0:
         return _TRANSFORM
     data = input[0] if isinstance(input, PackedSequence) else input
-    if not isinstance(data, Tensor) or _NONE in map(type, weights):
+    if not isinstance(data, Tensor) or (not usual and _NONE in map(type, weights)):
         return _NOT_TENSORS
+    if not usual:
+        found = foreign(tensors_in(input, hx, weights))
+        if found is not None:
+            cls, sees_functions = found
+            name = "torch" if sees_functions else "composite"
+            return Path(name, f"{cls.__name__} may know torch's operators only")
     if data.dtype not in ops.DTYPES:
         return Path("torch", f"dtype {data.dtype}")
     if not (data.is_cpu or data.device.type in ops.DEVICES):
@@ -82,7 +92,7 @@ def explain(
 
     if not isinstance(layer, (Layer, Cell)):
         return Path("torch", f"{type(layer).__name__} is not rnnkern's (rnnkern.convert swaps it)")
-    path = layer.obstacle(x, layer.current_weights()) or FUSED
+    path = layer.obstacle(x, layer.current_weights(), hx) or FUSED
     if path is FUSED and isinstance(layer, Layer) and takes_bfloat16(layer, *_unpacked(layer, x)):
         return _ROUNDED
     return path

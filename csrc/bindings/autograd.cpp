@@ -11,6 +11,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "../cells/cells.h"
+#include "module_weights.h"
 
 namespace {
 
@@ -261,6 +262,14 @@ PyMethodDef methods[] = {
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
      "step(input, state, weights, cell) -> (h[, c]), without the dimensions of T and D"},
     {"use_composite", use_composite, METH_O, "The vjp for double backward and transforms."},
+    {"registered_weights",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::registered_weights)),
+     METH_FASTCALL,
+     "registered_weights(module, names, flat, input, hx) -> list, or None: ask torch's own code"},
+    {"cast_weights",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::cast_weights)),
+     METH_FASTCALL, "cast_weights(weights, dtype) -> list, cast once in a block of autocast"},
+    {"use_lookups", rnnkern::use_lookups, METH_O, "torch.nn's methods that look weights up."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module{
     PyModuleDef_HEAD_INIT, "autograd", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
