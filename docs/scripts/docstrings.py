@@ -1,7 +1,7 @@
 """A griffe extension: the docstrings' plain text as Markdown.
 
 The sources write doctests and aligned columns ("name   what it is"), to be read as they are. Here a
-doctest becomes a code block and columns become a table.
+doctest becomes a code block and columns become a definition list.
 """
 
 from __future__ import annotations
@@ -13,24 +13,31 @@ import griffe
 
 _COLUMNS = re.compile(r"(?P<name>\S(?:[^\s]| (?! ))*) {2,}(?P<text>\S.*)")
 
+_EQUATION = re.compile(r"[\w', ]+? += \S.* {2,}\S")  # its meaning beside it
 
-def _table(lines: list[str]) -> str | None:
-    """Aligned columns as a table; None if the lines are none."""
-    rows: list[list[str]] = []
-    for line in lines:
+
+def _paragraph(lines: list[str]) -> list[str]:
+    """The blocks of one paragraph: equations, or text, columns as a definition list, text."""
+    if any(_EQUATION.match(line) for line in lines):
+        return ["```text\n" + "\n".join(lines) + "\n```"]
+    first = next((i for i, line in enumerate(lines) if _COLUMNS.fullmatch(line)), len(lines))
+    end = first
+    terms: list[list[str]] = []
+    for line in lines[first:]:
         found = _COLUMNS.fullmatch(line)
         if found:
-            rows.append([found["name"], found["text"]])
-        elif rows and line.startswith(" "):
-            rows[-1][1] += " " + line.strip()
+            terms.append([found["name"], found["text"]])
+        elif line.startswith(" "):
+            terms[-1][1] += " " + line.strip()
         else:
-            return None
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join(["| | |", "|:--|:--|", *(f"| `{a}` | {b} |" for a, b in cells)])
+            break
+        end += 1
+    definitions = "\n\n".join(f"`{name}`\n:   {text}" for name, text in terms)
+    return ["\n".join(lines[:first]), definitions, "\n".join(lines[end:])]
 
 
 def markdown(text: str) -> str:
-    """`text` with its doctests fenced and its columns as tables."""
+    """`text` with its doctests fenced and its columns as definition lists."""
     blocks = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         lines = block.split("\n")
@@ -38,14 +45,8 @@ def markdown(text: str) -> str:
             indent = len(lines[0]) - len(lines[0].lstrip())
             code = "\n".join(line[indent:] for line in lines)
             blocks.append(f"```pycon\n{code}\n```")
-            continue
-        # Columns may follow a sentence in the same paragraph.
-        first = next((i for i, line in enumerate(lines) if _COLUMNS.fullmatch(line)), None)
-        table = None if first is None else _table(lines[first:])
-        if table:
-            blocks += ["\n".join(lines[:first]), table]
         else:
-            blocks.append(block)
+            blocks += _paragraph(lines)
     return "\n\n".join(filter(None, blocks))
 
 

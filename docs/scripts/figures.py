@@ -8,30 +8,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import common  # noqa: F401  the examples' style
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from reflection_vanishing import (
-    BATCH,
-    BIASES,
-    HIDDEN,
-    STEPS,
-    loss,
-    lstm_with_forget_bias,
-)
+from reflection_vanishing import BATCH, BIASES, HIDDEN, STEPS, loss, lstm_with_forget_bias
 
 import rnnkern
+
+IMAGES = Path(__file__).resolve().parents[1] / "img"
 
 
 def save(figure: Figure, name: str) -> None:
     """The same picture gives the same file: no date, no random names."""
-    figure.savefig(
-        ROOT / "docs" / "img" / f"{name}.svg", facecolor="white", metadata={"Date": None}
-    )
+    figure.savefig(IMAGES / f"{name}.svg", facecolor="white", metadata={"Date": None})
     plt.close(figure)
 
 

@@ -349,7 +349,7 @@ def machine_page(machine: Machine) -> tuple[str, str]:
         f"![torch.nn's time over rnnkern's, by call]({machine.file}.svg)",
         "## Times",
         *[
-            f'??? note "{group}"\n\n' + indented(row_table([r for r in rows if r["group"] == group]))
+            folded(group, row_table([r for r in rows if r["group"] == group]))
             for group in dict.fromkeys(r["group"] for r in rows)
         ],
     ]
@@ -359,8 +359,9 @@ def machine_page(machine: Machine) -> tuple[str, str]:
     return "\n\n".join(parts) + "\n", plot
 
 
-def indented(text: str) -> str:
-    return "\n".join("    " + line for line in text.split("\n"))
+def folded(title: str, text: str) -> str:
+    """A block that a click opens."""
+    return "\n".join([f'??? note "{title}"', "", *("    " + line for line in text.split("\n"))])
 
 
 def group_table(groups: list[dict[str, Any]], threads: int) -> str:
