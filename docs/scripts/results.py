@@ -40,12 +40,14 @@ class Machine:
 
 MACHINES = (
     Machine(
-        "cpu-zen5", "Zen 5", "AMD EPYC (Zen 5), AVX-512 with BF16, 1 MB of L2 per core",
+        "cpu-zen5", "Zen 5",
+        "AMD EPYC (Zen 5), AVX-512 with BF16, 48 KB of L1 and 1 MB of L2 per core, 32 MB of L3",
         "commit 54b9042",
     ),
     Machine(
         "cpu-graniterapids", "Granite Rapids",
-        "Intel Xeon, presumably Granite Rapids, AVX-512 with AMX, 2 MB of L2 per core",
+        "Intel Xeon, presumably Granite Rapids, AVX-512 with AMX, 2 MB of L2 per core, "
+        "480 MB of L3",
         "commit 52d1d16; the LSTM's last units did not share vectors yet",
     ),
     Machine(
