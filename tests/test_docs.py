@@ -32,6 +32,25 @@ def test_picture_is_of_the_results():
     assert results.HEADLINE.read_text(encoding="utf-8") == results.headline()
 
 
+def test_table_of_the_readme_is_of_the_results():
+    import results
+
+    groups = results.load("cpu-zen5")["groups"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for one, two in zip(groups[::2], groups[1::2], strict=True):
+        assert (one["group"], one["threads"], two["threads"]) == (two["group"], 1, 2)
+        limit = two["ceiling"]
+        cells = [
+            str(two["rows"]),
+            f"{one['geomean']:.1f}×",
+            f"{two['geomean']:.1f}×",
+            f"{two['least']:.2f}×",
+            f"{two['target']:.2f}×",
+            "–" if limit is None else f"{limit:.{0 if limit >= 10 else 1}f}×",
+        ]
+        assert f" | {' | '.join(cells)} |" in readme, two["group"]
+
+
 def named_paths(page: Path) -> set[str]:
     text = page.read_text(encoding="utf-8")
     return set(re.findall(r"`((?:csrc|rnnkern|tests|bench|examples|docs)/[\w./]+\.\w+)`", text))
