@@ -45,6 +45,7 @@ _JIT = Path("torch", "torch.jit.trace or the ONNX exporter records torch's opera
 _PROJECTION = Path("torch", "the kernels of this device do not cover proj_size yet")
 _SIZE = Path("torch", "a size is zero")
 _NOT_TENSORS = Path("torch", "input or weights are not tensors")
+_NESTED = Path("torch", "nested tensor")
 _AUTOCAST = Path("torch", "cells under autocast are torch.nn's")
 _IRREGULAR = Path("torch", "input, hx and weights do not fit together")
 
@@ -93,12 +94,16 @@ def explain(
         return Path("torch", f"{type(layer).__name__} is not rnnkern's (rnnkern.convert swaps it)")
     weights = layer.current_weights()
     path = layer.obstacle(x, weights)
+    if path is None and (x.data if isinstance(x, PackedSequence) else x).is_nested:
+        return _NESTED
     if isinstance(layer, Cell):
         if path is not None and path.name == "torch":
             return path
         if _any_autocast():
             return _AUTOCAST
-        return path or FUSED if layer._regular(x, x.dim(), hx, weights) else _IRREGULAR
+        if isinstance(x, PackedSequence) or not layer._regular(x, x.dim(), hx, weights):
+            return _IRREGULAR
+        return path or FUSED
     if path is None and _is_rounded(layer, x, hx, weights):
         return _ROUNDED
     return path or FUSED
@@ -106,7 +111,7 @@ def explain(
 
 def _is_rounded(layer: nn.RNNBase, x: Any, hx: Any, weights: Sequence[Tensor]) -> bool:
     data = x.data if isinstance(x, PackedSequence) else x
-    if type(data) not in (Tensor, nn.Parameter) or data.is_nested or data.dim() not in (2, 3):
+    if type(data) not in (Tensor, nn.Parameter) or data.dim() not in (2, 3):
         return False
     state = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
     return (
@@ -139,17 +144,20 @@ def _require_plannable(layer: Any, x: Any) -> None:
         raise TypeError(
             f"x must be the input that {type(layer).__name__} takes, got {type(x).__name__}"
         )
-    path = layer.obstacle(x, layer.current_weights())
-    if path is not None:
-        raise RuntimeError(f"there is no plan, this call does not run fused ({path})")
     data = x.data if packed else x
     ranks = (2,) if packed else (2, 3) if isinstance(layer, Layer) else (1, 2)
-    if data.dim() not in ranks or data.shape[-1] != layer.input_size or not data.numel():
+    regular = data.layout is _STRIDED and not data.is_nested  # others need not have a shape
+    if regular and (
+        data.dim() not in ranks or data.shape[-1] != layer.input_size or not data.numel()
+    ):
         wanted = " or ".join(f"{rank}-D" for rank in ranks)
         raise ValueError(
             f"x must be {wanted}, not empty, with {layer.input_size} features, "
             f"got the shape {tuple(data.shape)}"
         )
+    path = explain(layer, x)  # of a cell it asks for more
+    if path.name != "fused":
+        raise RuntimeError(f"there is no plan, this call does not run fused ({path})")
 
 
 def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from threading import Lock, RLock
 from typing import Any, Protocol
 
@@ -103,7 +104,7 @@ class watch:
 
     every     record each layer's training calls 0, every, 2·every, ...
     callback  called with an `Observation` when a backward pass through the layer is over, by the
-              thread of that pass
+              thread of that pass, without gradients
     writer    an open TensorBoard `SummaryWriter`, or anything with its add_scalar and
               add_histogram; one thread at a time writes
 
@@ -225,6 +226,8 @@ class _Call:
 # State of a call belongs to its context: threads, tasks and replicas share a layer and its hooks.
 _CALL: ContextVar[_Call | None] = ContextVar("rnnkern_watched_call", default=None)
 
+_serial = count()
+
 
 class _Hooks:
     """Lays a recorder around one layer's calls. Without a watch, as in a copied model: nothing."""
@@ -232,6 +235,7 @@ class _Hooks:
     def __init__(self, watch: watch | None = None, name: str = "") -> None:
         self.watch = watch
         self.name = name
+        self.serial = next(_serial)
         self.step = 0
         self.lock = Lock()
         self.warned = False
@@ -253,15 +257,16 @@ class _Hooks:
         TAP.set(shared or recorder)
 
     def _shared(self, layer: Layer, tap: Tap | None) -> Recorder | None:
-        """Another watch's recorder of this very call, if there is one."""
-        if not isinstance(tap, Recorder) or tap.layer is not layer or tap.calls:
-            return None
+        """Another watch's recorder of this very call, if there is one.
+
+        The hooks of one call run in the order in which they were made; any other order says that a
+        hook of the layer calls the layer again.
+        """
         call = _CALL.get()
-        while call is not None:
-            if call.hooks is self and call.tap is not tap:  # a hook of the layer calls it again
-                return None
-            call = call.outer
-        return tap
+        if call is None or call.hooks.serial >= self.serial:
+            return None
+        same = isinstance(tap, Recorder) and tap.layer is layer and not tap.calls
+        return tap if same else None
 
     def after(self, layer: Layer, args: tuple[Any, ...], *rest: Any) -> None:
         # rest: kwargs, result; no kwargs if another thread removes the hook meanwhile
