@@ -72,9 +72,14 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"argument --peers: not installed: {', '.join(missing)}")
     try:
         re.compile(args.match)
-        thread_counts(args)
-    except (re.error, ValueError) as error:
-        parser.error(str(error))
+    except re.error as error:
+        parser.error(f"argument --match: {error}")
+    try:
+        valid = min(thread_counts(args)) > 0
+    except ValueError:
+        valid = False
+    if not valid:
+        parser.error(f"argument --threads: numbers or 'all', got {args.threads!r}")
     return args
 
 

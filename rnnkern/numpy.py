@@ -25,7 +25,17 @@ State = Array | tuple[Array, Array]
 
 __all__ = ["Layer", "set_threads"]
 
-set_threads = _numpy.set_threads
+
+def set_threads(count: int) -> None:
+    """How many threads a call uses; at first as many as the machine has cores.
+
+    Raises TypeError for what is no whole number, ValueError below 1.
+    """
+    if not isinstance(count, (int, np.integer)) or isinstance(count, bool):
+        raise TypeError(f"the number of threads must be a whole number, got {count!r}")
+    if count < 1:
+        raise ValueError(f"the number of threads must be at least 1, got {count}")
+    _numpy.set_threads(int(count))
 
 
 class Layer:

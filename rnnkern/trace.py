@@ -14,7 +14,7 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
@@ -73,8 +73,7 @@ class Trace:
         return self._layout.batch_first
 
     def __getitem__(self, layer_and_direction: tuple[int, int]) -> Steps:
-        layer, direction = layer_and_direction
-        return self.steps[layer][direction]
+        return _pick(self.steps, layer_and_direction)
 
     @property
     def hidden(self) -> Tensor:
@@ -122,8 +121,7 @@ class Flow:
     norms: list[list[Norms]]
 
     def __getitem__(self, layer_and_direction: tuple[int, int]) -> Norms:
-        layer, direction = layer_and_direction
-        return self.norms[layer][direction]
+        return _pick(self.norms, layer_and_direction)
 
     @property
     def hidden(self) -> Tensor:
@@ -387,12 +385,26 @@ def _savable(value: Tensor) -> Tensor:
     return value.clone() if value.is_inference() else value
 
 
+def _pick(parts: list[list[Any]], layer_and_direction: Any) -> Any:
+    """One direction of one layer, by their numbers; negative ones count from the end."""
+    layers, directions = len(parts), len(parts[0])
+    if not (isinstance(layer_and_direction, tuple) and len(layer_and_direction) == 2):
+        raise TypeError(f"expected [layer, direction], got [{layer_and_direction!r}]")
+    layer, direction = layer_and_direction
+    if not (-layers <= layer < layers and -directions <= direction < directions):
+        raise IndexError(
+            f"no layer {layer}, direction {direction} in {layers} layer(s) of "
+            f"{directions} direction(s)"
+        )
+    return parts[layer][direction]
+
+
 def _require_layer(layer: Any) -> None:
     if not isinstance(layer, Layer):
-        raise TypeError(
-            f"expected rnnkern.LSTM, GRU or RNN, got {type(layer).__name__}; "
-            "rnnkern.convert makes them of torch.nn's"
-        )
+        hint = "rnnkern.convert makes them of torch.nn's"
+        if isinstance(layer, nn.Module) and not isinstance(layer, nn.RNNBase):
+            hint = "of a model give the layer itself; cells have no record"
+        raise TypeError(f"expected rnnkern.LSTM, GRU or RNN, got {type(layer).__name__}; {hint}")
 
 
 def _require_input(x: Any) -> None:

@@ -114,7 +114,8 @@ class watch:
     that the fused kernels do not take (see `rnnkern.explain`) cannot be recorded: warns once per
     layer. If callback or writer raises, it is warned once, the traceback goes to the logger
     "rnnkern", and that one gets no more observations: the training goes on. A copy of the model is
-    not watched. Raises ValueError for a model without rnnkern layers.
+    not watched. Raises ValueError for a model without rnnkern layers, TypeError for arguments of
+    wrong types.
     """
 
     def __init__(
@@ -124,8 +125,20 @@ class watch:
         callback: Callable[[Observation], Any] | None = None,
         writer: Writer | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a module, got {type(model).__name__}")
+        if not hasattr(every, "__index__"):
+            raise TypeError(f"every must be a whole number, got {every!r}")
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be a function, got {type(callback).__name__}")
+        if writer is not None and not (
+            hasattr(writer, "add_scalar") and hasattr(writer, "add_histogram")
+        ):
+            raise TypeError(
+                f"writer must have add_scalar and add_histogram, got {type(writer).__name__}"
+            )
         self.layers = {
             name or type(module).__name__: module
             for name, module in model.named_modules()
@@ -133,7 +146,8 @@ class watch:
         }
         if not self.layers:
             raise ValueError(
-                "the model has no rnnkern layer; rnnkern.convert makes them of torch's"
+                "the model has no rnnkern layer; rnnkern.convert makes them of torch's "
+                "(cells cannot be watched)"
             )
         self.every = every
         self.callback = callback

@@ -329,3 +329,12 @@ def test_wrong_projection(change, message):
 def test_imports_no_torch():
     program = "import sys, rnnkern.numpy; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_wrong_numbers_of_threads():
+    for wrong in ("2", 1.5, None, True):
+        with pytest.raises(TypeError, match="must be a whole number, got"):
+            rnnkern.numpy.set_threads(wrong)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="at least 1, got"):
+            rnnkern.numpy.set_threads(wrong)

@@ -124,9 +124,8 @@ def test_two_backward_passes_are_reported_once():
         again = model(torch.randn(T, B, I))
         work = [lambda: again.backward(retain_graph=True)] * 4
         assert not in_threads(4, lambda k: work[k]())
-    assert [(o.name, o.step) for o in seen] == [
-        (name, step) for step in (0, 1) for name in ("decoder", "encoder")
-    ]
+    found = sorted((o.step, o.name) for o in seen)
+    assert found == [(step, name) for step in (0, 1) for name in ("decoder", "encoder")]
 
 
 def test_replicas_of_data_parallel():
@@ -563,3 +562,36 @@ def test_what_is_no_tensor_is_named():
 
     with pytest.raises(RuntimeError, match="tensor subclass"):
         rnnkern.trace(layer, torch.randn(T, B, I).as_subclass(Sub))
+
+
+def test_parts_that_are_not_there():
+    layer = rnnkern.LSTM(I, H, num_layers=2)
+    for found in (
+        rnnkern.trace(layer, torch.randn(T, B, I)),
+        rnnkern.gradient_flow(layer, torch.randn(T, B, I), torch.sum),
+    ):
+        assert found[-2, -1] is found[0, 0]
+        for wrong in ((2, 0), (0, 1), (-3, 0)):
+            with pytest.raises(IndexError, match=r"no layer -?\d, direction \d in 2 layer"):
+                found[wrong]
+        with pytest.raises(TypeError, match=r"\[layer, direction\], got \[0\]"):
+            found[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": [rnnkern.LSTM(I, H)]}, "a module, got list"),
+        ({"every": "2"}, "whole number, got '2'"),
+        ({"every": 1.5}, "whole number, got 1.5"),
+        ({"callback": 5}, "a function, got int"),
+        ({"writer": "runs"}, "add_scalar and add_histogram, got str"),
+    ],
+)
+def test_wrong_arguments_of_watch(options, message):
+    with pytest.raises(TypeError, match=message):
+        rnnkern.watch(**{"model": rnnkern.LSTM(I, H)} | options)
+    with pytest.raises(ValueError, match="cells cannot be watched"):
+        rnnkern.watch(rnnkern.LSTMCell(I, H))
+    with pytest.raises(TypeError, match="cells have no record"):
+        rnnkern.trace(rnnkern.LSTMCell(I, H), torch.randn(B, I))
