@@ -137,7 +137,8 @@ class _Layer(torch.autograd.Function):
                 cell, batch_first, input, batch_sizes, state, output.detach(),
                 h_n, c_n, saved, cells,
             )  # fmt: skip
-        ctx.save_for_backward(input, batch_sizes, *tensors, output, saved, cells)
+        # In the order of the C++ node: a checkpoint may save for one and recompute for the other.
+        ctx.save_for_backward(input, *tensors, output, saved, cells, batch_sizes)
         ctx.call = (cell, batch_first, states, True, tap, key)
         ctx.set_materialize_grads(False)
         return (output, h_n, c_n) if cell == LSTM.id else (output, h_n)
@@ -148,7 +149,8 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[5:]
         grads = (grad_output, grad_h, grad_c)
-        return (*[None] * 5, *_gradients(ctx, ctx.saved_tensors, grads, needed))
+        input, *tensors, batch_sizes = ctx.saved_tensors
+        return (*[None] * 5, *_gradients(ctx, (input, batch_sizes, *tensors), grads, needed))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
