@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import composite
+from . import _torch_twin, composite
 from .autograd import operator_call, step_call
 from .cells import BY_MODE
 from .path import obstacle
@@ -16,7 +16,7 @@ _PLAIN = frozenset({Tensor, nn.Parameter})
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class Cell(nn.RNNCellBase):
+class Cell(_torch_twin.RNNCellBase):
     """What the three cells share. Shapes: input (B, I) or (I), states (B, H) or (H)."""
 
     obstacle = obstacle
@@ -61,9 +61,7 @@ class Cell(nn.RNNCellBase):
 
     def __prepare_scriptable__(self) -> nn.RNNCellBase:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.
-        from .convert import to_torch
-
-        return to_torch(self)
+        return _torch_twin.to_torch(self)
 
     def _regular(self, input: Tensor, rank: int, hx: Any, weights: list[Tensor]) -> bool:
         """Whether the arguments fit together; if not, torch.nn's code raises its errors.
@@ -91,7 +89,7 @@ class Cell(nn.RNNCellBase):
         )
 
 
-class LSTMCell(Cell, nn.LSTMCell):
+class LSTMCell(Cell, _torch_twin.LSTMCell):
     """torch.nn.LSTMCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.LSTMCell(10, 20)
@@ -101,7 +99,7 @@ class LSTMCell(Cell, nn.LSTMCell):
     _mode = "LSTM"
 
 
-class GRUCell(Cell, nn.GRUCell):
+class GRUCell(Cell, _torch_twin.GRUCell):
     """torch.nn.GRUCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.GRUCell(10, 20)
@@ -111,7 +109,7 @@ class GRUCell(Cell, nn.GRUCell):
     _mode = "GRU"
 
 
-class RNNCell(Cell, nn.RNNCell):
+class RNNCell(Cell, _torch_twin.RNNCell):
     """torch.nn.RNNCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.RNNCell(10, 20, nonlinearity="relu")

@@ -6,13 +6,12 @@ torch._dynamo.config.allow_rnn is set. Setting it would change how the user's ow
 """
 
 import functools
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from ._after_import import after_import
 
 _BUILDER = "torch._dynamo.variables.builder"
 
@@ -45,28 +44,6 @@ def _patch(builder: ModuleType) -> None:
     builder.VariableBuilder.wrap_module = wrap_module
 
 
-class _AfterImport(MetaPathFinder):
-    """Patches the builder when it is imported, and is gone then: importing Dynamo takes seconds."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != _BUILDER:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                _patch(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 def install() -> None:
-    """Called once, when the layers are first imported."""
-    if _BUILDER in sys.modules:
-        _patch(sys.modules[_BUILDER])
-    else:
-        sys.meta_path.insert(0, _AfterImport())
+    """Called once, when the layers are first imported; importing Dynamo itself takes seconds."""
+    after_import(_BUILDER, _patch)
