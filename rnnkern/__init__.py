@@ -4,8 +4,8 @@
     >>> lstm = rnnkern.LSTM(128, 256, num_layers=2, batch_first=True)  # torch.nn.LSTM's signature
     >>> output, (h_n, c_n) = lstm(torch.randn(8, 100, 128))
 
-Everything is loaded on first use, so that `import rnnkern.numpy` needs no torch. The operators alone
-are registered as soon as torch is there as well: exported and compiled programs call them by name.
+Everything is loaded on first use, so that `import rnnkern.numpy` needs no torch. Only the operators
+are registered as soon as torch is imported too: exported and compiled programs call them by name.
 """
 
 import sys

@@ -10,10 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
+from . import _torch_twin
 from ._after_import import after_import
 
 _BUILDER = "torch._dynamo.variables.builder"
+_REFUSED = (_torch_twin.LSTM, _torch_twin.GRU, _torch_twin.RNN)
 
 
 def exporting_to_onnx() -> bool:
@@ -24,6 +27,17 @@ def exporting_to_onnx() -> bool:
 # Dynamo calls it then instead of tracing it. This is what torch.compiler.assume_constant_result
 # does, which would import Dynamo.
 exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _refuse(builder: ModuleType, value: nn.Module) -> None:
+    """What Dynamo does with torch's own layers, which it looks up under names that we may hold."""
+    if not builder.config.allow_rnn and hasattr(builder, "unimplemented"):
+        builder.unimplemented(
+            gb_type="Attempted to wrap RNN, GRU, or LSTM",
+            context=str(value),
+            explanation="Dynamo does not support RNN, GRU, or LSTM.",
+            hints=["rnnkern.convert(model) puts the layer on kernels that Dynamo supports."],
+        )
 
 
 def _patch(builder: ModuleType) -> None:
@@ -39,6 +53,8 @@ def _patch(builder: ModuleType) -> None:
         if isinstance(value, Layer):
             with builder.config.patch(allow_rnn=True):
                 return original(self, value)
+        if isinstance(value, _REFUSED) and not isinstance(value, (nn.LSTM, nn.GRU, nn.RNN)):
+            _refuse(builder, value)
         return original(self, value)
 
     builder.VariableBuilder.wrap_module = wrap_module

@@ -51,28 +51,32 @@ def _new(cls: type, *args: Any) -> nn.Module:
     return kind.__new__(kind, *args)
 
 
-class _ConvertedSubclass(Converted):
-    """Pickles the modules of the user's subclasses by the user's class."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced = super().__reduce_ex__(2)
-        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:
-            return (_new, (self._original, *reduced[1][1:]), *reduced[2:])
-        return reduced  # by a method of the user's
+def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
+    """`__reduce_ex__` of the classes made here: they pickle by the user's class."""
+    made = next(kind for kind in type(self).__mro__ if "_original" in vars(kind))
+    reduced = super(made, self).__reduce_ex__(2)  # type: ignore[misc]
+    if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:
+        return (_new, (made._original, *reduced[1][1:]), *reduced[2:])
+    return reduced  # by a method of the user's
 
 
 class _Unseen:
-    """First of the bases while a class is made, for `__init_subclass__` of the user's not to run."""
+    """First of the bases while a class is made: the user's `__init_subclass__` does not run then."""
 
     def __init_subclass__(cls, **_: Any) -> None:
         pass
+
+
+def _hooks(kinds: Iterable[type]) -> list[type]:
+    """The classes that hear of classes derived from them."""
+    return [k for k in kinds if "__init_subclass__" in vars(k) and k.__module__ != "typing"]
 
 
 def _derive(cls: type, bases: tuple[type, ...], members: dict[str, Any]) -> type:
     """A class with the name of `cls`, on those bases, of whose making no code of the user's hears.
 
     `__subclasses__()` of the bases lists it, as it lists the classes that torch makes for
-    parametrisations.
+    parametrisations. The first base gives the layout, which has to be that of `cls`.
     """
     hidden = {"__dict__", "__weakref__", "_abc_impl", "__abstractmethods__"}
     space = {
@@ -81,6 +85,8 @@ def _derive(cls: type, bases: tuple[type, ...], members: dict[str, Any]) -> type
         "__doc__": cls.__doc__,
         **{name: value for name, value in members.items() if name not in hidden},
     }
+    if not any(_hooks(base.__mro__[:-1]) for base in bases):
+        return type(cls.__name__, bases, space)
     made = type(cls.__name__, (_Unseen, *bases), space)
     made.__bases__ = bases
     return made
@@ -88,11 +94,12 @@ def _derive(cls: type, bases: tuple[type, ...], members: dict[str, Any]) -> type
 
 @cache
 def _ours(cls: type) -> type:
-    """rnnkern's class for a class of torch.nn's, or of the user's that reaches torch.nn's forward."""
+    """rnnkern's class for one of torch.nn's, or of the user's that reaches torch.nn's forward."""
     if cls in OURS:
         return OURS[cls]
     ours = OURS[_base(cls)]
-    return _derive(cls, (_ConvertedSubclass, cls, ours), {"_original": cls})
+    members = {"_original": cls, "__reduce_ex__": _reduce_ex}
+    return _derive(cls, (cls, ours, Converted), members)
 
 
 def _base(cls: type) -> type:
@@ -111,7 +118,7 @@ def _collision(names: Iterable[str], base: type) -> str | None:
 def _class_refusal(cls: type) -> str | None:
     """Why no class of rnnkern's can stand for this one of the user's."""
     base = _base(cls)
-    kinds = cls.__mro__[: cls.__mro__.index(base)]
+    kinds = [k for k in cls.__mro__[: cls.__mro__.index(base)] if k.__module__ != "typing"]
     for kind in kinds:
         for name in sorted(_CHECKS & vars(kind).keys()):
             return f"{kind.__name__} overrides {name}"
@@ -124,8 +131,7 @@ def _class_refusal(cls: type) -> str | None:
     meta = type(cls)
     if meta.__new__ not in (type.__new__, ABCMeta.__new__) or meta.__init__ is not type.__init__:
         return f"the metaclass {meta.__name__} acts on the classes that derive from it"
-    registers = any("__init_subclass__" in vars(kind) for kind in kinds)
-    if registers and ask_their_class(kinds):
+    if _hooks(kinds) and ask_their_class(kinds):
         return f"{cls.__name__} registers its subclasses and asks for its exact class"
     return None
 

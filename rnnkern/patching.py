@@ -1,4 +1,4 @@
-"""patch(): torch.nn's six names stand for rnnkern's classes, for code that builds its own layers."""
+"""patch(): torch.nn's names stand for rnnkern's classes, for code that builds its own layers."""
 
 import copyreg
 import threading
