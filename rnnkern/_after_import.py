@@ -16,17 +16,21 @@ class _Finder(MetaPathFinder):
     """
 
     def __init__(self, name: str, function: Callable[[ModuleType], None]) -> None:
-        self.name, self.function = name, function
+        self.name, self.function, self._asking = name, function, False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != self.name:
+        if name != self.name or self._asking:  # another finder may ask all others as well
             return None
-        for finder in sys.meta_path:
-            find = None if finder is self else getattr(finder, "find_spec", None)
-            spec = find and find(name, path, target)
-            if spec:
-                self._extend(spec.loader)
-                return spec
+        self._asking = True
+        try:
+            for finder in sys.meta_path:
+                find = None if finder is self else getattr(finder, "find_spec", None)
+                spec = find and find(name, path, target)
+                if spec:
+                    self._extend(spec.loader)
+                    return spec
+        finally:
+            self._asking = False
         return None
 
     def _extend(self, loader: Any) -> None:

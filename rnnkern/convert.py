@@ -61,7 +61,7 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
 
 
 class _Unseen:
-    """First of the bases while a class is made: the user's `__init_subclass__` does not run then."""
+    """First of the bases while a class is made: the user's `__init_subclass__` is not called."""
 
     def __init_subclass__(cls, **_: Any) -> None:
         pass

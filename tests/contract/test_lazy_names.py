@@ -185,6 +185,20 @@ def test_torch_comes_without_its_finder_left() -> None:
         """)
 
 
+def test_beside_another_finder_that_asks_all() -> None:
+    passes("""
+        import sys, rnnkern
+        class All:
+            def find_spec(self, name, path=None, target=None):
+                for finder in sys.meta_path:
+                    if finder is not self and (spec := finder.find_spec(name, path, target)):
+                        return spec
+        sys.meta_path.insert(0, All())
+        import torch
+        torch.ops.rnnkern.forward.default
+        """)
+
+
 def test_a_library_that_is_not_built_does_not_stop_torch() -> None:
     passes("""
         import sys
