@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import compiler, composite
+from . import _torch_twin, compiler, composite
 from .autograd import operator_call, step_call
 from .cells import BY_MODE
 from .module_weights import registered_weights, tensors_in
@@ -16,7 +16,7 @@ _is_compiling = torch.compiler.is_compiling
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class Cell(nn.RNNCellBase):
+class Cell(_torch_twin.RNNCellBase):
     """What the three cells share. Shapes: input (B, I) or (I), states (B, H) or (H)."""
 
     obstacle = obstacle
@@ -65,9 +65,7 @@ class Cell(nn.RNNCellBase):
 
     def __prepare_scriptable__(self) -> nn.RNNCellBase:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.
-        from .convert import to_torch
-
-        return to_torch(self)
+        return _torch_twin.to_torch(self)
 
     def _torch_forward(self, input: Any, hx: Any) -> Any:
         """torch.nn's own code, which reads past a batched state if the input is unbatched."""
@@ -106,7 +104,7 @@ class Cell(nn.RNNCellBase):
         )
 
 
-class LSTMCell(Cell, nn.LSTMCell):
+class LSTMCell(Cell, _torch_twin.LSTMCell):
     """torch.nn.LSTMCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.LSTMCell(10, 20)
@@ -116,7 +114,7 @@ class LSTMCell(Cell, nn.LSTMCell):
     _mode = "LSTM"
 
 
-class GRUCell(Cell, nn.GRUCell):
+class GRUCell(Cell, _torch_twin.GRUCell):
     """torch.nn.GRUCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.GRUCell(10, 20)
@@ -126,7 +124,7 @@ class GRUCell(Cell, nn.GRUCell):
     _mode = "GRU"
 
 
-class RNNCell(Cell, nn.RNNCell):
+class RNNCell(Cell, _torch_twin.RNNCell):
     """torch.nn.RNNCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.RNNCell(10, 20, nonlinearity="relu")

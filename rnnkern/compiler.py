@@ -8,8 +8,6 @@ torch._dynamo.config.allow_rnn is set. Setting it would change how the user's ow
 import functools
 import sys
 from collections.abc import Iterator
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +15,11 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
+from . import _torch_twin
+from ._after_import import after_import
+
 _BUILDER = "torch._dynamo.variables.builder"
+_REFUSED = (_torch_twin.LSTM, _torch_twin.GRU, _torch_twin.RNN)
 
 
 def exporting_to_onnx() -> bool:
@@ -28,6 +30,17 @@ def exporting_to_onnx() -> bool:
 # Dynamo calls it then instead of tracing it. This is what torch.compiler.assume_constant_result
 # does, which would import Dynamo.
 exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _refuse(builder: ModuleType, value: nn.Module) -> None:
+    """What Dynamo does with torch's own layers, which it looks up under names that we may hold."""
+    if not builder.config.allow_rnn and hasattr(builder, "unimplemented"):
+        builder.unimplemented(
+            gb_type="Attempted to wrap RNN, GRU, or LSTM",
+            context=str(value),
+            explanation="Dynamo does not support RNN, GRU, or LSTM.",
+            hints=["rnnkern.convert(model) puts the layer on kernels that Dynamo supports."],
+        )
 
 
 def _patch(builder: ModuleType) -> None:
@@ -43,36 +56,16 @@ def _patch(builder: ModuleType) -> None:
         if isinstance(value, Layer):
             with builder.config.patch(allow_rnn=True):
                 return original(self, value)
+        if isinstance(value, _REFUSED) and not isinstance(value, (nn.LSTM, nn.GRU, nn.RNN)):
+            _refuse(builder, value)
         return original(self, value)
 
     builder.VariableBuilder.wrap_module = wrap_module
 
 
-class _AfterImport(MetaPathFinder):
-    """Patches the builder when it is imported, and is gone then: importing Dynamo takes seconds."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != _BUILDER:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                _patch(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 def install() -> None:
-    """Called once, when the layers are first imported."""
-    if _BUILDER in sys.modules:
-        _patch(sys.modules[_BUILDER])
-    else:
-        sys.meta_path.insert(0, _AfterImport())
+    """Called once, when the layers are first imported; importing Dynamo itself takes seconds."""
+    after_import(_BUILDER, _patch)
 
 
 def fx_tracer(*args: Any) -> fx.Tracer | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import compiler, composite
+from . import _torch_twin, compiler, composite
 from .autograd import layer_call, operator_call
 from .cells import BY_MODE
 from .module_weights import registered_weights
@@ -33,7 +33,7 @@ def _all_to(
     return input.to(dtype), [s.to(dtype) for s in state], [w.to(dtype) for w in weights]
 
 
-class Layer(nn.RNNBase):
+class Layer(_torch_twin.RNNBase):
     """What the three layers share: checks, layouts, the stack of layers, the choice of a path."""
 
     obstacle = obstacle
@@ -204,12 +204,10 @@ class Layer(nn.RNNBase):
 
     def __prepare_scriptable__(self) -> nn.RNNBase:
         # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.
-        from .convert import to_torch
-
-        return to_torch(self)
+        return _torch_twin.to_torch(self)
 
 
-class LSTM(Layer, nn.LSTM):
+class LSTM(Layer, _torch_twin.LSTM):
     """torch.nn.LSTM on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> lstm = rnnkern.LSTM(10, 20, num_layers=2)
@@ -229,8 +227,8 @@ class LSTM(Layer, nn.LSTM):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        nn.LSTM.__init__(
-            self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device, dtype,
         )  # fmt: skip
 
@@ -257,17 +255,54 @@ class LSTM(Layer, nn.LSTM):
         return states[0], states[1]
 
 
-class GRU(Layer, nn.GRU):
+class GRU(Layer, _torch_twin.GRU):
     """torch.nn.GRU on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> gru = rnnkern.GRU(10, 20, bidirectional=True)
     >>> output, h_n = gru(torch.randn(5, 3, 10))
     """
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **refused: Any,  # proj_size and unknown names, for torch's own errors
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            device=device, dtype=dtype, **refused,
+        )  # fmt: skip
 
-class RNN(Layer, nn.RNN):
+
+class RNN(Layer, _torch_twin.RNN):
     """torch.nn.RNN on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> rnn = rnnkern.RNN(10, 20, nonlinearity="relu")
     >>> output, h_n = rnn(torch.randn(5, 3, 10))
     """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **refused: Any,  # proj_size and unknown names, for torch's own errors
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
+            bidirectional, device=device, dtype=dtype, **refused,
+        )  # fmt: skip

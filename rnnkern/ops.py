@@ -29,9 +29,10 @@ def _load(name: str) -> bool:
 if not _load("_C"):
     raise ImportError("rnnkern's library is not built: run `pip install .` or `make` in its source")
 
-#: Device types whose tensors the operators take.
+#: Device types whose tensors the operators take. device_count() leaves CUDA uninitialised, so that
+#: to import this module neither settles CUDA_VISIBLE_DEVICES nor forbids a later fork.
 DEVICES = frozenset(
-    {"cpu", "meta", "cuda"} if torch.cuda.is_available() and _load("_C_cuda") else {"cpu", "meta"}
+    {"cpu", "meta", "cuda"} if torch.cuda.device_count() and _load("_C_cuda") else {"cpu", "meta"}
 )
 #: Types the operators take; in half precision sums and states are float32.
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})

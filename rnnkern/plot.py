@@ -19,7 +19,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
-    raise ImportError("rnnkern.plot needs matplotlib: pip install matplotlib") from error
+    raise ImportError("rnnkern.plot needs matplotlib: pip install rnnkern[plot]") from error
 
 __all__ = ["PALETTE", "compare", "gates", "gradient_flow", "states"]
 

@@ -159,7 +159,7 @@ def test_errors():
 def test_without_matplotlib():
     program = "import sys; sys.modules['matplotlib'] = None; import rnnkern; rnnkern.plot"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "rnnkern.plot needs matplotlib: pip install matplotlib" in run.stderr
+    assert "rnnkern.plot needs matplotlib: pip install rnnkern[plot]" in run.stderr
 
 
 def test_what_is_not_there_or_of_another_kind_is_named():
