@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import composite
-from .autograd import operator_call, step_call
+from . import composite, ops
+from .autograd import operator_call, step_call, without_first
 from .cells import BY_MODE
 from .path import obstacle
 
@@ -41,6 +41,8 @@ class Cell(nn.RNNCellBase):
             return super().forward(input, hx)
         rank = input.dim()
         if not self._regular(input, rank, hx, weights):
+            if not compiling:
+                ops.check_memory(input, hx, weights, _NAMES)
             return super().forward(input, hx)
 
         cell = BY_MODE[self._mode]
@@ -54,7 +56,7 @@ class Cell(nn.RNNCellBase):
             run = operator_call if path is None else composite.layer
             state = [s.unsqueeze(0) for s in state]
             _, *states = run(input.unsqueeze(0), None, state, weights, cell.id, False)
-            states = [s.squeeze(0) for s in states]
+            states = [without_first(s) for s in states]
         if rank == 1:
             states = [s.squeeze(0) for s in states]
         return (states[0], states[1]) if pair else states[0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import compiler, composite
+from . import compiler, composite, ops
 from .autograd import layer_call, operator_call
 from .cells import BY_MODE
 from .cells import LSTM as LSTM_CELL
@@ -88,6 +88,10 @@ class Layer(nn.RNNBase):
         output, *states = self._run(run, input, None, state, weights, batch_first)
         if rank == 2:
             return output.squeeze(1), self._result([s.squeeze(1) for s in states])
+        if batch_first and run is layer_call and self.mode == LSTM_CELL.mode and input.is_cpu:
+            output = output.view_as(
+                output
+            )  # as torch.nn's is, which computes it in time-major order
         return output, self._result(states)
 
     # What one state means: LSTM overrides these for its pair.
@@ -147,6 +151,8 @@ class Layer(nn.RNNBase):
         else:
             self.check_input(data, batch_sizes)
         if sorted_indices is not None:
+            if state and not _is_compiling():
+                ops.check_memory(packed, state)
             state = [s.index_select(1, sorted_indices) for s in state]
         output, *states = self._run(run, data, batch_sizes, state, weights, False)
         if unsorted_indices is not None:
@@ -186,20 +192,19 @@ class Layer(nn.RNNBase):
         if layers == 1:
             return run(input, batch_sizes, state, weights, cell.id, batch_first)
 
-        if batch_first:
-            input = input.transpose(0, 1)
         each = len(weights) // layers
         states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
         drop = self.dropout if self.training else 0
         finals = []
         for k in range(layers):
-            if k and drop:
-                input = torch.dropout(input, drop, True)
+            if k and drop:  # on (T, B, ·), as torch.nn's masks are drawn
+                steps = input.transpose(0, 1) if batch_first else input
+                steps = torch.dropout(steps, drop, True)
+                input = steps.transpose(0, 1) if batch_first else steps
             own = weights[k * each : (k + 1) * each]
-            input, *final = run(input, batch_sizes, states[k], own, cell.id, False)
+            input, *final = run(input, batch_sizes, states[k], own, cell.id, batch_first)
             finals.append(final)
-        output = input.transpose(0, 1) if batch_first else input
-        return output, *map(torch.cat, zip(*finals, strict=True))
+        return input, *map(torch.cat, zip(*finals, strict=True))
 
     def _cast(
         self, input: Tensor, packed: bool, state: Sequence[Tensor], weights: Sequence[Tensor]

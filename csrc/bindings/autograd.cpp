@@ -5,10 +5,13 @@
 // its name says; under any other version rnnkern uses the Python functions.
 #include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <string_view>
 
 #include "../cells/cells.h"
 
@@ -21,7 +24,9 @@ using torch::autograd::variable_list;
 
 // The arguments of rnnkern::forward that are no tensors to differentiate. A step is a call of one
 // time step and direction on input (B, I) and states (B, H): the dimensions that the operator
-// wants are put on here, out of autograd's sight, where views cost next to nothing.
+// wants are put on here, out of autograd's sight, where an alias is no view and costs next to
+// nothing: torch.nn's cells return no views either, so that users may change their results in
+// place.
 struct Call {
   std::optional<Tensor> batch_sizes;
   int64_t states;
@@ -34,6 +39,8 @@ struct Call {
   bool lifts(int64_t place) const { return step && place <= states; }
 };
 
+constexpr std::string_view kOutOfMemory = "CUDA out of memory";
+
 c10::OperatorHandle find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
 }
@@ -43,7 +50,14 @@ torch::jit::Stack call_operator(const c10::OperatorHandle& op, Args&&... args) {
   torch::jit::Stack stack;
   stack.reserve(sizeof...(args));
   (stack.emplace_back(std::forward<Args>(args)), ...);
-  op.callBoxed(stack);
+  try {
+    op.callBoxed(stack);
+  } catch (const std::runtime_error& error) {
+    // The operators' stable ABI has the words of this error, but not its type.
+    TORCH_CHECK_WITH(OutOfMemoryError, !std::string_view(error.what()).starts_with(kOutOfMemory),
+                     error.what());
+    throw;
+  }
   return stack;
 }
 
@@ -62,17 +76,24 @@ struct Split {
   Split(const Call& call, TensorList all)
       : input(all[0]),
         state(all.slice(1, call.states)),
-        weights(all.slice(1 + call.states)) {}
+        weights(all.slice(1 + call.states)) {
+    TORCH_CHECK(call.states <= 2, "rnnkern: expected at most 2 states, got ", call.states);
+  }
+
+  // h_0 or c_0, as the operators take them.
+  std::optional<Tensor> given(size_t i) const {
+    return i < state.size() ? std::optional<Tensor>(state[i]) : std::nullopt;
+  }
 };
 
 // output, h_n, c_n, saved, cells
 std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool train) {
   static const c10::OperatorHandle op = find("rnnkern::forward");
-  at::AutoDispatchBelowAutograd guard;
+  at::AutoDispatchBelowADInplaceOrView guard;
   const variable_list all = lifted(call, tensors);
   const Split split(call, all);
   torch::jit::Stack stack =
-      call_operator(op, split.input, call.batch_sizes, c10::List<Tensor>(split.state),
+      call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
                     c10::List<Tensor>(split.weights), call.cell, call.batch_first, train);
   std::array<Tensor, 5> results;
   for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
@@ -85,7 +106,7 @@ variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
     if (call.has_c()) all.push_back(results[2]);
     return all;
   }
-  at::AutoDispatchBelowAutograd guard;
+  at::AutoDispatchBelowADInplaceOrView guard;
   variable_list all{results[1].squeeze(0)};
   if (call.has_c()) all.push_back(results[2].squeeze(0));
   return all;
@@ -174,25 +195,27 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     variable_list found;
     if (needs_composite(grads)) {
       found = differentiable_backward(call, grads, tensors, needed);
+      for (int64_t i = 0; i <= call.states; ++i)
+        if (call.step && found[i].defined()) found[i] = found[i].squeeze(0);
     } else {
       const auto maybe = [](const Tensor& t) {
         return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
       };
-      at::AutoDispatchBelowAutograd guard;
+      at::AutoDispatchBelowADInplaceOrView guard;
       const variable_list all = lifted(call, tensors);
       const Split split(call, all);
       const torch::jit::Stack stack = call_operator(
           op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
-          c10::List<Tensor>(split.state), c10::List<Tensor>(split.weights), kept[count],
+          split.given(0), split.given(1), c10::List<Tensor>(split.weights), kept[count],
           kept[count + 1], kept[count + 2], call.cell, call.batch_first, needs, false);
       for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
       for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
+      for (int64_t i = 0; i <= call.states; ++i)
+        if (call.step && needed[i]) found[i] = found[i].squeeze(0);
     }
     found.resize(count);
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < count; ++i)
       if (!needed[i]) found[i] = Tensor();
-      if (call.lifts(i) && found[i].defined()) found[i] = found[i].squeeze(0);
-    }
     found.insert(found.begin(), Tensor());  // of `call`
     return found;
   }
