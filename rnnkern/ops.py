@@ -104,14 +104,12 @@ def typed(error: RuntimeError) -> RuntimeError:
 def _named(
     input: Any, hx: Any, weights: Sequence[Any], names: Sequence[str]
 ) -> Iterator[tuple[str, Any]]:
-    if isinstance(input, PackedSequence):
-        yield from zip(("input", "batch_sizes", "sorted_indices", "unsorted_indices"), input)
-    else:
-        yield "input", input
-    yield from zip(
-        ("the state h_0", "the state c_0"), hx if isinstance(hx, (tuple, list)) else (hx,)
-    )
-    yield from zip(names, weights)
+    packed = ("input", "batch_sizes", "sorted_indices", "unsorted_indices")
+    given = input if isinstance(input, PackedSequence) else (input,)
+    yield from zip(packed, given, strict=False)
+    states = hx if isinstance(hx, (tuple, list)) else (hx,)
+    yield from zip(("the state h_0", "the state c_0"), states, strict=False)
+    yield from zip(names, weights, strict=False)
 
 
 def check_memory(

@@ -297,9 +297,9 @@ def test_flow(cell: str, P: int) -> None:
 def test_no_result_is_a_view() -> None:
     """Views made inside a custom function could not be changed in place."""
     x = torch.randn(2, 5, 3, requires_grad=True)
-    for results in rnnkern.GRU(3, 4, batch_first=True)(x):
-        results[0] = 0
-        results.detach_()
+    for result in rnnkern.GRU(3, 4, batch_first=True)(x):
+        result[0] = 0
+        result.detach_()
     rnnkern.GRU(3, 4, batch_first=True)(x)[0].sum().backward()
     assert not x.grad._is_view()
 

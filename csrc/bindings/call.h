@@ -65,8 +65,8 @@ struct Kind {
 
 // A tensor's storage may be smaller than its sizes and strides ask for: freed by FSDP, a pipeline,
 // or untyped_storage().resize_(0).
-inline void check_memory(const Tensor& t, const char* name) {
-  const auto sizes = t.sizes();
+inline void check_memory(const Tensor& t, const char* name,
+                         torch::headeronly::IntHeaderOnlyArrayRef sizes, int32_t dtype) {
   int64_t *strides, first, bytes;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t.get(), &strides));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &first));
@@ -76,9 +76,13 @@ inline void check_memory(const Tensor& t, const char* name) {
     if (sizes[i] == 0) return;
     end += (sizes[i] - 1) * strides[i];
   }
-  const int64_t needed = end * int64_t(t.element_size());
+  const int64_t needed = end * int64_t(aoti_torch_dtype_element_size(dtype));
   STD_TORCH_CHECK(needed <= bytes, "rnnkern: the memory of ", name, " is not there: it needs ",
                   needed, " bytes, but its storage has ", bytes);
+}
+
+inline void check_memory(const Tensor& t, const char* name) {
+  check_memory(t, name, t.sizes(), Kind(t).dtype);
 }
 
 inline void check_device(const Tensor& t, const Kind& input, const char* name) {
@@ -99,7 +103,7 @@ inline void check(const Tensor& t, const Kind& input, const char* name,
   STD_TORCH_CHECK(kind.dtype == input.dtype, "rnnkern: ", name, " and input differ in dtype");
   STD_TORCH_CHECK(kind.on_device_of(input), "rnnkern: ", name,
                   " and input are on different devices");
-  check_memory(t, name);
+  check_memory(t, name, sizes, kind.dtype);
 }
 
 inline int64_t size_or_zero(const Tensor& t, int64_t dim) {

@@ -1,4 +1,4 @@
-"""Tensors whose memory is not there, and memory that is at an end: 10.4 and 10.8 of the contract."""
+"""Memory that is not there, and memory that is at an end: 10.4 and 10.8 of the contract."""
 
 import subprocess
 import sys
@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.nn.utils.rnn import PackedSequence
 from twins import CELLS, LAYERS, close, flat, pack
 
 import rnnkern
@@ -90,7 +89,7 @@ def test_freed_packed_argument(name: str, part: int) -> None:
         use = Use(name, packed=True)
         use.run()
         free(find(use), part)
-        # torch.nn's own checks read batch_sizes first.
+        # batch_sizes is first read by torch.nn's own checks.
         with pytest.raises(RuntimeError, match=f"memory of .*{what}|setStorage"):
             use.run()
 
@@ -129,7 +128,7 @@ def test_freed_gradient(name: str) -> None:
         out = Use(name).run()
         grads = [torch.ones_like(t) for t in out]
         free(grads[k])
-        with pytest.raises(RuntimeError, match="memory of grad_|setStorage"):
+        with pytest.raises(RuntimeError, match=r"memory of grad_|setStorage"):
             torch.autograd.backward(out, grads)
 
 
@@ -151,7 +150,7 @@ def test_freed_saved_values(name: str) -> None:
         return
     for t in freed:
         free(t)
-    with pytest.raises(RuntimeError, match="memory of (saved|cells)"):
+    with pytest.raises(RuntimeError, match=r"memory of (saved|cells)"):
         out[0].sum().backward()
 
 
@@ -200,7 +199,7 @@ def test_other_devices(name: str) -> None:
         use = Use(name)
         state = use.states[k]
         use.states[k] = state.to("meta") if device == "meta" else fake.fake_mode.from_tensor(state)
-        with pytest.raises(Exception, match="device|fake|Fake"):
+        with pytest.raises(Exception, match=r"device|fake|Fake"):
             use.run()
     for what in WEIGHTS:
         use = Use(name)
@@ -258,7 +257,7 @@ def test_out_of_memory() -> None:
 
 
 def test_absurd_sizes() -> None:
-    """Inputs that are expanded and fit nowhere, in the layer's own results and in torch's copies."""
+    """Expanded inputs that fit nowhere: in the layer's own results and in torch's copies."""
     for layer in (rnnkern.GRU(1, 64), rnnkern.LSTM(2, 64)):
         x = torch.zeros(1, 1, layer.input_size).expand(1 << 20, 1 << 20, -1)
         with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
