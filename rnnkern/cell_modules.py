@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _torch_twin, compiler, composite
-from .autograd import operator_call, step_call
+from . import _torch_twin, compiler, composite, ops
+from .autograd import operator_call, step_call, without_first
 from .cells import BY_MODE
 from .module_weights import registered_weights, tensors_in
 from .path import obstacle
@@ -45,6 +45,8 @@ class Cell(_torch_twin.RNNCellBase):
             return self._torch_forward(input, hx)
         rank = input.dim()
         if not self._regular(input, rank, hx, weights):
+            if not _is_compiling():
+                ops.check_memory(input, hx, weights, _NAMES)
             return self._torch_forward(input, hx)
 
         cell = BY_MODE[self._mode]
@@ -58,7 +60,7 @@ class Cell(_torch_twin.RNNCellBase):
             run = operator_call if path is None else composite.layer
             state = [s.unsqueeze(0) for s in state]
             _, *states = run(input.unsqueeze(0), None, state, weights, cell.id, False)
-            states = [s.squeeze(0) for s in states]
+            states = [without_first(s) for s in states]
         if rank == 1:
             states = [s.squeeze(0) for s in states]
         return (states[0], states[1]) if pair else states[0]

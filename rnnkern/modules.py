@@ -5,13 +5,14 @@ B batch rows, I input_size, H hidden_size, L layers, D directions, N rows of pac
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _torch_twin, compiler, composite
+from . import _torch_twin, compiler, composite, ops
 from .autograd import layer_call, operator_call
 from .cells import BY_MODE
 from .module_weights import registered_weights
@@ -85,6 +86,8 @@ class Layer(_torch_twin.RNNBase):
         output, *states = self._run(run, input, None, state, weights, batch_first)
         if rank == 2:
             return output.squeeze(1), self._result([s.squeeze(1) for s in states])
+        if batch_first and run is layer_call and self.mode == "LSTM" and input.is_cpu:
+            output = output.view_as(output)  # torch.nn's is a view too, of a time-major result
         return output, self._result(states)
 
     # What one state means: LSTM overrides these for its pair.
@@ -144,6 +147,8 @@ class Layer(_torch_twin.RNNBase):
         else:
             self.check_input(data, batch_sizes)
         if sorted_indices is not None:
+            if state and not _is_compiling():
+                ops.check_memory(packed, state)
             state = [s.index_select(1, sorted_indices) for s in state]
         output, *states = self._run(run, data, batch_sizes, state, weights, False)
         if unsorted_indices is not None:
@@ -179,7 +184,8 @@ class Layer(_torch_twin.RNNBase):
             and takes_bfloat16(self, input, batch_sizes, batch_first)
             and all(t.dtype == input.dtype for t in (*state, *weights))  # else the kernels refuse
         ):
-            input, state, weights = _all_to(torch.bfloat16, input, state, weights)
+            run = partial(layer_call, cast_weights=True)
+            input, state, _ = _all_to(torch.bfloat16, input, state, ())
             results = self._run(run, input, batch_sizes, state, weights, batch_first)
             return [result.to(torch.float32) for result in results]
         cell = BY_MODE[self.mode]
@@ -187,20 +193,19 @@ class Layer(_torch_twin.RNNBase):
         if layers == 1:
             return run(input, batch_sizes, state, weights, cell.id, batch_first)
 
-        if batch_first:
-            input = input.transpose(0, 1)
         each = len(weights) // layers
         states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
         drop = self.dropout if self.training else 0
         finals = []
         for k in range(layers):
-            if k and drop:
-                input = torch.dropout(input, drop, True)
+            if k and drop:  # on (T, B, ·), as torch.nn's masks are drawn
+                steps = input.transpose(0, 1) if batch_first else input
+                steps = torch.dropout(steps, drop, True)
+                input = steps.transpose(0, 1) if batch_first else steps
             own = weights[k * each : (k + 1) * each]
-            input, *final = run(input, batch_sizes, states[k], own, cell.id, False)
+            input, *final = run(input, batch_sizes, states[k], own, cell.id, batch_first)
             finals.append(final)
-        output = input.transpose(0, 1) if batch_first else input
-        return output, *map(torch.cat, zip(*finals, strict=True))
+        return input, *map(torch.cat, zip(*finals, strict=True))
 
     def __prepare_scriptable__(self) -> nn.RNNBase:
         # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.

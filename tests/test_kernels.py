@@ -360,6 +360,23 @@ def test_forced_level() -> None:
     assert json.loads(torch.ops.rnnkern.info())["isa"] == os.environ.get("RNNKERN_CPU", LEVELS[-1])
 
 
+@pytest.mark.parametrize("home", ["rnnkern.ops", "rnnkern.numpy"])
+@pytest.mark.parametrize("level", ["AVX2", "avx1024", ""])
+def test_unknown_level(level: str, home: str) -> None:
+    """A level that this CPU does not have is an error at once, which names those that it has."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {home}"],
+        env=os.environ | {"RNNKERN_CPU": level},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode == 0) == (level == "")
+    if level:
+        assert f"ImportError: RNNKERN_CPU={level} is no level of this CPU" in done.stderr
+        assert ", ".join(LEVELS) in done.stderr
+
+
 def test_plan() -> None:
     """Many rows are split by rows over all threads; a single step reads weights as they lie."""
     layer = rnnkern.LSTM(64, 256, batch_first=True)

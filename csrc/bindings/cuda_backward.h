@@ -55,9 +55,11 @@ inline Tensors chunk_weight_grads(const Call& call, const Gates& gates, const Ch
 }
 
 inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
-                                    Tensor input, MaybeTensor batch_sizes, Tensors state,
-                                    Tensors weights, Tensor output, Tensor saved, Tensor cells,
-                                    int64_t cell, bool batch_first, int64_t needs, bool flow) {
+                                    Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
+                                    MaybeTensor c_0, Tensors weights, Tensor output, Tensor saved,
+                                    Tensor cells, int64_t cell, bool batch_first, int64_t needs,
+                                    bool flow) {
+  Tensors state = given(h_0, c_0);
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells,
                       wide_of(input.scalar_type()));

@@ -4,8 +4,10 @@
 
 namespace rnnkern {
 
-inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors state,
-                                  Tensors weights, int64_t cell, bool batch_first, bool train) {
+inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
+                                  MaybeTensor c_0, Tensors weights, int64_t cell, bool batch_first,
+                                  bool train) {
+  const Tensors state = given(h_0, c_0);
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   const OnDevice device(input);
   const Walk walk{call};

@@ -14,6 +14,10 @@
 //
 // Only libtorch's stable ABI is used. The tests build this file for the CPU too
 // (RNNKERN_CUDA_ON_HOST), with the kernels' threads run one after the other, or as fibers.
+#define RNNKERN_OUT_OF_MEMORY "CUDA out of memory"
+// clang-format off
+#include "call.h"  // before torch's headers, which report errors by it
+// clang-format on
 #include <torch/csrc/stable/library.h>
 
 #include <string>

@@ -1,13 +1,15 @@
 // What the CUDA operators need of torch: the stream, new tensors and views, products; and where the
 // rows of a sequence lie in a tensor. Stable ABI only.
 #pragma once
+// clang-format off
+#include "call.h"  // before torch's headers, which report errors by it
+// clang-format on
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../cuda/step.h"
-#include "call.h"
 
 namespace rnnkern {
 

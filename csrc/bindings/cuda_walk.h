@@ -89,9 +89,17 @@ struct Walk {
         stable::reshape(stable::narrow(by_time, 0, begin, end - begin), {count, features}));
   }
 
-  // A tensor of rows as the caller sees it, from its memory in time-major order.
+  // A tensor of rows as the caller sees it, from its memory in time-major order. No view of it:
+  // views made in here could not be changed in place.
   Tensor outward(const Tensor& memory) const {
-    return call.batch_first ? stable::transpose(memory, 0, 1) : memory;
+    if (!call.batch_first) return memory;
+    const int64_t features = memory.size(2);
+    const int64_t sizes[] = {call.batch, call.steps, features};
+    const int64_t strides[] = {features, call.batch * features, 1};
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch__reinterpret_tensor(memory.get(), 3, sizes, strides, 0, &handle));
+    return Tensor(handle);
   }
   Tensor allocate(const Tensor& like, int64_t features) const {
     if (call.packed) return empty(like, like.scalar_type(), {call.rows, features});

@@ -1,6 +1,8 @@
 // Which instruction set runs, and how a call is planned.
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
@@ -83,7 +85,14 @@ struct Levels {
     }
 #endif
     chosen = engines[count - 1];
-    if (const char* name = std::getenv("RNNKERN_CPU")) select(name);
+    const char* name = std::getenv("RNNKERN_CPU");
+    if (name && *name && !select(name)) throw std::invalid_argument(refusal(name));
+  }
+
+  std::string refusal(const char* name) const {
+    std::string text = std::string("RNNKERN_CPU=") + name + " is no level of this CPU: it has ";
+    for (int i = 0; i < count; ++i) text += std::string(i ? ", " : "") + engines[i]->name;
+    return text;
   }
 
   bool select(const char* name) {
