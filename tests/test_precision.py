@@ -177,6 +177,6 @@ def test_errors_are_the_same() -> None:
     for operations in ((), ("matmul",)):
         with (
             setting(*operations),
-            pytest.raises(RuntimeError, match="state and input differ in dtype"),
+            pytest.raises(RuntimeError, match="state h_0 and input differ in dtype"),
         ):
             gru(x, h)
