@@ -36,7 +36,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 
-ENGINE = [str(path) for part in ("cpu", "cells") for path in sorted(Path("csrc", part).iterdir())]
+ENGINE = [str(path) for part in ("cells", "core", "cpu") for path in sorted(Path("csrc", part).iterdir())]
 
 
 def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]:
@@ -118,7 +118,7 @@ def autograd() -> list[Extension]:
             f"rnnkern._autograd_torch{release}",
             ["csrc/bindings/autograd.cpp"],
             extra_compile_args=[*CFLAGS, "-g0", "-Wno-unused-parameter"],
-            depends=["csrc/cells/cells.h"],
+            depends=["csrc/cells/registry.h"],
             optional=True,
         )
     ]
@@ -143,7 +143,7 @@ def cuda_ops() -> list[Extension]:
         },
         extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
         depends=[
-            str(p) for d in ("cuda", "cells", "bindings") for p in Path("csrc", d).glob("*.h")
+            str(p) for d in ("bindings", "cells", "core", "cuda") for p in Path("csrc", d).glob("*.h")
         ],
         py_limited_api=True,
     )

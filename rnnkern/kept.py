@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-UNIT_BLOCK = 16  # kUnitBlock in csrc/cpu/params.h
+UNIT_BLOCK = 16  # kUnitBlock in csrc/core/layer_params.h
 
 
 def places(sizes: Sequence[int], values: int, units: int) -> NDArray[np.int64]:

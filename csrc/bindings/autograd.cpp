@@ -10,7 +10,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "../cells/cells.h"
+#include "../cells/registry.h"
 
 namespace {
 

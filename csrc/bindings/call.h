@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "../cells/cells.h"
+#include "../cells/registry.h"
 
 namespace rnnkern {
 

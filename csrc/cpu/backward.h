@@ -5,36 +5,36 @@
 namespace rnnkern::RNNKERN_ISA {
 
 template <class Cell, class T>
-void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel,
+void run_backward(const BackwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,
                   Workspace& workspace) {
   using Block = BackwardBlock<Cell, T>;
   struct Call {
-    const Backward<T>& p;
+    const BackwardParams<T>& p;
     const Plan& plan;
     BackwardShared<Cell, T> shared[kMaxDirections];
     char* scratches;  // for a block each
     int64_t scratch_size;
-    Sum<T>* buffers;  // for a thread each
+    Acc<T>* buffers;  // for a thread each
     int64_t buffer_size;
-    Sum<T>* dx;  // of the second direction, where both run at once
+    Acc<T>* dx;  // of the second direction, where both run at once
 
-    Call(const Backward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
+    Call(const BackwardParams<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
         : p(p),
           plan(plan),
           shared{{p, plan, arena, 0}, {p, plan, arena, 1}} {
       Arena count(nullptr);
       Block(p, plan, 0, 0, shared[0], count, nullptr, {}, false);
       scratch_size = count.used();
-      scratches = arena.take<char>(scratch_size * greatest(plan.threads, p.directions));
+      scratches = arena.take<char>(scratch_size * max(plan.threads, p.directions));
       buffer_size = Block::buffer_size(p, plan);
-      buffers = arena.take<Sum<T>>(buffer_size * plan.threads);
+      buffers = arena.take<Acc<T>>(buffer_size * plan.threads);
       dx =
-          arena.take<Sum<T>>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);
+          arena.take<Acc<T>>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);
       if (used) *used = arena.used();
     }
 
     // The blocks of a direction: taken by one thread each while there are enough of them.
-    void direction(int d, Team team, int worker, Sum<T>* dx, bool add) {
+    void direction(int d, Team team, int worker, Acc<T>* dx, bool add) {
       shared[d].pack(p, team);
       team.sync();
       const int blocks = plan.blocks(p.sequence.batch);
@@ -42,7 +42,7 @@ void run_backward(const Backward<T>& p, const Plan& plan, const ParallelFor& par
       for (int next = 0; (next = alone ? shared[d].next++ : next) < blocks; ++next) {
         Arena scratch(scratches + scratch_size * (alone ? worker : d));
         Block(p, plan, d, next, shared[d], scratch, buffers + buffer_size * worker,
-              {dx, p.dx.step, p.dx.row}, add)
+              {dx, p.dx.t_stride, p.dx.b_stride}, add)
             .run(alone ? Team{0, 1, nullptr} : team);
       }
       if (alone) team.sync();

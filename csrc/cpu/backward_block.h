@@ -21,8 +21,8 @@ namespace rnnkern::RNNKERN_ISA {
 // A block of batch rows in one direction.
 template <class Cell, class T>
 class BackwardBlock {
-  using S = Sum<T>;
-  using F = Factor<T>;
+  using S = Acc<T>;
+  using F = PackedElem<T>;
   using V = Vec<S>;
   using Projection =
       std::conditional_t<std::is_same_v<T, S>, BackwardProjection<Cell, S>, NoProjection>;
@@ -30,26 +30,26 @@ class BackwardBlock {
   static constexpr int kLanes = V::kLanes, kPanel = kTileVectors * kLanes;
   static constexpr bool kHasC = Cell::kStates > 1, kKeeps = Cell::kSaved > 0 || kHasC;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
-  static constexpr bool kSameSums = Cell::kInputSum == Cell::kHiddenSum;
+  static constexpr bool kSameSums = Cell::kInputPreact == Cell::kHiddenPreact;
   static_assert(Cell::kGates <= kMaxTerms);
 
  public:
   // Rows of a chunk, at most.
-  static int64_t chunk_rows(const Backward<T>& p, const Plan& plan) {
-    return least(plan.gradient_chunk, p.sequence.steps) * plan.gradient_rows;
+  static int64_t chunk_rows(const BackwardParams<T>& p, const Plan& plan) {
+    return min(plan.gradient_chunk, p.sequence.steps) * plan.gradient_rows;
   }
 
   // Elements of a thread's buffer for a panel of x or h and for thin columns.
-  static int64_t buffer_size(const Backward<T>& p, const Plan& plan) {
+  static int64_t buffer_size(const BackwardParams<T>& p, const Plan& plan) {
     return panel_rows(p, plan) * kPanel + chunk_rows(p, plan) * ThinGradient<T>::kMostColumns + 16;
   }
 
   // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
-  BackwardBlock(const Backward<T>& p, const Plan& plan, int direction, int block,
-                const Shared& shared, Arena& scratch, S* buffer, Rows<S> dx, bool add)
+  BackwardBlock(const BackwardParams<T>& p, const Plan& plan, int direction, int block,
+                const Shared& shared, Arena& scratch, S* buffer, SequenceView<S> dx, bool add)
       : p_(p),
         seq_(p.sequence.part(block * plan.gradient_rows,
-                             least((block + 1) * plan.gradient_rows, p.sequence.batch))),
+                             min((block + 1) * plan.gradient_rows, p.sequence.batch))),
         plan_(plan),
         d_(direction),
         shared_(shared),
@@ -60,7 +60,7 @@ class BackwardBlock {
         dx_(dx),
         add_(add),
         units_(panels_of_units(p.hidden_size, p, plan)),
-        dsums_(chunk_rows(p, plan), Cell::kSums * p.hidden_size, in_blocks(p, plan), scratch),
+        dsums_(chunk_rows(p, plan), Cell::kPreacts * p.hidden_size, in_blocks(p, plan), scratch),
         dh_{nullptr, odd_lines<S>(hh_.panels.row())},
         dc_{nullptr, units_.row()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
@@ -74,7 +74,7 @@ class BackwardBlock {
     start(team);
     team.sync();
     for (int64_t end = seq_.steps; end > 0;) {
-      const int64_t begin = greatest<int64_t>(end - plan_.gradient_chunk, 0);
+      const int64_t begin = max<int64_t>(end - plan_.gradient_chunk, 0);
       walk(begin, end, team);
       team.sync();
       const ChunkGradients<T> gradients = chunk(begin, end, team);
@@ -90,18 +90,18 @@ class BackwardBlock {
 
  private:
   // Whether dsums stand in blocks of whole units.
-  static bool in_blocks(const Backward<T>& p, const Plan& plan) {
-    const int64_t block = kSumBlock * kTerms<T>;
+  static bool in_blocks(const BackwardParams<T>& p, const Plan& plan) {
+    const int64_t block = kSumBlock * kVnniFactor<T>;
     return p.hidden_size > block && p.hidden_size % block == 0 && !plan.direct;
   }
 
   // Rows of a panel of the right operand, or of dx.
-  static int64_t panel_rows(const Backward<T>& p, const Plan& plan) {
-    return greatest(chunk_rows(p, plan), ChunkSums<T>::depth(chunk_rows(p, plan)));
+  static int64_t panel_rows(const BackwardParams<T>& p, const Plan& plan) {
+    return max(chunk_rows(p, plan), ChunkSums<T>::depth(chunk_rows(p, plan)));
   }
 
   // Columns of x, of h and of the biases that are thin.
-  static int64_t thin_columns(const Backward<T>& p, bool input, bool hidden) {
+  static int64_t thin_columns(const BackwardParams<T>& p, bool input, bool hidden) {
     return (input ? ThinGradient<T>::columns({p.input_size, 1}) + 1 : 0) +
            (hidden ? ThinGradient<T>::columns({p.width(), 1}) + 1 : 0);
   }
@@ -124,7 +124,7 @@ class BackwardBlock {
   // step is not touched.
   void start(Team team) {
     const int64_t H = p_.hidden_size;
-    const auto load = [&](const S* given, int64_t width, RowsOf<S> carried) {
+    const auto load = [&](const S* given, int64_t width, StridedRows<S> carried) {
       for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
         const int64_t taken = given ? width : 0;
         if (given) std::memcpy(carried[b], given + state_row(b) * width, taken * sizeof(S));
@@ -151,15 +151,15 @@ class BackwardBlock {
 
   // First row of step s in dsums, whose rows are in the order of the steps, or as packed.
   int64_t chunk_row(int64_t s, int64_t begin, int64_t end) const {
-    return seq_.rows(least(time(begin), time(end - 1)), time(s));
+    return seq_.rows(min(time(begin), time(end - 1)), time(s));
   }
 
   void walk(int64_t begin, int64_t end, Team team) {
     const Part mine = part(team, units_), of_h = part(team, hh_.panels);
     for (int64_t s = end - 1; s >= begin; --s) {
-      const int64_t active = least(seq_.active(time(s)), mine.b1);
+      const int64_t active = min(seq_.active(time(s)), mine.b1);
       const int64_t before = s ? seq_.active(time(s - 1)) : 0;
-      const int64_t carried = greatest(least(before, active), mine.b0);
+      const int64_t carried = max(min(before, active), mine.b0);
       const int64_t row = chunk_row(s, begin, end);
       const Blocked<F> dsums = dsums_.from(row, 0);
       if constexpr (kProjects)
@@ -176,7 +176,7 @@ class BackwardBlock {
                  Team team) {
     const int64_t t = time(s), row_end = hh_.panels.row();
     const int64_t first = hh_.panels.first_unit(of_h.p0), last = hh_.panels.first_unit(of_h.p1);
-    projection_.take(t, row, mine.b0, active, first, least(last, row_end), dh_);
+    projection_.take(t, row, mine.b0, active, first, min(last, row_end), dh_);
     if (plan_.by_units) team.sync();
     if (mine.b0 < active)
       for (int64_t panel = mine.p0; panel < mine.p1; ++panel)
@@ -188,35 +188,35 @@ class BackwardBlock {
                      Blocked<F> dsums) {
     const int64_t H = p_.hidden_size, t = time(s), before_d = d_ * p_.sequence.rows();
     const int64_t row = before_d + seq_.row(t), state = state_row(0) * H;
-    const int64_t y_row = p_.y.row, t_prev = carried ? time(s - 1) : 0;
-    RowsOf<S> dh_rows = dh_;
+    const int64_t y_row = p_.y.b_stride, t_prev = carried ? time(s - 1) : 0;
+    StridedRows<S> dh_rows = dh_;
     if constexpr (kProjects)
       if (projects()) dh_rows = projection_.dm();
     const T* const dy_rows = projects() || !p_.dy.data ? nullptr : p_.dy.at(seq_, t) + d_ * H;
     S* const flow_h = projects() ? nullptr : p_.flow_h;
     const auto initial = [&]<class U>(const U* given) {
-      if (given) return RowsOf<const U>{given + state, H};
-      return RowsOf<const U>{reinterpret_cast<const U*>(shared_.zeros), 0};
+      if (given) return StridedRows<const U>{given + state, H};
+      return StridedRows<const U>{reinterpret_cast<const U*>(shared_.zeros), 0};
     };
-    const RowsOf<const T> h{p_.y.at(seq_, t) + d_ * H, y_row};
-    RowsOf<const T> h_prev{p_.y.at(seq_, t_prev) + d_ * H, y_row};
+    const StridedRows<const T> h{p_.y.at(seq_, t) + d_ * H, y_row};
+    StridedRows<const T> h_prev{p_.y.at(seq_, t_prev) + d_ * H, y_row};
     if (!carried) h_prev = initial(p_.h0);
     const KeptStep step(p_.sequence, d_, t, H);
     const Kept<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
-    const Kept<const S> c_next = step.of(p_.cells, seq_.first);
+    const Kept<const S> c_next = step.of(p_.c_states, seq_.first);
     CellRows<const S> c_prev;
     if (carried)
-      c_prev.kept = KeptStep(p_.sequence, d_, t_prev, H).of(p_.cells, seq_.first);
+      c_prev.kept = KeptStep(p_.sequence, d_, t_prev, H).of(p_.c_states, seq_.first);
     else
       c_prev.by_row = initial(p_.c0);
     // Panel by panel, as the forward pass wrote what it kept; else row by row.
     const int64_t begin = units_.first_unit(part.p0);
-    const int64_t end = least(units_.first_unit(part.p1), H);
+    const int64_t end = min(units_.first_unit(part.p1), H);
     for (int64_t first = begin, last; first < end; first = last) {
-      last = kKeeps ? least(first + kPanel, end) : end;
+      last = kKeeps ? min(first + kPanel, end) : end;
       struct {
-        RowsOf<const T> saved;
-        RowsOf<const S> c_prev, c_next;
+        StridedRows<const T> saved;
+        StridedRows<const S> c_prev, c_next;
         int64_t step;
       } of[kTileVectors];
       if constexpr (kKeeps)
@@ -226,13 +226,13 @@ class BackwardBlock {
           if (kHasC) of[v].c_prev = c_prev.of(u), of[v].c_next = c_next.of(u);
         }
       for (int64_t b = r0; b < r1; ++b) {
-        const T* const dy = dy_rows ? dy_rows + b * p_.dy.row : nullptr;
+        const T* const dy = dy_rows ? dy_rows + b * p_.dy.b_stride : nullptr;
         S *const dh = dh_rows[b], *const dc = dc_[b];
         // The cell for a few vectors of units from the v-th on, of `lanes` units each.
         const auto units = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t v,
                                              int lanes) __attribute__((always_inline)) {
           using A = Abreast<S, kVectors>;
-          A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kSums];
+          A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kPreacts];
 #pragma GCC unroll 2
           for (int i = 0; i < kVectors; ++i) {
             const int64_t u = first + (v + i) * kLanes;
@@ -254,7 +254,7 @@ class BackwardBlock {
 #pragma GCC unroll 2
           for (int i = 0; i < kVectors; ++i) {
             const int64_t u = first + (v + i) * kLanes;
-            for (int k = 0; k < Cell::kSums; ++k)
+            for (int k = 0; k < Cell::kPreacts; ++k)
               dsum[k].v[i].store(ChunkSums<T>::element(dsums, b, k * H + u), lanes);
             if (flow_h) dnext[0].v[i].store(flow_h + (row + b) * H + u, lanes);
             dprev[0].v[i].store(dh + u);
@@ -284,17 +284,17 @@ class BackwardBlock {
         std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(S));
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part);
-      hh_.add_product(dsums.from(part.b0, Cell::kHiddenSum * p_.hidden_size / kTerms<T>), rows,
-                      panel, {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
+      hh_.add_product(dsums.from(part.b0, Cell::kHiddenPreact * p_.hidden_size / kVnniFactor<T>),
+                      rows, panel, {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
                       next_in_turn(i, s, part));
     }
     if (hh_.beside)
       add_tile(dx, int(dh_.stride), rows, p_.input_size,
-               dx_.data + (seq_.row(time(s)) + part.b0) * dx_.row, dx_.row, add_);
+               dx_.data + (seq_.row(time(s)) + part.b0) * dx_.b_stride, dx_.b_stride, add_);
   }
 
   ChunkGradients<T> chunk(int64_t begin, int64_t end, Team team) const {
-    const int64_t t0 = least(time(begin), time(end - 1));
+    const int64_t t0 = min(time(begin), time(end - 1));
     const int64_t t1 = t0 + end - begin;
     return {seq_,
             t0,
@@ -314,7 +314,7 @@ class BackwardBlock {
   void input_gradient(const ChunkGradients<T>& chunk, Team team) {
     if (!dx_.data || hh_.beside) return;
     const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
-    const Blocked<F> dsums = dsums_.from(first, Cell::kInputSum * p_.hidden_size);
+    const Blocked<F> dsums = dsums_.from(first, Cell::kInputPreact * p_.hidden_size);
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
       const int64_t width = ih_.panels.step(panel), column = ih_.panels.first_unit(panel);
       std::memset(buffer_, 0, count * width * sizeof(S));
@@ -322,10 +322,11 @@ class BackwardBlock {
                       panel + 1 < ih_.panels.count() ? panel + 1 : -1);
       int64_t begin = -first;  // of a step's rows in the buffer
       for (int64_t t = chunk.t0; t < chunk.t1; begin += seq_.active(t++)) {
-        const int64_t r = greatest<int64_t>(begin, 0), end = least(begin + seq_.active(t), count);
+        const int64_t r = max<int64_t>(begin, 0), end = min(begin + seq_.active(t), count);
         if (r < end)
           add_tile(buffer_ + r * width, int(width), end - r, p_.input_size - column,
-                   dx_.data + (seq_.row(t) + r - begin) * dx_.row + column, dx_.row, add_);
+                   dx_.data + (seq_.row(t) + r - begin) * dx_.b_stride + column, dx_.b_stride,
+                   add_);
       }
     }
   }
@@ -334,29 +335,31 @@ class BackwardBlock {
     const WeightGrads<S>& g = grads_;
     static constexpr T kOne = one<T>();  // a bias is the weight of an input that is always 1
     const auto ones = [](int64_t, int64_t, int64_t) { return &kOne; };
-    const auto x = [&](int64_t, int64_t t, int64_t b) { return p_.x.at(seq_, t) + b * p_.x.row; };
+    const auto x = [&](int64_t, int64_t t, int64_t b) {
+      return p_.x.at(seq_, t) + b * p_.x.b_stride;
+    };
     const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
       const int64_t R = p_.width(), previous = t + (d_ ? 1 : -1);
       if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
-        return p_.y.at(seq_, previous) + b * p_.y.row + d_ * R;
+        return p_.y.at(seq_, previous) + b * p_.y.b_stride + d_ * R;
       return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
     };
     thin_.clear();
     if (g.ih)
-      add_weight_gradient(chunk, g.ih, ih_.panels, Cell::kInputSum, Cell::input_gate, x, thin_);
+      add_weight_gradient(chunk, g.ih, ih_.panels, Cell::kInputPreact, Cell::input_gate, x, thin_);
     if (g.bias_ih) thin_.gather(chunk, g.bias_ih, 1, 0, 1, ones);
-    if (!kSameSums) thin_.add(chunk, Cell::kInputSum), thin_hidden_.clear();
+    if (!kSameSums) thin_.add(chunk, Cell::kInputPreact), thin_hidden_.clear();
     ThinGradient<T>& thin_hidden = kSameSums ? thin_ : thin_hidden_;
     if (g.hh)
-      add_weight_gradient(chunk, g.hh, Panels<F>(p_.width(), 1), Cell::kHiddenSum,
+      add_weight_gradient(chunk, g.hh, Panels<F>(p_.width(), 1), Cell::kHiddenPreact,
                           Cell::hidden_gate, h_prev, thin_hidden);
     if (g.bias_hh) thin_hidden.gather(chunk, g.bias_hh, 1, 0, 1, ones);
-    thin_hidden.add(chunk, Cell::kHiddenSum);
+    thin_hidden.add(chunk, Cell::kHiddenPreact);
     if constexpr (kProjects)
       if (projects()) projection_.weight_gradient(chunk, g.hr);
   }
 
-  const Backward<T>& p_;
+  const BackwardParams<T>& p_;
   const Sequence seq_;
   const Plan& plan_;
   const int d_;
@@ -364,11 +367,12 @@ class BackwardBlock {
   const RightOperand<T>&ih_, &hh_;
   const WeightGrads<S>& grads_;
   S* const buffer_;
-  const Rows<S> dx_;
+  const SequenceView<S> dx_;
   const bool add_;
   const Panels<F> units_;
   const ChunkSums<T> dsums_;
-  RowsOf<S> dh_, dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
+  StridedRows<S> dh_,
+      dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
   Projection projection_;
   ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ
 };

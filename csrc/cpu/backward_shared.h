@@ -9,15 +9,15 @@ namespace rnnkern::RNNKERN_ISA {
 
 template <class Cell, class T>
 struct BackwardShared {
-  using S = Sum<T>;
-  using F = Factor<T>;
+  using S = Acc<T>;
+  using F = PackedElem<T>;
 
   RightOperand<T> ih, hh, hr;
   S* zeros;
   WeightGrads<S> grads[Plan::kMaxBlocks];
   std::atomic<int> next{0};  // block that nobody has taken yet
 
-  BackwardShared(const Backward<T>& p, const Plan& plan, Arena& arena, int direction)
+  BackwardShared(const BackwardParams<T>& p, const Plan& plan, Arena& arena, int direction)
       : ih{{p.input_size, 1}, p.weights[direction].ih, nullptr,    p.hidden_size,
            Cell::kGates,      Cell::input_gate,        plan.direct},
         hh{panels_of_units(p.width(), p, plan),
@@ -38,7 +38,7 @@ struct BackwardShared {
     if (input_beside(p, plan)) hh.put_beside(ih.weight, p.input_size);
     for (RightOperand<T>* w : {&ih, &hh, &hr})
       if (w->weight) w->packed = arena.take<F>(w->panels.size(w->depth()));
-    zeros = arena.take<S>(greatest(p.hidden_size, int64_t(Vec<S>::kLanes)));
+    zeros = arena.take<S>(max(p.hidden_size, int64_t(Vec<S>::kLanes)));
     grads[0] = p.grads[direction];
     for (int block = 1; block < plan.blocks(p.sequence.batch); ++block)
       each_gradient(p, [&](S* WeightGrads<S>::* grad, int64_t size) {
@@ -48,8 +48,8 @@ struct BackwardShared {
 
   // Whether dx is a part of the product that carries dh back: where this makes fewer panels, and
   // the rows and terms of a step are enough for it.
-  static bool input_beside(const Backward<T>& p, const Plan& plan) {
-    if (Cell::kInputSum != Cell::kHiddenSum || !p.dx.data || p.proj_size || plan.by_units ||
+  static bool input_beside(const BackwardParams<T>& p, const Plan& plan) {
+    if (Cell::kInputPreact != Cell::kHiddenPreact || !p.dx.data || p.proj_size || plan.by_units ||
         plan.direct || p.sequence.batch < tile_rows(kTileVectors) ||
         Cell::kGates * p.hidden_size < kSumBlock)
       return false;
@@ -58,7 +58,7 @@ struct BackwardShared {
   }
 
   template <class F>
-  static void each_gradient(const Backward<T>& p, F&& f) {
+  static void each_gradient(const BackwardParams<T>& p, F&& f) {
     const int64_t sums = Cell::kGates * p.hidden_size;
     f(&WeightGrads<S>::ih, sums * p.input_size);
     f(&WeightGrads<S>::hh, sums * p.width());
@@ -67,15 +67,15 @@ struct BackwardShared {
     f(&WeightGrads<S>::hr, p.proj_size * p.hidden_size);
   }
 
-  void pack(const Backward<T>& p, Team team) {
+  void pack(const BackwardParams<T>& p, Team team) {
     if (p.dx.data && !hh.beside) ih.pack(team);
     hh.pack(team);
     if (p.proj_size) hr.pack(team);
     if (team.rank == 0)
-      for (int64_t u = 0; u < greatest(p.hidden_size, int64_t(Vec<S>::kLanes)); ++u) zeros[u] = 0;
+      for (int64_t u = 0; u < max(p.hidden_size, int64_t(Vec<S>::kLanes)); ++u) zeros[u] = 0;
   }
 
-  void add_up(const Backward<T>& p, const Plan& plan, Team team) const {
+  void add_up(const BackwardParams<T>& p, const Plan& plan, Team team) const {
     each_gradient(p, [&](S* WeightGrads<S>::* grad, int64_t size) {
       S* const sum = grads[0].*grad;
       if (!sum) return;

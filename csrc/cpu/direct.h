@@ -33,11 +33,11 @@ RNNKERN_INLINE const F* fetched_before(const F* weight, int64_t depth, int64_t n
 template <class F, int kRows, int kBlocks>
 RNNKERN_INLINE void add_blocks(const F* a, int64_t row, const F* weight, int64_t depth, int64_t k,
                                const int64_t (&depths)[kBlocks], bool own,
-                               typename Vec<Sum<F>>::Raw (&total)[kRows]) {
-  using V = Vec<Sum<F>>;
+                               typename Vec<Acc<F>>::Raw (&total)[kRows]) {
+  using V = Vec<Acc<F>>;
   using Columns = Transposed<F>;
   constexpr int kColumns = Columns::kColumns, kTurns = kLine<F> / kColumns;  // that read a line
-  const bool fetch = worth_fetching(kRows) || depth * int64_t(sizeof(F)) >= kLongRow;
+  const bool fetch = use_software_prefetch(kRows) || depth * int64_t(sizeof(F)) >= kLongRow;
   const int64_t lanes_to_fetch = fetch ? V::kLanes : 0;
   typename V::Raw sum[kBlocks][kRows];
   const F* ahead[kBlocks];
@@ -81,12 +81,12 @@ RNNKERN_INLINE void add_blocks(const F* a, int64_t row, const F* weight, int64_t
 // Vector v of the sums.
 template <class F, int kRows>
 __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count, int v,
-                                           Tile<Sum<F>> tile) {
-  using V = Vec<Sum<F>>;
+                                           Tile<Acc<F>> tile) {
+  using V = Vec<Acc<F>>;
   constexpr int kColumns = Transposed<F>::kColumns;
   // Where fetching ahead takes the place of loads, two blocks at a time gain nothing.
-  const bool in_twos = kRows <= 2 && !worth_fetching(kRows);
-  const RowsOf<const Sum<F>> init = tile.begin();
+  const bool in_twos = kRows <= 2 && !use_software_prefetch(kRows);
+  const StridedRows<const Acc<F>> init = tile.begin();
   typename V::Raw total[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
@@ -111,12 +111,12 @@ __attribute__((noinline)) void direct_tile(const DirectTerm<F>* terms, int count
 
 // The whole blocks of a term's depth, for at most kDirectRows rows. The weights are the left
 // operand, as they lie, and the rows become the columns of a panel.
-inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<BfloatPair>& term,
+inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<bf16x2>& term,
                                  const Tile<float>& tile) {
   using M = MatrixRegisters;
   constexpr int kLanes = Vec<float>::kLanes, kLeft = kTileVectors;
   alignas(64) float sums[kTileVectors][kLanes][kLanes] = {};
-  const RowsOf<const float> init = tile.begin();
+  const StridedRows<const float> init = tile.begin();
   for (int r = 0; init.data && r < rows; ++r)
     for (int v = 0; v < vectors; ++v)
       for (int l = 0; l < kLanes; ++l) sums[v][l][r] = init[r][v * kLanes + l];
@@ -128,14 +128,14 @@ inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<BfloatP
   };
   each_vector([&](auto v)
                   __attribute__((always_inline)) { M::load<v>(sums[v][0], sizeof sums[v][0]); });
-  const int64_t row = term.depth * sizeof(BfloatPair);
-  alignas(64) BfloatPair panel[kMatrixDepth * kDirectRows + kLanes] = {};
+  const int64_t row = term.depth * sizeof(bf16x2);
+  alignas(64) bf16x2 panel[kMatrixDepth * kDirectRows + kLanes] = {};
   for (int64_t k = 0; k < whole_blocks(term.depth); k += kMatrixDepth) {
     for (int r = 0; r < rows; ++r)
       for (int i = 0; i < kMatrixDepth; ++i) panel[i * rows + r] = term.a[r * term.row + k + i];
-    M::load<kPanelRegister>(panel, rows * sizeof(BfloatPair));
+    M::load<kPanelRegister>(panel, rows * sizeof(bf16x2));
     each_vector([&](auto v) __attribute__((always_inline)) {
-      const BfloatPair* const ahead = fetched_before(term.weight[v], term.depth, k + kSumBlock);
+      const bf16x2* const ahead = fetched_before(term.weight[v], term.depth, k + kSumBlock);
       for (int l = 0; l < kLanes; ++l) __builtin_prefetch(ahead + l * term.depth, 0, 3);
       M::load<kLeft>(term.weight[v] + k, row);
       M::multiply<v, kLeft>();
@@ -154,7 +154,7 @@ inline void direct_matrix_blocks(int rows, int vectors, const DirectTerm<BfloatP
 // them, into the first-level cache.
 template <class F>
 void direct_blocks(int rows, int vectors, const DirectTerm<F>* terms, int count,
-                   Tile<Sum<F>> tile) {
+                   Tile<Acc<F>> tile) {
   constexpr int kLanes = Vec<F>::kLanes;
   alignas(64) F block[kLastBlock * kTileVectors * kLanes];
   const int64_t step = vectors * kLanes;
@@ -181,11 +181,11 @@ void direct_blocks(int rows, int vectors, const DirectTerm<F>* terms, int count,
 // rows in 1..kGroupRows, vectors in 1..kTileVectors
 template <class F>
 RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<F>* terms, int count,
-                                   Tile<Sum<F>> tile) {
-  using Function = void (*)(const DirectTerm<F>*, int, int, Tile<Sum<F>>);
+                                   Tile<Acc<F>> tile) {
+  using Function = void (*)(const DirectTerm<F>*, int, int, Tile<Acc<F>>);
   static constexpr Function of_rows[kDirectRows] = {direct_tile<F, 1>, direct_tile<F, 2>,
                                                     direct_tile<F, 3>, direct_tile<F, 4>};
-  if constexpr (std::is_same_v<F, Sum<F>>)
+  if constexpr (std::is_same_v<F, Acc<F>>)
     if (rows > 2 * kDirectRows) return direct_blocks(rows, vectors, terms, count, tile);
   for (int r = 0; r < rows; r += kDirectRows) {
     const int n = rows - r < kDirectRows ? rows - r : kDirectRows;
@@ -194,7 +194,7 @@ RNNKERN_INLINE void direct_product(int rows, int vectors, const DirectTerm<F>* t
       shifted[i] = terms[i];
       shifted[i].a += r * terms[i].row;
     }
-    Tile<Sum<F>> part = tile;
+    Tile<Acc<F>> part = tile;
     if (tile.init) part.init += r * tile.init_row;
     part.out += r * tile.out_row;
 #if defined(RNNKERN_AMX)

@@ -15,7 +15,7 @@ namespace baseline {
 extern const Engine engine;
 }
 namespace baseline_bf16 {
-extern const EngineOf<bfloat16> engine;
+extern const KernelTable<bfloat16> engine;
 }
 #if defined(__x86_64__)
 namespace avx2 {
@@ -25,16 +25,16 @@ namespace avx512 {
 extern const Engine engine;
 }
 namespace avx512_bf16 {
-extern const EngineOf<bfloat16> engine;
+extern const KernelTable<bfloat16> engine;
 }
 namespace avx512_amx {
-extern const EngineOf<bfloat16> engine;
+extern const KernelTable<bfloat16> engine;
 }
 #endif
 
 namespace {
 
-Engine with_bf16(Engine engine, const char* name, const EngineOf<bfloat16>& bf16) {
+Engine with_bf16(Engine engine, const char* name, const KernelTable<bfloat16>& bf16) {
   engine.name = name;
   engine.bf16 = bf16;
   return engine;
@@ -102,13 +102,13 @@ Levels& levels() {
 }
 
 template <class T>
-PlanInput plan_input(const Layer<T>& p, bool backward, int threads) {
+PlanInput plan_input(const LayerParams<T>& p, bool backward, int threads) {
   PlanInput in{};
   in.steps = p.sequence.steps, in.batch = p.sequence.batch, in.rows = p.sequence.rows();
   in.input_size = p.input_size, in.hidden_size = p.hidden_size, in.proj_size = p.proj_size;
   in.directions = p.directions, in.element_size = sizeof(T);
   in.backward = backward, in.threads = threads;
-  visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.sums = cell.kSums; });
+  visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.sums = cell.kPreacts; });
   return in;
 }
 
@@ -124,22 +124,22 @@ const Engine& engine() { return *levels().chosen; }
 bool select_engine(const char* name) { return levels().select(name); }
 
 template <class T>
-void forward(const Forward<T>& p, const ParallelFor& parallel, int threads) {
+void forward(const ForwardParams<T>& p, const ParallelFor& parallel, int threads) {
   const Plan plan = make_plan(plan_input(p, false, threads));
   engine().of<T>().forward(p, plan, parallel, Workspace::of_this_thread());
 }
 
 template <class T>
-void backward(const Backward<T>& p, const ParallelFor& parallel, int threads) {
+void backward(const BackwardParams<T>& p, const ParallelFor& parallel, int threads) {
   const Plan plan = make_plan(plan_input(p, true, threads));
   engine().of<T>().backward(p, plan, parallel, Workspace::of_this_thread());
 }
 
-template void forward(const Forward<float>&, const ParallelFor&, int);
-template void forward(const Forward<double>&, const ParallelFor&, int);
-template void forward(const Forward<bfloat16>&, const ParallelFor&, int);
-template void backward(const Backward<float>&, const ParallelFor&, int);
-template void backward(const Backward<double>&, const ParallelFor&, int);
-template void backward(const Backward<bfloat16>&, const ParallelFor&, int);
+template void forward(const ForwardParams<float>&, const ParallelFor&, int);
+template void forward(const ForwardParams<double>&, const ParallelFor&, int);
+template void forward(const ForwardParams<bfloat16>&, const ParallelFor&, int);
+template void backward(const BackwardParams<float>&, const ParallelFor&, int);
+template void backward(const BackwardParams<double>&, const ParallelFor&, int);
+template void backward(const BackwardParams<bfloat16>&, const ParallelFor&, int);
 
 }  // namespace rnnkern

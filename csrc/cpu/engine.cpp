@@ -9,12 +9,14 @@ namespace rnnkern::RNNKERN_ISA {
 namespace {
 
 template <class T>
-void forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
+void forward(const ForwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,
+             Workspace& ws) {
   visit_cell(p.cell, [&](auto cell) { run_forward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
 template <class T>
-void backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
+void backward(const BackwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,
+              Workspace& ws) {
   visit_cell(p.cell, [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
@@ -23,7 +25,7 @@ template <class T>
 void math(MathFunction function, const T* in, T* out, int64_t count) {
   using V = Vec<T>;
   for (int64_t i = 0; i < count; i += V::kLanes) {
-    const int lanes = int(least<int64_t>(count - i, V::kLanes));
+    const int lanes = int(min<int64_t>(count - i, V::kLanes));
     const V x = V::load(in + i, lanes);
     const V y = function == MathFunction::exp       ? exp(x)
                 : function == MathFunction::sigmoid ? sigmoid(x)
@@ -33,7 +35,7 @@ void math(MathFunction function, const T* in, T* out, int64_t count) {
 }
 
 // The same register tile as the products, with nothing to load.
-double burn(int64_t iterations) {
+double peak_fma_loop(int64_t iterations) {
   using V = Vec<float>;
   constexpr int kSums = kTileSums;
   typename V::Raw sums[kSums];
@@ -52,8 +54,8 @@ double burn(int64_t iterations) {
 }  // namespace
 
 #if defined(RNNKERN_BF16)
-extern const EngineOf<bfloat16> engine;
-const EngineOf<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
+extern const KernelTable<bfloat16> engine;
+const KernelTable<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
 #else
 #define RNNKERN_STRING_OF(x) #x
 #define RNNKERN_STRING(x) RNNKERN_STRING_OF(x)
@@ -63,7 +65,7 @@ const Engine engine = {RNNKERN_STRING(RNNKERN_ISA),
                        {forward<float>, backward<float>, math<float>},
                        {forward<double>, backward<double>, math<double>},
                        {},
-                       burn};
+                       peak_fma_loop};
 #endif
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -17,18 +17,18 @@ namespace rnnkern::RNNKERN_ISA {
 // Where the states of a direction live, for a step and the rows from r0 on.
 template <class T>
 struct StateRows {
-  RowsOf<const T> h_prev;
-  RowsOf<const Sum<T>> own_prev;  // of h, what the cell itself takes up
-  RowsOf<T> h_next;
-  RowsOf<Sum<T>> own_next;
-  CellRows<const Sum<T>> c_prev;
-  CellRows<Sum<T>> c_next;
+  StridedRows<const T> h_prev;
+  StridedRows<const Acc<T>> own_prev;  // of h, what the cell itself takes up
+  StridedRows<T> h_next;
+  StridedRows<Acc<T>> own_next;
+  CellRows<const Acc<T>> c_prev;
+  CellRows<Acc<T>> c_next;
   Kept<T> saved;
 };
 
 template <class Cell, class T>
 class ForwardDirection {
-  using S = Sum<T>;
+  using S = Acc<T>;
   using V = Vec<S>;
   using Projection = std::conditional_t<std::is_same_v<T, S>, ForwardProjection<S>, NoProjection>;
   static constexpr int kLanes = V::kLanes;
@@ -47,7 +47,7 @@ class ForwardDirection {
     S* own_h;                      // (B, H)
     std::atomic<int64_t> next{0};  // batch row that nobody has taken yet
 
-    Shared(const Forward<T>& p, const Plan& plan, Arena& arena, int direction)
+    Shared(const ForwardParams<T>& p, const Plan& plan, Arena& arena, int direction)
         : weights(p, plan, direction, arena),
           projection(p, plan, direction, arena) {
       if (direction >= p.directions) return;
@@ -57,14 +57,14 @@ class ForwardDirection {
   };
 
   // Elements of a worker's buffer for x W_ih.
-  static int64_t chunk_size(const Forward<T>& p, const Plan& plan) {
+  static int64_t chunk_size(const ForwardParams<T>& p, const Plan& plan) {
     if (plan.fused_input) return 0;
-    const Panels<Factor<T>> panels = gate_panels<Cell, T>(p.hidden_size);
-    return plan.input_chunk * least(plan.row_block, p.sequence.batch) *
-           panels.before(panels.count());
+    const Panels<PackedElem<T>> panels = gate_panels<Cell, T>(p.hidden_size);
+    return plan.input_chunk * min(plan.row_block, p.sequence.batch) * panels.before(panels.count());
   }
 
-  ForwardDirection(const Forward<T>& p, const Plan& plan, int direction, Shared& shared, S* chunk)
+  ForwardDirection(const ForwardParams<T>& p, const Plan& plan, int direction, Shared& shared,
+                   S* chunk)
       : p_(p),
         seq_(p.sequence),
         plan_(plan),
@@ -84,22 +84,22 @@ class ForwardDirection {
     team.sync();
     if (plan_.by_units) return walk({0, seq_.batch, begin, end}, team);
     for (int64_t b; (b = shared_.next.fetch_add(plan_.row_block)) < seq_.batch;)
-      walk({b, least(b + plan_.row_block, seq_.batch), 0, count}, Team{0, 1, nullptr});
+      walk({b, min(b + plan_.row_block, seq_.batch), 0, count}, Team{0, 1, nullptr});
   }
 
  private:
   int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
   bool projects() const { return kProjects && p_.proj_size; }
-  RowsOf<T> h_rows(int64_t t, int64_t b) const {
-    return {p_.y.at(seq_, t) + b * p_.y.row + d_ * p_.width(), p_.y.row};
+  StridedRows<T> h_rows(int64_t t, int64_t b) const {
+    return {p_.y.at(seq_, t) + b * p_.y.b_stride + d_ * p_.width(), p_.y.b_stride};
   }
 
   void walk(const Part& part, Team team) {
     int64_t before = part.b0;  // rows that have a previous step
     for (int64_t s = 0; s < seq_.steps; ++s) {
       if (!plan_.fused_input && s % plan_.input_chunk == 0) project(s, part);
-      const int64_t active = least(seq_.active(time(s)), part.b1);
-      const int64_t carried = least(before, active);
+      const int64_t active = min(seq_.active(time(s)), part.b1);
+      const int64_t carried = min(before, active);
       if (part.b0 < carried) step(s, part, part.b0, carried, true);
       if (carried < active) step(s, part, carried, active, false);
       if constexpr (kProjects)
@@ -107,7 +107,7 @@ class ForwardDirection {
           team.sync();
           shared_.projection.run(part.b0, active, h_rows(time(s), part.b0), team);
         }
-      before = greatest(active, part.b0);
+      before = max(active, part.b0);
       team.sync();
     }
     finish(part, team);
@@ -115,12 +115,12 @@ class ForwardDirection {
 
   // The input's part of the sums for a chunk of steps, [panel][step][batch row][vector].
   void project(int64_t s0, const Part& part) {
-    const int64_t s1 = least(s0 + plan_.input_chunk, seq_.steps);
+    const int64_t s1 = min(s0 + plan_.input_chunk, seq_.steps);
     const int64_t batch = part.b1 - part.b0;
     for (int64_t panel = part.p0; panel < part.p1; ++panel) {
       const int64_t width = panels_.step(panel);
       bool first = true;
-      const auto tile = [&](RowsOf<const T> x, RowsOf<S> out, int rows) {
+      const auto tile = [&](StridedRows<const T> x, StridedRows<S> out, int rows) {
         shared_.weights.multiply_input(panel, rows, x, first, panel + 1 < part.p1 ? panel + 1 : -1,
                                        out);
         first = false;
@@ -128,15 +128,16 @@ class ForwardDirection {
       if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
         for (int64_t b = part.b0; b < part.b1; ++b)
           for_row_groups(s1 - s0, [&](int64_t i, int n) {
-            tile({p_.x.at(seq_, time(s0 + i)) + b * p_.x.row, d_ ? -p_.x.step : p_.x.step},
+            tile({p_.x.at(seq_, time(s0 + i)) + b * p_.x.b_stride,
+                  d_ ? -p_.x.t_stride : p_.x.t_stride},
                  {chunk_at(s0 + i, b, panel, part), batch * width}, n);
           });
       } else {
         for (int64_t s = s0; s < s1; ++s) {
-          const int64_t t = time(s), active = least(seq_.active(t), part.b1) - part.b0;
+          const int64_t t = time(s), active = min(seq_.active(t), part.b1) - part.b0;
           if (active > 0)
             for_row_groups(active, [&](int64_t i, int n) {
-              tile({p_.x.at(seq_, t) + (part.b0 + i) * p_.x.row, p_.x.row},
+              tile({p_.x.at(seq_, t) + (part.b0 + i) * p_.x.b_stride, p_.x.b_stride},
                    {chunk_at(s, part.b0 + i, panel, part), width}, n);
             });
         }
@@ -164,10 +165,11 @@ class ForwardDirection {
     }
     const KeptStep kept(seq_, d_, t, H);
     if (Cell::kSaved) rows.saved = kept.of(p_.saved, r0, Cell::kSaved);
-    if (kHasC) rows.c_next = {kept.of(p_.cells, r0), {p_.c_n + state, H}};
+    if (kHasC) rows.c_next = {kept.of(p_.c_states, r0), {p_.c_n + state, H}};
     if (!carried) {
       const T* const zeros = reinterpret_cast<const T*>(shared_.zeros);
-      rows.h_prev = p_.h0 ? RowsOf<const T>{p_.h0 + state_row * R, R} : RowsOf<const T>{zeros, 0};
+      rows.h_prev =
+          p_.h0 ? StridedRows<const T>{p_.h0 + state_row * R, R} : StridedRows<const T>{zeros, 0};
       if (p_.c0)
         rows.c_prev.by_row = {p_.c0 + state, H};
       else
@@ -175,10 +177,10 @@ class ForwardDirection {
       return rows;
     }
     const int64_t previous = time(s - 1);
-    const RowsOf<T> h_prev = h_rows(previous, r0);
+    const StridedRows<T> h_prev = h_rows(previous, r0);
     rows.h_prev = {h_prev.data, h_prev.stride};
     if (kHasC)
-      rows.c_prev = {KeptStep(seq_, d_, previous, H).of<const S>(p_.cells, r0),
+      rows.c_prev = {KeptStep(seq_, d_, previous, H).of<const S>(p_.c_states, r0),
                      {p_.c_n + state, H}};
     return rows;
   }
@@ -186,10 +188,10 @@ class ForwardDirection {
   // One step of batch rows [r0, r1), whose states before it are carried over, or initial.
   void step(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried) {
     const StateRows<T> rows = state_rows(s, r0, carried);
-    const RowsOf<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.row, p_.x.row};
+    const StridedRows<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.b_stride, p_.x.b_stride};
     for (int64_t i = part.p0; i < part.p1; ++i) {
       const int64_t panel = in_turn(i, s, part), next = next_in_turn(i, s, part);
-      RowsOf<const S> projected{};
+      StridedRows<const S> projected{};
       if (!plan_.fused_input) projected = {chunk_at(s, r0, panel, part), panels_.step(panel)};
       for_row_groups(r1 - r0, [&](int64_t r, int n) {
         alignas(64) S sums[kGroupRows * kTileVectors * kLanes];
@@ -206,8 +208,8 @@ class ForwardDirection {
     const int64_t row = shared_.weights.sums_row(panel);
     for (int w = 0; w < width; ++w) {
       const int64_t unit = panels_.first_unit(panel) + w * kLanes;
-      V bias[Cell::kSums];
-      for (int k = 0; k < Cell::kSums; ++k)
+      V bias[Cell::kPreacts];
+      for (int k = 0; k < Cell::kPreacts; ++k)
         bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
       UnitRows of{};
       if (kHasC) of.c_prev = rows.c_prev.of(unit), of.c_next = rows.c_next.of(unit);
@@ -227,9 +229,9 @@ class ForwardDirection {
 
   // What stands in blocks of units, from a vector of them on.
   struct UnitRows {
-    RowsOf<const S> c_prev;
-    RowsOf<S> c_next;
-    RowsOf<T> saved;
+    StridedRows<const S> c_prev;
+    StridedRows<S> c_next;
+    StridedRows<T> saved;
     int64_t saved_step;
   };
 
@@ -239,10 +241,10 @@ class ForwardDirection {
   RNNKERN_INLINE void apply_to(const StateRows<T>& rows, const UnitRows& of, int64_t r,
                                int64_t unit, int lanes, const S* sums, int64_t sums_row,
                                int gate_step, const V* bias) const {
-    Abreast<S, kRows> sum[Cell::kSums], prev[2], next[2], keep[Cell::kSaved + 1];
+    Abreast<S, kRows> sum[Cell::kPreacts], prev[2], next[2], keep[Cell::kSaved + 1];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
-      for (int k = 0; k < Cell::kSums; ++k)
+      for (int k = 0; k < Cell::kPreacts; ++k)
         sum[k].v[i] = V::load(sums + i * sums_row + k * gate_step) + bias[k];
       if constexpr (kOwnH)
         prev[0].v[i] = V::load(rows.own_prev[r + i] + unit, lanes);
@@ -273,61 +275,61 @@ class ForwardDirection {
   // The final states: of each row, those after its last step.
   void finish(const Part& part, Team team) const {
     const int64_t H = p_.hidden_size, R = p_.width();
-    const int64_t u0 = least(panels_.first_unit(part.p0), H);
-    const int64_t u1 = least(panels_.first_unit(part.p1), H);
+    const int64_t u0 = min(panels_.first_unit(part.p0), H);
+    const int64_t u1 = min(panels_.first_unit(part.p1), H);
     const int64_t h0 = projects() ? team.begin(R) : u0, h1 = projects() ? team.end(R) : u1;
     int64_t ended = 0;
     for (int64_t t = seq_.steps - 1; t >= 0; --t) {
       const int64_t active = seq_.active(t), last = d_ ? 0 : t;
       const KeptStep kept(seq_, d_, last, H);
-      for (int64_t b = greatest(ended, part.b0); b < least(active, part.b1); ++b) {
+      for (int64_t b = max(ended, part.b0); b < min(active, part.b1); ++b) {
         const int64_t state = d_ * seq_.batch + b;
         std::memcpy(p_.h_n + state * R + h0, h_rows(last, b).data + h0, (h1 - h0) * sizeof(T));
-        if (kHasC && p_.cells)
+        if (kHasC && p_.c_states)
           for (int64_t u = u0; u < u1; u += kLanes)
-            std::memcpy(p_.c_n + state * H + u, kept.of(p_.cells, b).of(u).data,
-                        least<int64_t>(u1 - u, kLanes) * sizeof(S));
+            std::memcpy(p_.c_n + state * H + u, kept.of(p_.c_states, b).of(u).data,
+                        min<int64_t>(u1 - u, kLanes) * sizeof(S));
       }
       ended = active;
       if (ended >= seq_.batch) break;
     }
   }
 
-  const Forward<T>& p_;
+  const ForwardParams<T>& p_;
   const Sequence seq_;
   const Plan& plan_;
   const int d_;
   Shared& shared_;
   S* const chunk_;
-  const Panels<Factor<T>> panels_;
+  const Panels<PackedElem<T>> panels_;
 };
 
 template <class Cell, class T>
-void run_forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel,
+void run_forward(const ForwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,
                  Workspace& workspace) {
   using Direction = ForwardDirection<Cell, T>;
   struct Call {
-    const Forward<T>& p;
+    const ForwardParams<T>& p;
     const Plan& plan;
     typename Direction::Shared shared[kMaxDirections];
-    Sum<T>* chunks;
+    Acc<T>* chunks;
     int64_t chunk_size;
 
-    Call(const Forward<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
+    Call(const ForwardParams<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
         : p(p),
           plan(plan),
           shared{{p, plan, arena, 0}, {p, plan, arena, 1}} {
       chunk_size = Direction::chunk_size(p, plan) + 16;
-      chunks = arena.take<Sum<T>>(chunk_size * plan.threads);
+      chunks = arena.take<Acc<T>>(chunk_size * plan.threads);
       if (used) *used = arena.used();
     }
 
-    void direction(int d, Sum<T>* chunk, Team team) {
+    void direction(int d, Acc<T>* chunk, Team team) {
       Direction(p, plan, d, shared[d], chunk).run(team);
     }
 
     void run(Team team) {
-      Sum<T>* const chunk = chunks + chunk_size * team.rank;
+      Acc<T>* const chunk = chunks + chunk_size * team.rank;
       if (p.directions == 2 && team.size % 2 == 0) {
         direction(team.rank % 2, chunk, team.half());
       } else {

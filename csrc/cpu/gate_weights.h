@@ -1,52 +1,53 @@
 // The weights of a direction, as the forward pass multiplies by them: packed, or as they lie.
 #pragma once
+#include "../core/layer_params.h"
 #include "arena.h"
 #include "direct.h"
-#include "params.h"
 #include "plan.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
 // How the gates' sums of a step fall into panels.
 template <class Cell, class T>
-Panels<Factor<T>> gate_panels(int64_t units) {
-  Panels<Factor<T>> panels(units, Cell::kGates);
-  panels.gates_adjoin = Cell::kGates > 1 && Cell::kInputSum == Cell::kHiddenSum;
+Panels<PackedElem<T>> gate_panels(int64_t units) {
+  Panels<PackedElem<T>> panels(units, Cell::kGates);
+  panels.gates_adjoin = Cell::kGates > 1 && Cell::kInputPreact == Cell::kHiddenPreact;
   return panels;
 }
 
 template <class Cell, class T>
 class GateWeights {
-  using S = Sum<T>;
-  using F = Factor<T>;
+  using S = Acc<T>;
+  using F = PackedElem<T>;
   using V = Vec<S>;
   static constexpr int kLanes = V::kLanes;
 
  public:
-  GateWeights(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
+  GateWeights(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
       : weights_(p.weights[direction]),
         panels_(gate_panels<Cell, T>(p.hidden_size)),
-        input_depth_(p.input_size / kTerms<T>),
-        hidden_depth_(p.width() / kTerms<T>),
+        input_depth_(p.input_size / kVnniFactor<T>),
+        hidden_depth_(p.width() / kVnniFactor<T>),
         direct_(plan.direct),
         fused_input_(plan.fused_input) {
     if (direction >= p.directions) return;
     ih_ = arena.take<F>(panels_.size(input_depth_));
     hh_ = arena.take<F>(panels_.size(hidden_depth_));
-    bias_ = arena.take<S>(Cell::kSums * panels_.blocks() * kLanes);
+    bias_ = arena.take<S>(Cell::kPreacts * panels_.blocks() * kLanes);
     const int64_t split = plan.by_units ? plan.team(p.directions) : 1;
-    far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) > resident() * split &&
-           worth_fetching(plan.row_block);
+    far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) >
+               l2_budget_bytes() * split &&
+           use_software_prefetch(plan.row_block);
   }
 
   // From one row of a panel's sums to the next.
   int64_t sums_row(int64_t panel) const {
-    return Cell::kSums == Cell::kGates ? panels_.step(panel)
-                                       : Cell::kSums * panels_.width(panel) * kLanes;
+    return Cell::kPreacts == Cell::kGates ? panels_.step(panel)
+                                          : Cell::kPreacts * panels_.width(panel) * kLanes;
   }
 
   // The sum of both biases for each sum of the panel's units.
-  S* bias(int64_t panel) const { return bias_ + panels_.first_unit(panel) * Cell::kSums; }
+  S* bias(int64_t panel) const { return bias_ + panels_.first_unit(panel) * Cell::kPreacts; }
 
   void pack(int64_t begin, int64_t end) {
     const int64_t H = panels_.units;
@@ -58,10 +59,10 @@ class GateWeights {
       S* const bias = this->bias(panel);
       const int64_t first = panels_.first_unit(panel);
       const int width = panels_.width(panel) * kLanes;
-      for (int s = 0; s < Cell::kSums; ++s)
+      for (int s = 0; s < Cell::kPreacts; ++s)
         for (int l = 0; l < width; ++l) {
           const int64_t unit = first + l;
-          const int in = s - Cell::kInputSum, hidden = s - Cell::kHiddenSum;
+          const int in = s - Cell::kInputPreact, hidden = s - Cell::kHiddenPreact;
           S sum = 0;
           if (weights_.bias_ih && unit < H && in >= 0 && in < Cell::kGates)
             sum += value(weights_.bias_ih[Cell::input_gate(in) * H + unit]);
@@ -74,8 +75,8 @@ class GateWeights {
 
   // sums = x W_ih for n rows of a panel, of several groups of rows the first or another; the panel
   // `next` comes next, or none if -1.
-  void multiply_input(int64_t panel, int n, RowsOf<const T> x, bool first, int64_t next,
-                      RowsOf<S> sums) const {
+  void multiply_input(int64_t panel, int n, StridedRows<const T> x, bool first, int64_t next,
+                      StridedRows<S> sums) const {
     const int vectors = panels_.vectors(panel);
     const Tile<S> tile{nullptr, 0, sums.data, sums.stride};
     if (direct(panel)) {
@@ -91,8 +92,8 @@ class GateWeights {
   // sums = x W_ih + h W_hh for n rows of a panel, x W_ih perhaps from ahead (`projected`). The bias
   // comes last, in the cell: a sum that begins with a large term rounds more. The first rows of a
   // step fetch the panel, all of them the beginning of the next one, or none if -1.
-  void add_up(int64_t panel, int n, RowsOf<const T> x, RowsOf<const T> h, RowsOf<const S> projected,
-              bool first, int64_t next, S* sums) const {
+  void add_up(int64_t panel, int n, StridedRows<const T> x, StridedRows<const T> h,
+              StridedRows<const S> projected, bool first, int64_t next, S* sums) const {
     const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
     const int64_t row = sums_row(panel);
     const bool direct = this->direct(panel);
@@ -110,19 +111,19 @@ class GateWeights {
       else
         product(n, vectors, packed + first, count, tile);
     };
-    if constexpr (Cell::kInputSum == Cell::kHiddenSum) {
+    if constexpr (Cell::kInputPreact == Cell::kHiddenPreact) {
       if (fused_input_)
         add(0, 2, {nullptr, 0, sums, row});
       else
         add(1, 1, {projected.data, projected.stride, sums, row});
     } else {
       // The input's part fills its sums, the others begin with zeros.
-      S* const input_sums = sums + Cell::kInputSum * width;
-      S* const hidden_sums = sums + Cell::kHiddenSum * width;
+      S* const input_sums = sums + Cell::kInputPreact * width;
+      S* const hidden_sums = sums + Cell::kHiddenPreact * width;
       if (fused_input_) add(0, 1, {nullptr, 0, input_sums, row});
       for (int r = 0; r < n; ++r)
         for (int v = 0; v < row; v += kLanes) {
-          const int at = v - Cell::kInputSum * width;
+          const int at = v - Cell::kInputPreact * width;
           if (at < 0 || at >= vectors * kLanes)
             V(S(0)).store(sums + r * row + v);
           else if (!fused_input_)
@@ -140,25 +141,26 @@ class GateWeights {
   const F* hidden_panel(int64_t panel) const { return hh_ + panels_.before(panel) * hidden_depth_; }
 
   // What a panel's products are made of: x or h, and its weights, packed or as they lie.
-  Term<F> packed_input(int64_t panel, RowsOf<const T> x) const {
+  Term<F> packed_input(int64_t panel, StridedRows<const T> x) const {
     return packed(x, input_depth_, input_panel(panel), panel);
   }
-  Term<F> packed_hidden(int64_t panel, RowsOf<const T> h) const {
+  Term<F> packed_hidden(int64_t panel, StridedRows<const T> h) const {
     return packed(h, hidden_depth_, hidden_panel(panel), panel);
   }
-  Term<F> packed(RowsOf<const T> left, int64_t depth, const F* weight, int64_t panel) const {
-    return {factors(left.data), left.stride / kTerms<T>, 1, depth, weight, panels_.step(panel)};
+  Term<F> packed(StridedRows<const T> left, int64_t depth, const F* weight, int64_t panel) const {
+    return {factors(left.data), left.stride / kVnniFactor<T>, 1, depth, weight,
+            panels_.step(panel)};
   }
-  DirectTerm<F> lying_input(int64_t panel, RowsOf<const T> x) const {
+  DirectTerm<F> lying_input(int64_t panel, StridedRows<const T> x) const {
     return lying(panel, x, factors(weights_.ih), input_depth_, Cell::input_gate);
   }
-  DirectTerm<F> lying_hidden(int64_t panel, RowsOf<const T> h) const {
+  DirectTerm<F> lying_hidden(int64_t panel, StridedRows<const T> h) const {
     return lying(panel, h, factors(weights_.hh), hidden_depth_, Cell::hidden_gate);
   }
   template <class GateOf>
-  DirectTerm<F> lying(int64_t panel, RowsOf<const T> left, const F* weight, int64_t depth,
+  DirectTerm<F> lying(int64_t panel, StridedRows<const T> left, const F* weight, int64_t depth,
                       GateOf gate_of) const {
-    DirectTerm<F> term{factors(left.data), left.stride / kTerms<T>, depth, {}};
+    DirectTerm<F> term{factors(left.data), left.stride / kVnniFactor<T>, depth, {}};
     const int width = panels_.width(panel);
     for (int v = 0; v < panels_.vectors(panel); ++v) {
       const int64_t unit = panels_.first_unit(panel) + v % width * kLanes;

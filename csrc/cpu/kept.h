@@ -5,7 +5,7 @@
 // units each row's would be on a page of its own, which neither the processor's own fetching ahead
 // nor the first-level TLB is made for.
 #pragma once
-#include "params.h"
+#include "../core/layer_params.h"
 #include "product.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -19,10 +19,10 @@ struct Kept {
 
   // From one value of a unit to the next.
   RNNKERN_INLINE int64_t step(uint64_t unit) const {  // unsigned: quotients are shifts
-    return least<int64_t>(kUnitBlock, units - unit / kUnitBlock * kUnitBlock);
+    return min<int64_t>(kUnitBlock, units - unit / kUnitBlock * kUnitBlock);
   }
   // The first value of a unit, and of those after it in the same block.
-  RNNKERN_INLINE RowsOf<T> of(uint64_t unit) const {
+  RNNKERN_INLINE StridedRows<T> of(uint64_t unit) const {
     const int64_t in_block = unit % kUnitBlock, row = values * step(unit);
     return {data + (unit - in_block) * rows * values + first * row + in_block, row};
   }
@@ -47,10 +47,10 @@ struct KeptStep {
 template <class S>
 struct CellRows {
   Kept<S> kept;
-  RowsOf<S> by_row{};
+  StridedRows<S> by_row{};
 
-  RNNKERN_INLINE RowsOf<S> of(int64_t unit) const {
-    return kept.data ? kept.of(unit) : RowsOf<S>{by_row.data + unit, by_row.stride};
+  RNNKERN_INLINE StridedRows<S> of(int64_t unit) const {
+    return kept.data ? kept.of(unit) : StridedRows<S>{by_row.data + unit, by_row.stride};
   }
 };
 

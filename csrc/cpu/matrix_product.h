@@ -19,8 +19,7 @@ RNNKERN_INLINE void for_each_of(F&& f) {
 // depth. The second tile begins `second` rows after the first: rows that both have are added up
 // twice, to the same. Left operands stay in registers of their own, if there are enough.
 template <int kTiles, int kVectors>
-void matrix_tiles(int64_t second, const Term<BfloatPair>* terms, int count,
-                  const Tile<float>& tile) {
+void matrix_tiles(int64_t second, const Term<bf16x2>* terms, int count, const Tile<float>& tile) {
   using M = MatrixRegisters;
   constexpr int kSums = kTiles * kVectors, kLanes = Vec<float>::kLanes;
   constexpr bool kOneLeft = kSums + kTiles > kPanelRegister;
@@ -31,20 +30,20 @@ void matrix_tiles(int64_t second, const Term<BfloatPair>* terms, int count,
       });
     });
   };
-  const RowsOf<const float> init = tile.begin();
+  const StridedRows<const float> init = tile.begin();
   each_sum([&](auto sum, int t, int v) __attribute__((always_inline)) {
     if (init.data)
       M::load<sum>(init[t * second] + v * kLanes, init.stride * sizeof(float));
     else
       M::zero<sum>();
   });
-  for (const Term<BfloatPair>* term = terms; term < terms + count; ++term) {
-    const int64_t row = term->row * sizeof(BfloatPair), step = term->panel_step * sizeof(float);
-    const BfloatPair* b = term->b;
+  for (const Term<bf16x2>* term = terms; term < terms + count; ++term) {
+    const int64_t row = term->row * sizeof(bf16x2), step = term->panel_step * sizeof(float);
+    const bf16x2* b = term->b;
     for (int64_t left = term->depth / kMatrixDepth, block = 0; left > 0; ++block) {
-      const BfloatPair* a = term->a + block * term->block;
-      const BfloatPair* const a_second = a + second * term->row;
-      const int64_t blocks = least(left, kSumBlock / kMatrixDepth);
+      const bf16x2* a = term->a + block * term->block;
+      const bf16x2* const a_second = a + second * term->row;
+      const int64_t blocks = min(left, kSumBlock / kMatrixDepth);
       left -= blocks;
       for (int64_t k = 0; k < blocks * kMatrixDepth; k += kMatrixDepth) {
         const auto load_left = [&](auto t) __attribute__((always_inline)) {
@@ -69,9 +68,9 @@ void matrix_tiles(int64_t second, const Term<BfloatPair>* terms, int count,
 }
 
 // All rows and vectors, over the whole blocks of the terms' depth.
-inline void matrix_blocks(int rows, int vectors, const Term<BfloatPair>* terms, int count,
+inline void matrix_blocks(int rows, int vectors, const Term<bf16x2>* terms, int count,
                           const Tile<float>& tile) {
-  using Tiles = void (*)(int64_t, const Term<BfloatPair>*, int, const Tile<float>&);
+  using Tiles = void (*)(int64_t, const Term<bf16x2>*, int, const Tile<float>&);
   static constexpr Tiles one[] = {matrix_tiles<1, 1>, matrix_tiles<1, 2>, matrix_tiles<1, 3>,
                                   matrix_tiles<1, 4>};
   static constexpr Tiles two[] = {matrix_tiles<2, 1>, matrix_tiles<2, 2>, matrix_tiles<2, 3>};
@@ -81,7 +80,7 @@ inline void matrix_blocks(int rows, int vectors, const Term<BfloatPair>* terms, 
   if (rows <= kMatrixRows) return one[vectors - 1](0, terms, count, tile);
   if (vectors < 4) return two[vectors - 1](rows - height, terms, count, tile);
   for (int v = 0; v < 4; v += 2) {
-    Term<BfloatPair> half[kMaxTerms];
+    Term<bf16x2> half[kMaxTerms];
     for (int i = 0; i < count; ++i) (half[i] = terms[i]).b += v * kLanes;
     const float* const init = tile.init ? tile.init + v * kLanes : nullptr;
     matrix_tiles<2, 2>(rows - height, half, count,
@@ -90,25 +89,25 @@ inline void matrix_blocks(int rows, int vectors, const Term<BfloatPair>* terms, 
 }
 
 // As product(), whose left operands stand in rows.
-inline void matrix_product(int rows, int vectors, const Term<BfloatPair>* terms, int count,
+inline void matrix_product(int rows, int vectors, const Term<bf16x2>* terms, int count,
                            Tile<float> tile) {
   for (int i = 0; i < count;) {
     // As many terms as have nothing left, and one that may.
     int end = i;
     while (end + 1 < count && terms[end].depth % kMatrixDepth == 0) ++end;
-    const Term<BfloatPair>& last = terms[end++];
+    const Term<bf16x2>& last = terms[end++];
     const int64_t whole = whole_blocks(last.depth);
     if (whole || end - i > 1 || !last.depth) {
       matrix_blocks(rows, vectors, terms + i, end - i, tile);
       tile = tile.further();
     }
     if (whole < last.depth) {
-      const Term<BfloatPair> rest{last.a + whole / kSumBlock * last.block + whole % kSumBlock,
-                                  last.row,
-                                  1,
-                                  last.depth - whole,
-                                  last.b + whole * last.panel_step,
-                                  last.panel_step};
+      const Term<bf16x2> rest{last.a + whole / kSumBlock * last.block + whole % kSumBlock,
+                              last.row,
+                              1,
+                              last.depth - whole,
+                              last.b + whole * last.panel_step,
+                              last.panel_step};
       if (whole) tile.init = nullptr, tile.add = true;
       vector_product(rows, vectors, &rest, 1, tile);
       tile = tile.further();
@@ -123,7 +122,7 @@ inline void matrix_product(int rows, int vectors, const Term<BfloatPair>* terms,
 // operands in columns come as one term, without init.
 template <class F>
 RNNKERN_INLINE void product(int rows, int vectors, const Term<F>* terms, int count,
-                            const Tile<Sum<F>>& tile) {
+                            const Tile<Acc<F>>& tile) {
 #if defined(RNNKERN_AMX)
   if (terms[0].col == 1) return matrix_product(rows, vectors, terms, count, tile);
 #endif

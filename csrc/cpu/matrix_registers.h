@@ -97,12 +97,12 @@ class MatrixRegisters {
                   reinterpret_cast<const char*>(data) + r * stride, kBytes);
   }
   template <int kRegister>
-  static void load(const BfloatPair* data, int64_t stride) {
+  static void load(const bf16x2* data, int64_t stride) {
     constexpr bool kPanel = kRegister == kPanelRegister;
     for (int r = 0; r < (kPanel ? kMatrixDepth : of_this_thread().rows); ++r)
       std::memcpy(of_this_thread().factors[kRegister][r],
                   reinterpret_cast<const char*>(data) + r * stride,
-                  kPanel ? kBytes : kMatrixDepth * sizeof(BfloatPair));
+                  kPanel ? kBytes : kMatrixDepth * sizeof(bf16x2));
   }
   template <int kRegister>
   static void store(float* data, int64_t stride) {
@@ -117,7 +117,7 @@ class MatrixRegisters {
       for (int c = 0; c < kLanes; ++c) {
         float first = 0, second = 0;
         for (int k = 0; k < kMatrixDepth; ++k) {
-          const BfloatPair a = file.factors[kLeft][r][k], b = file.factors[kPanelRegister][k][c];
+          const bf16x2 a = file.factors[kLeft][r][k], b = file.factors[kPanelRegister][k][c];
           first += value(a.first) * value(b.first);
           second += value(a.second) * value(b.second);
         }
@@ -129,7 +129,7 @@ class MatrixRegisters {
   struct File {
     int rows;
     float sums[kPanelRegister][kMatrixRows][kLanes];
-    BfloatPair factors[kPanelRegister + 1][kMatrixRows][kMatrixDepth];
+    bf16x2 factors[kPanelRegister + 1][kMatrixRows][kMatrixDepth];
   };
   static File& of_this_thread() {
     static thread_local File file;

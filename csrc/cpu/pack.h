@@ -75,8 +75,7 @@ Panels<F> even_panels(int64_t columns, int team) {
     int64_t most = 0;
     for (int rank = 0; rank < team; ++rank) {
       const Team one{rank, team, nullptr};
-      most =
-          greatest(most, least(one.end(count) * width, panels.blocks()) - one.begin(count) * width);
+      most = max(most, min(one.end(count) * width, panels.blocks()) - one.begin(count) * width);
     }
     const double cost = kCost[width] * double(most);
     if (width == kTileVectors || cost < least_cost) best = panels, least_cost = cost;
@@ -209,12 +208,12 @@ void pack_gates(const Panels<F>& panels, int64_t panel, const F* weight, int64_t
 // `first` on. A last vector that is `whole` ends in zeros.
 template <class T, class RowOf>
 RNNKERN_INLINE void take_rows(RowOf& row_of, int64_t k, int64_t rows, int64_t first, int64_t count,
-                              Factor<T>* to, bool whole) {
-  using V = Vec<Factor<T>>;
+                              PackedElem<T>* to, bool whole) {
+  using V = Vec<PackedElem<T>>;
   const T *const row = row_of(k) + first, *next = nullptr;
-  if (kTerms<T> > 1 && k + 1 < rows) next = row_of(k + 1) + first;
+  if (kVnniFactor<T> > 1 && k + 1 < rows) next = row_of(k + 1) + first;
   for (int64_t c = 0; c < count; c += V::kLanes) {
-    const int lanes = int(least<int64_t>(count - c, V::kLanes));
+    const int lanes = int(min<int64_t>(count - c, V::kLanes));
     zip_rows(row + c, next ? next + c : next, lanes).store(to + c, whole ? V::kLanes : lanes);
   }
 }
@@ -222,12 +221,12 @@ RNNKERN_INLINE void take_rows(RowOf& row_of, int64_t k, int64_t rows, int64_t fi
 // The panel of a matrix whose rows are contiguous in memory, row_of(k), asked for in turn; and
 // zeros, until it is `depth` factors deep.
 template <class T, class RowOf>
-RNNKERN_INLINE void pack_rows(const Panels<Factor<T>>& panels, int64_t panel, int64_t rows,
-                              RowOf row_of, int64_t depth, Factor<T>* out) {
+RNNKERN_INLINE void pack_rows(const Panels<PackedElem<T>>& panels, int64_t panel, int64_t rows,
+                              RowOf row_of, int64_t depth, PackedElem<T>* out) {
   const int64_t first = panels.first_unit(panel), step = panels.step(panel);
-  const int64_t columns = least(step, panels.units - first);
-  const Factor<T>* const end = out + depth * step;
-  for (int64_t k = 0; k < rows; k += kTerms<T>, out += step)
+  const int64_t columns = min(step, panels.units - first);
+  const PackedElem<T>* const end = out + depth * step;
+  for (int64_t k = 0; k < rows; k += kVnniFactor<T>, out += step)
     take_rows<T>(row_of, k, rows, first, columns, out, true);
   if (out < end) std::memset(out, 0, (end - out) * sizeof *out);
 }

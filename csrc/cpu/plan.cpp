@@ -24,12 +24,12 @@ constexpr int64_t kFewRows = 16;
 
 }  // namespace
 
-int64_t resident() {
+int64_t l2_budget_bytes() {
   static const int64_t bytes = second_level_cache() / 2;
   return bytes;
 }
 
-bool worth_fetching([[maybe_unused]] int64_t rows) {
+bool use_software_prefetch([[maybe_unused]] int64_t rows) {
 #if defined(__x86_64__)
   // Measured on a Zen 5.
   static const bool by_itself = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
@@ -40,7 +40,7 @@ bool worth_fetching([[maybe_unused]] int64_t rows) {
 }
 
 Plan make_plan(const PlanInput& in) {
-  const int64_t kept = resident();
+  const int64_t kept = l2_budget_bytes();
   const int64_t I = in.input_size, H = in.hidden_size, G = in.gates, P = in.proj_size;
   const int64_t each_step = G * H * (P ? P : H) + P * H;  // weights that every step reads
   const double work =

@@ -7,11 +7,11 @@ namespace rnnkern {
 
 // Bytes of packed weights that one core's second-level cache can keep while rows stream through:
 // half of it.
-int64_t resident();
+int64_t l2_budget_bytes();
 
 // Whether to fetch ahead the weights that so many rows go through in order: by themselves some
 // processors do it better while these are few.
-bool worth_fetching(int64_t rows);
+bool use_software_prefetch(int64_t rows);
 
 struct Plan {
   int threads;

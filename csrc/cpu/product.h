@@ -13,17 +13,17 @@
 namespace rnnkern::RNNKERN_ISA {
 
 template <class T>
-RNNKERN_INLINE T least(T a, T b) {
+RNNKERN_INLINE T min(T a, T b) {
   return a < b ? a : b;
 }
 template <class T>
-RNNKERN_INLINE T greatest(T a, T b) {
+RNNKERN_INLINE T max(T a, T b) {
   return a > b ? a : b;
 }
 
 // Consecutive rows with a stride.
 template <class T>
-struct RowsOf {
+struct StridedRows {
   T* data;
   int64_t stride;
   RNNKERN_INLINE T* operator[](int64_t r) const { return data + r * stride; }
@@ -81,8 +81,8 @@ struct Tile {
   bool add = false;
 
   // What sums begin with that have no registers of their own; null if with zeros.
-  RowsOf<const T> begin() const {
-    return add ? RowsOf<const T>{out, out_row} : RowsOf<const T>{init, init_row};
+  StridedRows<const T> begin() const {
+    return add ? StridedRows<const T>{out, out_row} : StridedRows<const T>{init, init_row};
   }
   // Where further terms go on.
   Tile further() const { return {out, out_row, out, out_row}; }
@@ -132,9 +132,9 @@ struct ColumnsFromZero {
 // call, as a call costs as much as ten k.
 template <class F, class Kind, int kRows, int kVectors, int kFetch>
 __attribute__((noinline)) void tile_products(const Term<F>* terms, int count, int64_t first,
-                                             int tiles, const Tile<Sum<F>>& tile,
+                                             int tiles, const Tile<Acc<F>>& tile,
                                              const Ahead<F>& ahead) {
-  using T = Sum<F>;
+  using T = Acc<F>;
   using V = Vec<T>;
   constexpr bool kByRows = Kind::kByRows, kInit = Kind::kInit;
   constexpr int kTurn = turn(kRows);
@@ -247,7 +247,7 @@ __attribute__((noinline)) void tile_products(const Term<F>* terms, int count, in
 
 template <class F, int kMost>
 struct TileTable {
-  void (*of_rows[1 + kMostLines][kMost])(const Term<F>*, int, int64_t, int, const Tile<Sum<F>>&,
+  void (*of_rows[1 + kMostLines][kMost])(const Term<F>*, int, int64_t, int, const Tile<Acc<F>>&,
                                          const Ahead<F>&);
 };
 
@@ -298,7 +298,7 @@ RNNKERN_INLINE Ahead<F> before_block(const Term<F>& term, int rows, int vectors,
 
 // The tiles of one block of the depth for a group of rows.
 template <class F, class Kind, int kVectors>
-void block_product(int rows, const Term<F>* terms, int count, const Tile<Sum<F>>& tile,
+void block_product(int rows, const Term<F>* terms, int count, const Tile<Acc<F>>& tile,
                    Ahead<F> ahead) {
   constexpr int kMost = tile_rows(kVectors);
   static constexpr auto table = []<int... n>(std::integer_sequence<int, n...>) {
@@ -313,7 +313,7 @@ void block_product(int rows, const Term<F>* terms, int count, const Tile<Sum<F>>
   int64_t first = 0;
   const auto run = [&](int height, int tiles) {
     while (tiles > 0) {
-      const int n = ahead.tiles > 0 ? least(tiles, ahead.tiles) : tiles;
+      const int n = ahead.tiles > 0 ? min(tiles, ahead.tiles) : tiles;
       table.of_rows[ahead.tiles > 0 ? ahead.lines : 0][height - 1](terms, count, first, n, tile,
                                                                    ahead);
       first += n * height, tiles -= n;
@@ -327,10 +327,10 @@ void block_product(int rows, const Term<F>* terms, int count, const Tile<Sum<F>>
 // A product (matrix_product.h) in vectors: block by block of the depth, tile by tile. Terms of one
 // block each go through the tiles together.
 template <class F>
-void vector_product(int rows, int vectors, const Term<F>* terms, int count, Tile<Sum<F>> tile) {
+void vector_product(int rows, int vectors, const Term<F>* terms, int count, Tile<Acc<F>> tile) {
   const auto multiply = [&](const Term<F>* blocks, int n, const Ahead<F>& ahead) {
     const auto of_kind = [&]<class Kind>(Kind) {
-      using BlockProduct = void (*)(int, const Term<F>*, int, const Tile<Sum<F>>&, Ahead<F>);
+      using BlockProduct = void (*)(int, const Term<F>*, int, const Tile<Acc<F>>&, Ahead<F>);
       static constexpr BlockProduct of_vectors[kTileVectors] = {
           block_product<F, Kind, 1>, block_product<F, Kind, 2>, block_product<F, Kind, 3>,
           block_product<F, Kind, 4>};
@@ -367,7 +367,7 @@ void add_tile(const T* tile, int width, int64_t rows, int64_t columns, T* out, i
               bool add) {
   for (int64_t r = 0; r < rows; ++r)
     for (int c = 0; c < width && c < columns; c += Vec<T>::kLanes) {
-      const int lanes = int(least<int64_t>(columns - c, Vec<T>::kLanes));
+      const int lanes = int(min<int64_t>(columns - c, Vec<T>::kLanes));
       T* const to = out + r * stride + c;
       Vec<T> value = Vec<T>::load(tile + r * width + c);
       if (add) value = Vec<T>::load(to, lanes) + value;

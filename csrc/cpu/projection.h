@@ -2,10 +2,10 @@
 // wide, is what the cell alone would hand on as h'. A step of a direction that has one is a step of
 // the cell that writes m to a buffer, and one more product; backward the other way round.
 #pragma once
+#include "../core/layer_params.h"
 #include "arena.h"
 #include "direct.h"
 #include "kept.h"
-#include "params.h"
 #include "plan.h"
 #include "right_operand.h"
 #include "team.h"
@@ -17,8 +17,8 @@ inline int the_only_gate(int) { return 0; }
 
 // How the columns of h, or other units, fall into panels.
 template <class T>
-Panels<Factor<T>> panels_of_units(int64_t units, const Layer<T>& p, const Plan& plan) {
-  return even_panels<Factor<T>>(units, plan.by_units ? plan.team(p.directions) : 1);
+Panels<PackedElem<T>> panels_of_units(int64_t units, const LayerParams<T>& p, const Plan& plan) {
+  return even_panels<PackedElem<T>>(units, plan.by_units ? plan.team(p.directions) : 1);
 }
 
 // In the place of both for types that have none.
@@ -33,7 +33,7 @@ class ForwardProjection {
 
  public:
   static constexpr bool kExists = true;
-  ForwardProjection(const Forward<T>& p, const Plan& plan, int direction, Arena& arena)
+  ForwardProjection(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
       : weight_(p.weights[direction].hr),
         depth_(p.hidden_size),
         panels_(panels_of_units(p.width(), p, plan)),
@@ -44,7 +44,7 @@ class ForwardProjection {
   }
 
   // m of one step, of batch row b and those after it.
-  RowsOf<T> m(int64_t b) const { return {m_ + b * depth_, depth_}; }
+  StridedRows<T> m(int64_t b) const { return {m_ + b * depth_, depth_}; }
 
   void pack(Team team) const {
     const int64_t count = panels_.count();
@@ -53,7 +53,7 @@ class ForwardProjection {
   }
 
   // h = W_hr m for batch rows [b0, b1), its units split over the team.
-  void run(int64_t b0, int64_t b1, RowsOf<T> h, Team team) const {
+  void run(int64_t b0, int64_t b1, StridedRows<T> h, Team team) const {
     const int64_t count = panels_.count();
     for (int64_t panel = team.begin(count); panel < team.end(count); ++panel) {
       const int vectors = panels_.vectors(panel), width = vectors * kLanes;
@@ -94,7 +94,7 @@ class BackwardProjection {
 
  public:
   static constexpr bool kExists = true;
-  BackwardProjection(const Backward<T>& p, const Sequence& sequence, int direction,
+  BackwardProjection(const BackwardParams<T>& p, const Sequence& sequence, int direction,
                      const RightOperand<T>& weight, int64_t chunk_rows, Arena& arena)
       : p_(p),
         seq_(sequence),
@@ -119,12 +119,12 @@ class BackwardProjection {
   // Takes what has been carried back and the output's gradient as dh, for units [u0, u1) of batch
   // rows [b0, b1) of step t, whose rows in the chunk begin with `row`; zeros are carried on.
   void take(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t u0, int64_t u1,
-            RowsOf<T> carried) const {
+            StridedRows<T> carried) const {
     const int64_t P = p_.proj_size, flow = (d_ * p_.sequence.rows() + seq_.row(t)) * P;
     for (int64_t b = b0; b < b1; ++b) {
-      const T* dy = p_.dy.data ? p_.dy.at(seq_, t) + b * p_.dy.row + d_ * P : nullptr;
+      const T* dy = p_.dy.data ? p_.dy.at(seq_, t) + b * p_.dy.b_stride + d_ * P : nullptr;
       for (int64_t u = u0; u < u1; u += kLanes) {
-        const int lanes = int(least<int64_t>(P - u, kLanes));
+        const int lanes = int(min<int64_t>(P - u, kLanes));
         V dh = V::load(carried[b] + u);
         if (dy) dh = dh + V::load(dy + u, lanes);
         dh.store(dh_[row + b] + u);
@@ -140,13 +140,13 @@ class BackwardProjection {
     weight_.add_product({dh_[row + b0], dh_.stride, kSumBlock}, b1 - b0, panel,
                         {dm_[b0] + first, dm_.stride});
     if (!m_.data) return;
-    const int64_t last = least(first + weight_.panels.step(panel), H);
+    const int64_t last = min(first + weight_.panels.step(panel), H);
     const KeptStep step(p_.sequence, d_, t, H);
     const Kept<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
-    const Kept<const T> cells = step.of(p_.cells, seq_.first);
+    const Kept<const T> cells = step.of(p_.c_states, seq_.first);
     for (int64_t u = first; u < last; u += kLanes) {
-      const int lanes = int(least<int64_t>(last - u, kLanes));
-      const RowsOf<const T> saved_rows = kept.of(u), c_rows = cells.of(u);
+      const int lanes = int(min<int64_t>(last - u, kLanes));
+      const StridedRows<const T> saved_rows = kept.of(u), c_rows = cells.of(u);
       for (int64_t b = b0; b < b1; ++b) {
         V saved[Cell::kSaved], next[2];
         for (int k = 0; k < Cell::kSaved; ++k)
@@ -171,15 +171,15 @@ class BackwardProjection {
 
   void finish(Team team) const { thin_.finish(team, the_only_gate); }
 
-  RowsOf<T> dm() const { return dm_; }
+  StridedRows<T> dm() const { return dm_; }
 
  private:
-  const Backward<T>& p_;
+  const BackwardParams<T>& p_;
   const Sequence& seq_;
   const int d_;
   const RightOperand<T>& weight_;
-  RowsOf<T> dh_, m_;  // of the chunk's rows, P and H wide
-  RowsOf<T> dm_;      // of one step, rows of whole vectors
+  StridedRows<T> dh_, m_;  // of the chunk's rows, P and H wide
+  StridedRows<T> dm_;      // of one step, rows of whole vectors
   ThinGradient<T> thin_;
 };
 

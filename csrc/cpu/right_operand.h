@@ -12,8 +12,8 @@ namespace rnnkern::RNNKERN_ISA {
 // vector on: two narrow ones make wider tiles together.
 template <class T>
 struct RightOperand {
-  using S = Sum<T>;
-  using F = Factor<T>;
+  using S = Acc<T>;
+  using F = PackedElem<T>;
 
   Panels<F> panels;  // of all columns
   const T* weight;
@@ -25,11 +25,11 @@ struct RightOperand {
   int64_t columns = panels.units;  // of the weight matrix
   const T* beside = nullptr;
 
-  int64_t depth() const { return gates * units / kTerms<T>; }  // in factors
+  int64_t depth() const { return gates * units / kVnniFactor<T>; }  // in factors
   // The panels' column with which the matrix beside it begins.
   int64_t width() const { return Panels<F>(columns, 1).row(); }
   bool lying() const {
-    return kTerms<T> == 1 && direct && !beside && panels.units % Vec<F>::kLanes == 0;
+    return kVnniFactor<T> == 1 && direct && !beside && panels.units % Vec<F>::kLanes == 0;
   }
 
   void put_beside(const T* other, int64_t other_columns) {
@@ -45,7 +45,7 @@ struct RightOperand {
     const int64_t rows = lying() ? 0 : depth(), count = panels.count();
     const bool past_caches = panels.bytes(rows) >= kPastCaches;
     for (int64_t k = team.begin(rows); k < team.end(rows); ++k) {
-      const int64_t unit = k * kTerms<T>;
+      const int64_t unit = k * kVnniFactor<T>;
       const int64_t row = gate_of(int(unit / units)) * units + unit % units;
       for (int64_t panel = 0; panel < count; ++panel) {
         F* out = packed + panels.before(panel) * rows + k * panels.step(panel);
@@ -54,7 +54,7 @@ struct RightOperand {
           const int64_t ld = c < split ? columns : other;
           const T* const from = c < split ? weight + row * ld + c : beside + row * ld + c - split;
           const int64_t left = (c < split ? columns : panels.units) - c;
-          const Vec<F> vector = zip_rows(from, from + ld, int(least(left, kLanes)));
+          const Vec<F> vector = zip_rows(from, from + ld, int(min(left, kLanes)));
           past_caches ? vector.stream(out) : vector.store(out);
         }
       }
@@ -67,10 +67,10 @@ struct RightOperand {
 
   // out += left W for some rows and a panel; rows of out are padded to whole vectors and begin
   // with the panel's first column. The panel `next` comes next, or none if -1.
-  void add_product(const Blocked<const F>& left, int64_t rows, int64_t panel, RowsOf<S> out,
+  void add_product(const Blocked<const F>& left, int64_t rows, int64_t panel, StridedRows<S> out,
                    int64_t next = -1) const {
     const int64_t depth = this->depth(), step = panels.step(panel);
-    const bool far = panels.bytes(depth) > resident() && worth_fetching(rows);
+    const bool far = panels.bytes(depth) > l2_budget_bytes() && use_software_prefetch(rows);
     const auto add = [&](Term<F>* terms, int count) {
       for_row_groups(rows, [&](int64_t r, int n) {
         Term<F> shifted[kMaxTerms];
@@ -96,7 +96,7 @@ struct RightOperand {
     }
     const F* const begin = packed + panels.before(panel) * depth;
     for (int64_t k = 0, stop; k < depth; k = stop) {
-      stop = least(k + kDepthBlock, depth);
+      stop = min(k + kDepthBlock, depth);
       terms[0] = {left.at(0, k), left.row, 1, stop - k, begin + k * step, step, left.block};
       if (far) {
         terms[0].fetch = true;

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "numbers.h"
+#include "../core/types.h"
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -51,20 +51,20 @@ struct RawTypes<double> {
 
 // Pairs are only moved and multiplied.
 template <>
-struct RawTypes<BfloatPair> {
+struct RawTypes<bf16x2> {
   typedef int32_t Raw __attribute__((vector_size(kBytes)));
   typedef int32_t Unaligned __attribute__((vector_size(kBytes), aligned(2), may_alias));
   typedef int32_t Bits __attribute__((vector_size(kBytes)));
 };
 
 // The bits of n bfloat16, each in a lane of 32, and zeros.
-RNNKERN_INLINE RawTypes<BfloatPair>::Raw wide_bits(const bfloat16* p, int n) {
+RNNKERN_INLINE RawTypes<bf16x2>::Raw wide_bits(const bfloat16* p, int n) {
 #if defined(__AVX512BF16__)
-  return RawTypes<BfloatPair>::Raw(
+  return RawTypes<bf16x2>::Raw(
       _mm512_cvtepu16_epi32(n == 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
                                     : _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p)));
 #else
-  RawTypes<BfloatPair>::Raw bits{};
+  RawTypes<bf16x2>::Raw bits{};
   for (int l = 0; l < n; ++l) bits[l] = p[l].bits;
   return bits;
 #endif
@@ -84,7 +84,7 @@ struct Vec {
   template <class Scalar>
     requires std::is_arithmetic_v<Scalar>
   RNNKERN_INLINE explicit Vec(Scalar s) : v(T(s) - Raw{}) {}
-  RNNKERN_INLINE explicit Vec(BfloatPair pair) {
+  RNNKERN_INLINE explicit Vec(bf16x2 pair) {
     int32_t bits;
     std::memcpy(&bits, &pair, sizeof bits);
     v = bits - Raw{};
@@ -169,9 +169,9 @@ struct Vec {
 
 // sum += a b; of pairs, both products.
 template <class F>
-RNNKERN_INLINE void add_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>::Raw a,
+RNNKERN_INLINE void add_product(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
                                 typename Vec<F>::Raw b) {
-  if constexpr (std::is_same_v<F, Sum<F>>) {
+  if constexpr (std::is_same_v<F, Acc<F>>) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     // In place: of 16 registers the compiler would spend some on shuffling sums around. It sees
     // through arrays of sums only if they are not the operand itself.
@@ -201,7 +201,7 @@ RNNKERN_INLINE void add_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>:
 // The same, where the compiler may take b straight from memory. Rounded once, too, at any level of
 // optimisation: a row alone must give the bits of a row among others.
 template <class F>
-RNNKERN_INLINE void add_loaded_product(typename Vec<Sum<F>>::Raw& sum, typename Vec<F>::Raw a,
+RNNKERN_INLINE void add_loaded_product(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
                                        typename Vec<F>::Raw b) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   if constexpr (std::is_same_v<F, float>)
@@ -214,8 +214,8 @@ RNNKERN_INLINE void add_loaded_product(typename Vec<Sum<F>>::Raw& sum, typename 
 }
 
 // The first n lanes of a row and of the one after it, as pairs of a column; or with zeros.
-RNNKERN_INLINE Vec<BfloatPair> zip_rows(const bfloat16* row, const bfloat16* next, int n) {
-  RawTypes<BfloatPair>::Raw pairs = wide_bits(row, n);
+RNNKERN_INLINE Vec<bf16x2> zip_rows(const bfloat16* row, const bfloat16* next, int n) {
+  RawTypes<bf16x2>::Raw pairs = wide_bits(row, n);
   if (next) pairs |= wide_bits(next, n) << 16;
   return pairs;
 }

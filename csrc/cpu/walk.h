@@ -1,9 +1,9 @@
 // What the walks of the forward and the backward pass share: how a worker's part is named and its
 // panels are walked, and how a call gets its buffers and its team.
 #pragma once
+#include "../core/layer_params.h"
 #include "arena.h"
 #include "matrix_registers.h"
-#include "params.h"
 #include "plan.h"
 #include "team.h"
 

@@ -1,9 +1,9 @@
 // Weight gradients of a chunk of steps: products over its rows of the gate gradients with what the
 // weights were multiplied by. Each element is summed by one thread, whatever the team.
 #pragma once
+#include "../core/layer_params.h"
 #include "arena.h"
 #include "pack.h"
-#include "params.h"
 #include "team.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -11,18 +11,21 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 struct ChunkGradients {
   const Sequence& sequence;
-  int64_t t0, t1, rows;            // steps of the chunk, and their rows
-  Blocked<const Factor<T>> dsums;  // gradients of sums, each `hidden` wide; pairs are of two rows
+  int64_t t0, t1, rows;  // steps of the chunk, and their rows
+  Blocked<const PackedElem<T>>
+      dsums;  // gradients of sums, each `hidden` wide; pairs are of two rows
   int64_t hidden;
   int gates;
   bool first;  // nothing has been summed yet
   Team team;
-  Factor<T>*panel, *thin;  // for a panel of the right operand, and for its thin columns
+  PackedElem<T>*panel, *thin;  // for a panel of the right operand, and for its thin columns
   // dsums once more for matrix registers, whose left operands stand in rows: a row for each column,
   // filled up with zeros to whole blocks.
-  RowsOf<const Factor<T>> by_columns;
+  StridedRows<const PackedElem<T>> by_columns;
 
-  int64_t depth() const { return (rows + kTerms<T> - 1) / kTerms<T>; }  // rows, in factors
+  int64_t depth() const {
+    return (rows + kVnniFactor<T> - 1) / kVnniFactor<T>;
+  }  // rows, in factors
 
   // The right operand's row of each of the chunk's rows in turn. row_at(k, t, b): of the chunk's
   // row k, batch row b of step t.
@@ -39,8 +42,8 @@ struct ChunkGradients {
 // so that dsums is the panel, as it lies, and tiles are as high as they can be.
 template <class T>
 class ThinGradient {
-  using S = Sum<T>;
-  using F = Factor<T>;
+  using S = Acc<T>;
+  using F = PackedElem<T>;
   static constexpr int kLanes = Vec<S>::kLanes, kWidth = kTileVectors * kLanes;
 
  public:
@@ -71,7 +74,7 @@ class ThinGradient {
               RowAt row_at) {
     auto row_of = chunk.in_turn(row_at);
     F* out = chunk.thin + columns_;
-    for (int64_t k = 0; k < chunk.rows; k += kTerms<T>, out += stride_)
+    for (int64_t k = 0; k < chunk.rows; k += kVnniFactor<T>, out += stride_)
       take_rows<T>(row_of, k, chunk.rows, first, count, out, false);
     runs_[count_++] = {grad + first, ld, columns_, count};
     columns_ += count;
@@ -81,7 +84,7 @@ class ThinGradient {
   void add(const ChunkGradients<T>& chunk, int first_sum) {
     const int64_t end = this->end(chunk.team);
     for (int64_t k = begin(chunk.team), width; k < end; k += width) {
-      width = least(end - k, kWidth - k % kWidth);
+      width = min(end - k, kWidth - k % kWidth);
       const int vectors = int((width + kLanes - 1) / kLanes);
       const F* const dsums = chunk.dsums.at(0, first_sum * hidden_ + k);
       for_row_groups(columns_, [&](int64_t c, int n) {
@@ -109,7 +112,7 @@ class ThinGradient {
   // Each rank's rows of the gradients, in whole vectors.
   int64_t vectors() const { return (rows_ + kLanes - 1) / kLanes; }
   int64_t begin(Team team) const { return team.begin(vectors()) * kLanes; }
-  int64_t end(Team team) const { return least(team.end(vectors()) * kLanes, rows_); }
+  int64_t end(Team team) const { return min(team.end(vectors()) * kLanes, rows_); }
 
   struct Run {
     S* grad;
@@ -125,14 +128,14 @@ class ThinGradient {
 // grad (gates H, columns) += dsums^T right, over the chunk's rows; the team splits grad's rows.
 // Thin columns are only gathered.
 template <class T, class GateOf, class RowAt>
-void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
-                         const Panels<Factor<T>>& panels, int first_sum, GateOf gate_of,
+void add_weight_gradient(const ChunkGradients<T>& chunk, Acc<T>* grad,
+                         const Panels<PackedElem<T>>& panels, int first_sum, GateOf gate_of,
                          RowAt row_at, ThinGradient<T>& thin) {
-  using S = Sum<T>;
+  using S = Acc<T>;
   const int64_t H = chunk.hidden, columns = panels.units;
   const int64_t begin = chunk.team.begin(chunk.gates * H), end = chunk.team.end(chunk.gates * H);
   const bool in_columns = !chunk.by_columns.data;
-  const bool far = chunk.rows * chunk.gates * H * int64_t(sizeof(T)) > resident();
+  const bool far = chunk.rows * chunk.gates * H * int64_t(sizeof(T)) > l2_budget_bytes();
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     const int64_t first = panels.first_unit(panel), left = columns - first;
     if (ThinGradient<T>::is_thin(panels, panel)) {
@@ -144,13 +147,13 @@ void add_weight_gradient(const ChunkGradients<T>& chunk, Sum<T>* grad,
     const int width = int(panels.step(panel));
     for (int64_t k = begin, stop; k < end; k = stop) {  // gate by gate, and block by block of it
       const int64_t s = k / H;
-      stop = least((s + 1) * H, end);
-      if (chunk.dsums.in_blocks()) stop = least(stop, (k / kSumBlock + 1) * kSumBlock);
-      const Factor<T>* const dsums = chunk.dsums.at(0, first_sum * H + k);
+      stop = min((s + 1) * H, end);
+      if (chunk.dsums.in_blocks()) stop = min(stop, (k / kSumBlock + 1) * kSumBlock);
+      const PackedElem<T>* const dsums = chunk.dsums.at(0, first_sum * H + k);
       S* const out = grad + (gate_of(int(s)) - s) * H * columns + first;
       for_row_groups(stop - k, [&](int64_t r, int n) {
         alignas(64) S tile[kGroupRows * kTileVectors * Vec<S>::kLanes];
-        Term<Factor<T>> term{dsums + r, 1, chunk.dsums.row, depth, chunk.panel, width};
+        Term<PackedElem<T>> term{dsums + r, 1, chunk.dsums.row, depth, chunk.panel, width};
         if (in_columns) {
           const int64_t next = k + r + n;
           term.fetch = far;

@@ -28,11 +28,11 @@ int pick(int low, int high) { return std::uniform_int_distribution<int>(low, hig
 
 template <class T>
 std::vector<T> normal(int64_t count) {
-  std::normal_distribution<Sum<T>> distribution(0, Sum<T>(0.5));
+  std::normal_distribution<Acc<T>> distribution(0, Acc<T>(0.5));
   std::vector<T> values(count);
   for (T& v : values) {
-    const Sum<T> x = distribution(random_engine);
-    if constexpr (kTerms<T> > 1)
+    const Acc<T> x = distribution(random_engine);
+    if constexpr (kVnniFactor<T> > 1)
       v = {uint16_t(std::bit_cast<uint32_t>(x) >> 16)};
     else
       v = x;
@@ -47,8 +47,8 @@ std::string bytes(const std::vector<T>& values) {
 
 template <class T>
 void run_case() {
-  using S = Sum<T>;
-  const int even = kTerms<T>;  // what sizes are multiples of
+  using S = Acc<T>;
+  const int even = kVnniFactor<T>;  // what sizes are multiples of
   const auto cell = CellId(pick(0, kCellCount - 1));
   int64_t G = 0, V = 0;
   bool has_c = false, projects = false;
@@ -83,7 +83,7 @@ void run_case() {
         dc_0(D * B * H), flow_h(D * rows * R), flow_c(D * rows * H);
     std::vector<std::vector<S>> grads;
     for (const auto& w : weights) grads.emplace_back(w.size());
-    Layer<T> layer{};
+    LayerParams<T> layer{};
     layer.cell = cell;
     layer.sequence = {T_, B, packed ? offsets.data() : nullptr};
     layer.input_size = I, layer.hidden_size = H, layer.proj_size = P, layer.directions = int(D);
@@ -95,16 +95,16 @@ void run_case() {
     }
     layer.h0 = state ? h0.data() : nullptr;
     layer.c0 = state && has_c ? c0.data() : nullptr;
-    Forward<T> f{};
-    static_cast<Layer<T>&>(f) = layer;
+    ForwardParams<T> f{};
+    static_cast<LayerParams<T>&>(f) = layer;
     f.y = {y.data(), B * D * R, D * R};
     f.h_n = h_n.data(), f.c_n = has_c ? c_n.data() : nullptr;
-    f.saved = V ? saved.data() : nullptr, f.cells = has_c ? cells.data() : nullptr;
+    f.saved = V ? saved.data() : nullptr, f.c_states = has_c ? cells.data() : nullptr;
     forward(f, kThreads, threads);
-    Backward<T> b{};
-    static_cast<Layer<T>&>(b) = layer;
+    BackwardParams<T> b{};
+    static_cast<LayerParams<T>&>(b) = layer;
     b.y = {y.data(), B * D * R, D * R};
-    b.saved = f.saved, b.cells = f.cells;
+    b.saved = f.saved, b.c_states = f.c_states;
     b.dy = {dy.data(), B * D * R, D * R};
     b.dh_n = dh_n.data(), b.dc_n = has_c ? dc_n.data() : nullptr;
     b.dx = {dx.data(), B * I, I};

@@ -3,15 +3,15 @@
 //
 // Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates, R width
 // of h (H, or P with a projection).
-// T is the type of the tensors, bfloat16 among them; what is added up or carried on is a Sum<T>.
+// T is the type of the tensors, bfloat16 among them; what is added up or carried on is an Acc<T>.
 // A "row" is one (step, batch row) pair. Those of flow are in time-major order: t * B + b, or as
 // packed. saved and cells, which only the engine reads, have the steps in this order, and each
 // step's values in blocks of units: kept.h.
 #pragma once
 #include <cstdint>
 
-#include "../cells/cells.h"
-#include "numbers.h"
+#include "../cells/registry.h"
+#include "types.h"
 
 namespace rnnkern {
 
@@ -47,14 +47,14 @@ struct Sequence {
   }
 };
 
-// A tensor of rows with contiguous features. Packed sequences use only `row`.
+// A tensor of rows with contiguous features. Packed sequences use only b_stride.
 template <class T>
-struct Rows {
+struct SequenceView {
   T* data;
-  int64_t step, row;  // elements from one t, and from one b, to the next
+  int64_t t_stride, b_stride;  // elements from one t, and from one b, to the next
 
   T* at(const Sequence& s, int64_t t) const {
-    return data + (s.offsets ? s.offsets[t] * row : t * step) + s.first * row;
+    return data + (s.offsets ? s.offsets[t] * b_stride : t * t_stride) + s.first * b_stride;
   }
 };
 
@@ -74,39 +74,39 @@ constexpr int kMaxDirections = 2;
 constexpr int64_t kUnitBlock = 16;  // units that stand together in saved and cells
 
 template <class T>
-struct Layer {
+struct LayerParams {
   CellId cell;
   Sequence sequence;
   int64_t input_size, hidden_size, proj_size;  // P, 0 without a projection
   int directions;                              // the second walks backwards in time
-  Rows<const T> x;
+  SequenceView<const T> x;
   Weights<T> weights[kMaxDirections];
   const T* h0;       // (D, B, R) or null for zeros
-  const Sum<T>* c0;  // (D, B, H) or null for zeros
+  const Acc<T>* c0;  // (D, B, H) or null for zeros
 
   int64_t width() const { return proj_size ? proj_size : hidden_size; }  // R
 };
 
 template <class T>
-struct Forward : Layer<T> {
-  Rows<T> y;      // features (D, R)
-  T* h_n;         // (D, B, R)
-  Sum<T>* c_n;    // (D, B, H), null where the cell has none
-  T* saved;       // D * rows * kSaved * H, null in inference
-  Sum<T>* cells;  // D * rows * H, null in inference
+struct ForwardParams : LayerParams<T> {
+  SequenceView<T> y;  // features (D, R)
+  T* h_n;             // (D, B, R)
+  Acc<T>* c_n;        // (D, B, H), null where the cell has none
+  T* saved;           // D * rows * kSaved * H, null in inference
+  Acc<T>* c_states;   // D * rows * H, null in inference
 };
 
 template <class T>
-struct Backward : Layer<T> {
-  Rows<const T> y;
+struct BackwardParams : LayerParams<T> {
+  SequenceView<const T> y;
   const T* saved;
-  const Sum<T>* cells;
-  Rows<const T> dy;          // features (D, R); data is null for zeros
-  const Sum<T>*dh_n, *dc_n;  // as h_n, c_n, or null for zeros
-  Rows<Sum<T>> dx;           // contiguous (rows, I); data is null where not wanted
-  Sum<T>*dh_0, *dc_0;        // as h0, c0, or null
-  WeightGrads<Sum<T>> grads[kMaxDirections];
-  Sum<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, H) or null
+  const Acc<T>* c_states;
+  SequenceView<const T> dy;  // features (D, R); data is null for zeros
+  const Acc<T>*dh_n, *dc_n;  // as h_n, c_n, or null for zeros
+  SequenceView<Acc<T>> dx;   // contiguous (rows, I); data is null where not wanted
+  Acc<T>*dh_0, *dc_0;        // as h0, c0, or null
+  WeightGrads<Acc<T>> grads[kMaxDirections];
+  Acc<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, H) or null
 };
 
 }  // namespace rnnkern

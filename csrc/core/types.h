@@ -11,42 +11,42 @@ struct bfloat16 {
 
 // Two bfloat16 of consecutive terms of a sum, multiplied and added up by one instruction. They may
 // begin at any bfloat16 of a row.
-struct __attribute__((may_alias)) BfloatPair {
+struct __attribute__((may_alias)) bf16x2 {
   bfloat16 first, second;
 };
 
 template <class T>
-struct SumOf {
+struct AccOf {
   using Type = T;
 };
 template <>
-struct SumOf<bfloat16> {
+struct AccOf<bfloat16> {
   using Type = float;
 };
 template <>
-struct SumOf<BfloatPair> {
+struct AccOf<bf16x2> {
   using Type = float;
 };
 // What products of T are added up in, and states are kept in.
 template <class T>
-using Sum = typename SumOf<T>::Type;
+using Acc = typename AccOf<T>::Type;
 
 template <class T>
-struct FactorOf {
+struct PackedElemOf {
   using Type = T;
 };
 template <>
-struct FactorOf<bfloat16> {
-  using Type = BfloatPair;
+struct PackedElemOf<bfloat16> {
+  using Type = bf16x2;
 };
 // What a product takes at a time: so many terms of its sum.
 template <class T>
-using Factor = typename FactorOf<T>::Type;
+using PackedElem = typename PackedElemOf<T>::Type;
 template <class T>
-constexpr int kTerms = sizeof(Factor<T>) / sizeof(T);
+constexpr int kVnniFactor = sizeof(PackedElem<T>) / sizeof(T);
 
 template <class T>
-inline __attribute__((always_inline)) Sum<T> value(T x) {
+inline __attribute__((always_inline)) Acc<T> value(T x) {
   if constexpr (sizeof(T) == 2)
     return __builtin_bit_cast(float, uint32_t(x.bits) << 16);
   else
@@ -70,12 +70,12 @@ constexpr T one() {
 
 // A row of T as a row of factors.
 template <class T>
-inline __attribute__((always_inline)) Factor<T>* factors(T* row) {
-  return reinterpret_cast<Factor<T>*>(row);
+inline __attribute__((always_inline)) PackedElem<T>* factors(T* row) {
+  return reinterpret_cast<PackedElem<T>*>(row);
 }
 template <class T>
-inline __attribute__((always_inline)) const Factor<T>* factors(const T* row) {
-  return reinterpret_cast<const Factor<T>*>(row);
+inline __attribute__((always_inline)) const PackedElem<T>* factors(const T* row) {
+  return reinterpret_cast<const PackedElem<T>*>(row);
 }
 
 }  // namespace rnnkern
