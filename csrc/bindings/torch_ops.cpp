@@ -308,13 +308,13 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
   rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.sums = c.kPreacts; });
   const rnnkern::Plan plan = rnnkern::make_plan(in);
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +
-         (plan.by_units ? "units" : "rows") +
+         (plan.split_units ? "units" : "rows") +
          "\", \"fused_input\": " + (plan.fused_input ? "true" : "false") +
-         ", \"direct\": " + (plan.direct ? "true" : "false") +
+         ", \"direct\": " + (plan.unpacked_weights ? "true" : "false") +
          ", \"row_block\": " + std::to_string(plan.row_block) +
          ", \"input_chunk\": " + std::to_string(plan.input_chunk) +
-         ", \"gradient_rows\": " + std::to_string(plan.gradient_rows) +
-         ", \"gradient_chunk\": " + std::to_string(plan.gradient_chunk) + "}";
+         ", \"gradient_rows\": " + std::to_string(plan.wgrad_rows) +
+         ", \"gradient_chunk\": " + std::to_string(plan.wgrad_chunk) + "}";
 }
 
 }  // namespace

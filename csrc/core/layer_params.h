@@ -84,7 +84,7 @@ struct LayerParams {
   const T* h0;       // (D, B, R) or null for zeros
   const Acc<T>* c0;  // (D, B, H) or null for zeros
 
-  int64_t width() const { return proj_size ? proj_size : hidden_size; }  // R
+  int64_t h_size() const { return proj_size ? proj_size : hidden_size; }  // R
 };
 
 template <class T>

@@ -10,8 +10,8 @@ namespace rnnkern::RNNKERN_ISA {
 // Room for `count` elements in an odd number of cache lines, so that a column of such rows does not
 // fall into one cache set.
 template <class T>
-constexpr int64_t odd_lines(int64_t count) {
-  return ((count + kLine<T> - 1) / kLine<T> | 1) * kLine<T>;
+constexpr int64_t pad_to_odd_lines(int64_t count) {
+  return ((count + kLineElems<T> - 1) / kLineElems<T> | 1) * kLineElems<T>;
 }
 
 class Arena {
@@ -19,7 +19,7 @@ class Arena {
   explicit Arena(void* block) : block_(static_cast<char*>(block)) {}
 
   template <class T>
-  T* take(int64_t count) {
+  T* alloc(int64_t count) {
     char* p = block_ + used_;
     used_ += (count * sizeof(T) + 127) / 64 * 64;  // a line apart, so that pieces do not share one
     return reinterpret_cast<T*>(p);

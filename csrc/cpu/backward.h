@@ -25,11 +25,11 @@ void run_backward(const BackwardParams<T>& p, const Plan& plan, const ParallelFo
       Arena count(nullptr);
       Block(p, plan, 0, 0, shared[0], count, nullptr, {}, false);
       scratch_size = count.used();
-      scratches = arena.take<char>(scratch_size * max(plan.threads, p.directions));
+      scratches = arena.alloc<char>(scratch_size * max(plan.threads, p.directions));
       buffer_size = Block::buffer_size(p, plan);
-      buffers = arena.take<Acc<T>>(buffer_size * plan.threads);
-      dx =
-          arena.take<Acc<T>>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size : 0);
+      buffers = arena.alloc<Acc<T>>(buffer_size * plan.threads);
+      dx = arena.alloc<Acc<T>>(p.directions == 2 && p.dx.data ? p.sequence.rows() * p.input_size
+                                                              : 0);
       if (used) *used = arena.used();
     }
 
@@ -38,7 +38,7 @@ void run_backward(const BackwardParams<T>& p, const Plan& plan, const ParallelFo
       shared[d].pack(p, team);
       team.sync();
       const int blocks = plan.blocks(p.sequence.batch);
-      const bool alone = !plan.by_units && blocks >= team.size;
+      const bool alone = !plan.split_units && blocks >= team.size;
       for (int next = 0; (next = alone ? shared[d].next++ : next) < blocks; ++next) {
         Arena scratch(scratches + scratch_size * (alone ? worker : d));
         Block(p, plan, d, next, shared[d], scratch, buffers + buffer_size * worker,
@@ -46,7 +46,7 @@ void run_backward(const BackwardParams<T>& p, const Plan& plan, const ParallelFo
             .run(alone ? Team{0, 1, nullptr} : team);
       }
       if (alone) team.sync();
-      shared[d].add_up(p, plan, team);
+      shared[d].gate_gemm(p, plan, team);
     }
 
     void run(Team team) {
@@ -54,19 +54,19 @@ void run_backward(const BackwardParams<T>& p, const Plan& plan, const ParallelFo
         const int d = team.rank % 2;
         direction(d, team.half(), team.rank, d && p.dx.data ? dx : p.dx.data, false);
         team.sync();
-        if (p.dx.data) add_up(team);
+        if (p.dx.data) gate_gemm(team);
       } else {
         for (int d = 0; d < p.directions; ++d) direction(d, team, team.rank, p.dx.data, d > 0);
       }
     }
 
     // dx of both directions
-    void add_up(Team team) {
+    void gate_gemm(Team team) {
       const int64_t count = p.sequence.rows() * p.input_size, end = team.end(count);
       for (int64_t i = team.begin(count); i < end; ++i) p.dx.data[i] += dx[i];
     }
   };
-  run_call<Call>(p, plan, parallel, workspace);
+  run_on_team<Call>(p, plan, parallel, workspace);
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

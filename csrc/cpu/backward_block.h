@@ -27,29 +27,29 @@ class BackwardBlock {
   using Projection =
       std::conditional_t<std::is_same_v<T, S>, BackwardProjection<Cell, S>, NoProjection>;
   using Shared = BackwardShared<Cell, T>;
-  static constexpr int kLanes = V::kLanes, kPanel = kTileVectors * kLanes;
-  static constexpr bool kHasC = Cell::kStates > 1, kKeeps = Cell::kSaved > 0 || kHasC;
+  static constexpr int kLanes = V::kLanes, kPanel = kMaxNR * kLanes;
+  static constexpr bool kHasC = Cell::kStates > 1, kSaves = Cell::kSaved > 0 || kHasC;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   static constexpr bool kSameSums = Cell::kInputPreact == Cell::kHiddenPreact;
-  static_assert(Cell::kGates <= kMaxTerms);
+  static_assert(Cell::kGates <= kMaxBatch);
 
  public:
   // Rows of a chunk, at most.
   static int64_t chunk_rows(const BackwardParams<T>& p, const Plan& plan) {
-    return min(plan.gradient_chunk, p.sequence.steps) * plan.gradient_rows;
+    return min(plan.wgrad_chunk, p.sequence.steps) * plan.wgrad_rows;
   }
 
   // Elements of a thread's buffer for a panel of x or h and for thin columns.
   static int64_t buffer_size(const BackwardParams<T>& p, const Plan& plan) {
-    return panel_rows(p, plan) * kPanel + chunk_rows(p, plan) * ThinGradient<T>::kMostColumns + 16;
+    return panel_rows(p, plan) * kPanel + chunk_rows(p, plan) * NarrowWgrad<T>::kMostColumns + 16;
   }
 
   // What a block needs to itself comes out of `scratch`. dx is written, or added to if `add`.
   BackwardBlock(const BackwardParams<T>& p, const Plan& plan, int direction, int block,
                 const Shared& shared, Arena& scratch, S* buffer, SequenceView<S> dx, bool add)
       : p_(p),
-        seq_(p.sequence.part(block * plan.gradient_rows,
-                             min((block + 1) * plan.gradient_rows, p.sequence.batch))),
+        seq_(p.sequence.part(block * plan.wgrad_rows,
+                             min((block + 1) * plan.wgrad_rows, p.sequence.batch))),
         plan_(plan),
         d_(direction),
         shared_(shared),
@@ -59,28 +59,28 @@ class BackwardBlock {
         buffer_(buffer),
         dx_(dx),
         add_(add),
-        units_(panels_of_units(p.hidden_size, p, plan)),
-        dsums_(chunk_rows(p, plan), Cell::kPreacts * p.hidden_size, in_blocks(p, plan), scratch),
-        dh_{nullptr, odd_lines<S>(hh_.panels.row())},
-        dc_{nullptr, units_.row()},
+        units_(unit_layout(p.hidden_size, p, plan)),
+        dgates_(chunk_rows(p, plan), Cell::kPreacts * p.hidden_size, is_blocked(p, plan), scratch),
+        dh_{nullptr, pad_to_odd_lines<S>(hh_.panels.padded_cols())},
+        dc_{nullptr, units_.padded_cols()},
         projection_(p, seq_, direction, shared.hr, chunk_rows(p, plan), scratch),
-        thin_(thin_columns(p, true, kSameSums), Cell::kGates, p.hidden_size, scratch),
-        thin_hidden_(thin_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch) {
-    dh_.data = scratch.take<S>(seq_.batch * dh_.stride);
-    if (kHasC) dc_.data = scratch.take<S>(seq_.batch * dc_.stride);
+        narrow_(narrow_columns(p, true, kSameSums), Cell::kGates, p.hidden_size, scratch),
+        narrow_hidden_(narrow_columns(p, false, !kSameSums), Cell::kGates, p.hidden_size, scratch) {
+    dh_.data = scratch.alloc<S>(seq_.batch * dh_.stride);
+    if (kHasC) dc_.data = scratch.alloc<S>(seq_.batch * dc_.stride);
   }
 
   void run(Team team) {
     start(team);
     team.sync();
     for (int64_t end = seq_.steps; end > 0;) {
-      const int64_t begin = max<int64_t>(end - plan_.gradient_chunk, 0);
-      walk(begin, end, team);
+      const int64_t begin = max<int64_t>(end - plan_.wgrad_chunk, 0);
+      time_loop(begin, end, team);
       team.sync();
-      const ChunkGradients<T> gradients = chunk(begin, end, team);
-      input_gradient(gradients, team);
-      dsums_.pair(gradients.rows, team);
-      weight_gradients(gradients);
+      const WgradArgs<T> gradients = chunk(begin, end, team);
+      input_dgrad(gradients, team);
+      dgates_.interleave_rows(gradients.rows, team);
+      wgrad(gradients);
       team.sync();
       end = begin;
     }
@@ -90,20 +90,20 @@ class BackwardBlock {
 
  private:
   // Whether dsums stand in blocks of whole units.
-  static bool in_blocks(const BackwardParams<T>& p, const Plan& plan) {
-    const int64_t block = kSumBlock * kVnniFactor<T>;
-    return p.hidden_size > block && p.hidden_size % block == 0 && !plan.direct;
+  static bool is_blocked(const BackwardParams<T>& p, const Plan& plan) {
+    const int64_t block = kKC * kVnniFactor<T>;
+    return p.hidden_size > block && p.hidden_size % block == 0 && !plan.unpacked_weights;
   }
 
   // Rows of a panel of the right operand, or of dx.
   static int64_t panel_rows(const BackwardParams<T>& p, const Plan& plan) {
-    return max(chunk_rows(p, plan), ChunkSums<T>::depth(chunk_rows(p, plan)));
+    return max(chunk_rows(p, plan), GateGrads<T>::depth(chunk_rows(p, plan)));
   }
 
   // Columns of x, of h and of the biases that are thin.
-  static int64_t thin_columns(const BackwardParams<T>& p, bool input, bool hidden) {
-    return (input ? ThinGradient<T>::columns({p.input_size, 1}) + 1 : 0) +
-           (hidden ? ThinGradient<T>::columns({p.width(), 1}) + 1 : 0);
+  static int64_t narrow_columns(const BackwardParams<T>& p, bool input, bool hidden) {
+    return (input ? NarrowWgrad<T>::columns({p.input_size, 1}) + 1 : 0) +
+           (hidden ? NarrowWgrad<T>::columns({p.h_size(), 1}) + 1 : 0);
   }
 
   int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
@@ -114,9 +114,9 @@ class BackwardBlock {
   int64_t state_row(int64_t b) const { return d_ * p_.sequence.batch + seq_.first + b; }
 
   // Each rank's batch rows in row mode, or all; and its panels of a matrix's columns, or all.
-  Part part(Team team, const Panels<F>& columns) const {
+  WorkRange part(Team team, const PackedLayout<F>& columns) const {
     const int64_t count = columns.count();
-    if (plan_.by_units) return {0, seq_.batch, team.begin(count), team.end(count)};
+    if (plan_.split_units) return {0, seq_.batch, team.begin(count), team.end(count)};
     return {team.begin(seq_.batch), team.end(seq_.batch), 0, count};
   }
 
@@ -131,18 +131,18 @@ class BackwardBlock {
         std::memset(carried[b] + taken, 0, (carried.stride - taken) * sizeof(S));
       }
     };
-    load(p_.dh_n, p_.width(), dh_);
+    load(p_.dh_n, p_.h_size(), dh_);
     if (kHasC) load(p_.dc_n, H, dc_);
     if constexpr (kProjects)
       if (projects()) projection_.start(team);
   }
 
   void finish(Team team) const {
-    thin_.finish(team, Cell::input_gate);
-    if (!kSameSums) thin_hidden_.finish(team, Cell::hidden_gate);
+    narrow_.finish(team, Cell::input_gate);
+    if (!kSameSums) narrow_hidden_.finish(team, Cell::hidden_gate);
     if constexpr (kProjects)
       if (projects()) projection_.finish(team);
-    const int64_t H = p_.hidden_size, R = p_.width();
+    const int64_t H = p_.hidden_size, R = p_.h_size();
     for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
       if (p_.dh_0) std::memcpy(p_.dh_0 + state_row(b) * R, dh_[b], R * sizeof(S));
       if (kHasC && p_.dc_0) std::memcpy(p_.dc_0 + state_row(b) * H, dc_[b], H * sizeof(S));
@@ -154,38 +154,38 @@ class BackwardBlock {
     return seq_.rows(min(time(begin), time(end - 1)), time(s));
   }
 
-  void walk(int64_t begin, int64_t end, Team team) {
-    const Part mine = part(team, units_), of_h = part(team, hh_.panels);
+  void time_loop(int64_t begin, int64_t end, Team team) {
+    const WorkRange mine = part(team, units_), of_h = part(team, hh_.panels);
     for (int64_t s = end - 1; s >= begin; --s) {
       const int64_t active = min(seq_.active(time(s)), mine.b1);
       const int64_t before = s ? seq_.active(time(s - 1)) : 0;
       const int64_t carried = max(min(before, active), mine.b0);
       const int64_t row = chunk_row(s, begin, end);
-      const Blocked<F> dsums = dsums_.from(row, 0);
+      const BlockedMatrix<F> dgates = dgates_.at_row(row, 0);
       if constexpr (kProjects)
-        if (projects()) unproject(s, row, mine, of_h, active, team);
-      if (mine.b0 < carried) differentiate(s, mine, mine.b0, carried, true, dsums);
-      if (carried < active) differentiate(s, mine, carried, active, false, dsums);
-      if (plan_.by_units) team.sync();
-      if (mine.b0 < active) carry_back(s, of_h, active, dsums);
+        if (projects()) projection_dgrad(s, row, mine, of_h, active, team);
+      if (mine.b0 < carried) cell_backward(s, mine, mine.b0, carried, true, dgates);
+      if (carried < active) cell_backward(s, mine, carried, active, false, dgates);
+      if (plan_.split_units) team.sync();
+      if (mine.b0 < active) propagate_dh(s, of_h, active, dgates);
     }
   }
 
   // The adjoint of the projection: the cell's dh, for the worker's rows below `active`.
-  void unproject(int64_t s, int64_t row, const Part& mine, const Part& of_h, int64_t active,
-                 Team team) {
-    const int64_t t = time(s), row_end = hh_.panels.row();
+  void projection_dgrad(int64_t s, int64_t row, const WorkRange& mine, const WorkRange& of_h,
+                        int64_t active, Team team) {
+    const int64_t t = time(s), row_end = hh_.panels.padded_cols();
     const int64_t first = hh_.panels.first_unit(of_h.p0), last = hh_.panels.first_unit(of_h.p1);
-    projection_.take(t, row, mine.b0, active, first, min(last, row_end), dh_);
-    if (plan_.by_units) team.sync();
+    projection_.collect_dh(t, row, mine.b0, active, first, min(last, row_end), dh_);
+    if (plan_.split_units) team.sync();
     if (mine.b0 < active)
       for (int64_t panel = mine.p0; panel < mine.p1; ++panel)
-        projection_.back(t, row, mine.b0, active, panel);
+        projection_.dgrad(t, row, mine.b0, active, panel);
   }
 
   // The adjoint of the cell for batch rows [r0, r1) of step s.
-  void differentiate(int64_t s, const Part& part, int64_t r0, int64_t r1, bool carried,
-                     Blocked<F> dsums) {
+  void cell_backward(int64_t s, const WorkRange& part, int64_t r0, int64_t r1, bool carried,
+                     BlockedMatrix<F> dgates) {
     const int64_t H = p_.hidden_size, t = time(s), before_d = d_ * p_.sequence.rows();
     const int64_t row = before_d + seq_.row(t), state = state_row(0) * H;
     const int64_t y_row = p_.y.b_stride, t_prev = carried ? time(s - 1) : 0;
@@ -201,25 +201,25 @@ class BackwardBlock {
     const StridedRows<const T> h{p_.y.at(seq_, t) + d_ * H, y_row};
     StridedRows<const T> h_prev{p_.y.at(seq_, t_prev) + d_ * H, y_row};
     if (!carried) h_prev = initial(p_.h0);
-    const KeptStep step(p_.sequence, d_, t, H);
-    const Kept<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
-    const Kept<const S> c_next = step.of(p_.c_states, seq_.first);
-    CellRows<const S> c_prev;
+    const SavedStep step(p_.sequence, d_, t, H);
+    const SavedValues<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
+    const SavedValues<const S> c_next = step.of(p_.c_states, seq_.first);
+    CStates<const S> c_prev;
     if (carried)
-      c_prev.kept = KeptStep(p_.sequence, d_, t_prev, H).of(p_.c_states, seq_.first);
+      c_prev.kept = SavedStep(p_.sequence, d_, t_prev, H).of(p_.c_states, seq_.first);
     else
       c_prev.by_row = initial(p_.c0);
     // Panel by panel, as the forward pass wrote what it kept; else row by row.
     const int64_t begin = units_.first_unit(part.p0);
     const int64_t end = min(units_.first_unit(part.p1), H);
     for (int64_t first = begin, last; first < end; first = last) {
-      last = kKeeps ? min(first + kPanel, end) : end;
+      last = kSaves ? min(first + kPanel, end) : end;
       struct {
         StridedRows<const T> saved;
         StridedRows<const S> c_prev, c_next;
         int64_t step;
-      } of[kTileVectors];
-      if constexpr (kKeeps)
+      } of[kMaxNR];
+      if constexpr (kSaves)
         for (int64_t v = 0; first + v * kLanes < last; ++v) {
           const int64_t u = first + v * kLanes;
           if (Cell::kSaved) of[v].saved = kept.of(u), of[v].step = kept.step(u);
@@ -231,8 +231,8 @@ class BackwardBlock {
         // The cell for a few vectors of units from the v-th on, of `lanes` units each.
         const auto units = [&]<int kVectors>(std::integral_constant<int, kVectors>, int64_t v,
                                              int lanes) __attribute__((always_inline)) {
-          using A = Abreast<S, kVectors>;
-          A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dsum[Cell::kPreacts];
+          using A = VecArray<S, kVectors>;
+          A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dgate[Cell::kPreacts];
 #pragma GCC unroll 2
           for (int i = 0; i < kVectors; ++i) {
             const int64_t u = first + (v + i) * kLanes;
@@ -250,12 +250,12 @@ class BackwardBlock {
               dnext[1].v[i] = V::load(dc + u);
             }
           }
-          Cell::backward(saved, prev, next, dnext, dprev, dsum);
+          Cell::backward(saved, prev, next, dnext, dprev, dgate);
 #pragma GCC unroll 2
           for (int i = 0; i < kVectors; ++i) {
             const int64_t u = first + (v + i) * kLanes;
             for (int k = 0; k < Cell::kPreacts; ++k)
-              dsum[k].v[i].store(ChunkSums<T>::element(dsums, b, k * H + u), lanes);
+              dgate[k].v[i].store(GateGrads<T>::element(dgates, b, k * H + u), lanes);
             if (flow_h) dnext[0].v[i].store(flow_h + (row + b) * H + u, lanes);
             dprev[0].v[i].store(dh + u);
             if constexpr (kHasC) {
@@ -276,62 +276,63 @@ class BackwardBlock {
 
   // dh += dsums W_hh, for the worker's rows below `active` and its units; dx = dsums W_ih, where
   // W_ih stands beside W_hh.
-  void carry_back(int64_t s, const Part& part, int64_t active, Blocked<F> dsums) {
+  void propagate_dh(int64_t s, const WorkRange& part, int64_t active, BlockedMatrix<F> dgates) {
     const int64_t rows = active - part.b0;
-    S* const dx = dh_[part.b0] + hh_.width();
-    if (hh_.beside)
+    S* const dx = dh_[part.b0] + hh_.appended_offset();
+    if (hh_.appended)
       for (int64_t b = 0; b < rows; ++b)
         std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(S));
     for (int64_t i = part.p0; i < part.p1; ++i) {
-      const int64_t panel = in_turn(i, s, part);
-      hh_.add_product(dsums.from(part.b0, Cell::kHiddenPreact * p_.hidden_size / kVnniFactor<T>),
-                      rows, panel, {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
-                      next_in_turn(i, s, part));
+      const int64_t panel = serpentine(i, s, part);
+      hh_.gemm_accumulate(
+          dgates.at_row(part.b0, Cell::kHiddenPreact * p_.hidden_size / kVnniFactor<T>), rows,
+          panel, {dh_[part.b0] + hh_.panels.first_unit(panel), dh_.stride},
+          next_serpentine(i, s, part));
     }
-    if (hh_.beside)
-      add_tile(dx, int(dh_.stride), rows, p_.input_size,
-               dx_.data + (seq_.row(time(s)) + part.b0) * dx_.b_stride, dx_.b_stride, add_);
+    if (hh_.appended)
+      write_tile(dx, int(dh_.stride), rows, p_.input_size,
+                 dx_.data + (seq_.row(time(s)) + part.b0) * dx_.b_stride, dx_.b_stride, add_);
   }
 
-  ChunkGradients<T> chunk(int64_t begin, int64_t end, Team team) const {
+  WgradArgs<T> chunk(int64_t begin, int64_t end, Team team) const {
     const int64_t t0 = min(time(begin), time(end - 1));
     const int64_t t1 = t0 + end - begin;
     return {seq_,
             t0,
             t1,
             seq_.rows(t0, t1),
-            dsums_.by_rows(),
+            dgates_.vnni(),
             p_.hidden_size,
             Cell::kGates,
             end == seq_.steps,
             team,
             reinterpret_cast<F*>(buffer_),
             reinterpret_cast<F*>(buffer_ + panel_rows(p_, plan_) * kPanel),
-            dsums_.by_columns()};
+            dgates_.transposed()};
   }
 
   // dx = dsums W_ih for the chunk, its rows split over the team.
-  void input_gradient(const ChunkGradients<T>& chunk, Team team) {
-    if (!dx_.data || hh_.beside) return;
+  void input_dgrad(const WgradArgs<T>& chunk, Team team) {
+    if (!dx_.data || hh_.appended) return;
     const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
-    const Blocked<F> dsums = dsums_.from(first, Cell::kInputPreact * p_.hidden_size);
+    const BlockedMatrix<F> dgates = dgates_.at_row(first, Cell::kInputPreact * p_.hidden_size);
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
-      const int64_t width = ih_.panels.step(panel), column = ih_.panels.first_unit(panel);
+      const int64_t width = ih_.panels.ldb(panel), column = ih_.panels.first_unit(panel);
       std::memset(buffer_, 0, count * width * sizeof(S));
-      ih_.add_product(dsums, count, panel, {buffer_, width},
-                      panel + 1 < ih_.panels.count() ? panel + 1 : -1);
+      ih_.gemm_accumulate(dgates, count, panel, {buffer_, width},
+                          panel + 1 < ih_.panels.count() ? panel + 1 : -1);
       int64_t begin = -first;  // of a step's rows in the buffer
       for (int64_t t = chunk.t0; t < chunk.t1; begin += seq_.active(t++)) {
         const int64_t r = max<int64_t>(begin, 0), end = min(begin + seq_.active(t), count);
         if (r < end)
-          add_tile(buffer_ + r * width, int(width), end - r, p_.input_size - column,
-                   dx_.data + (seq_.row(t) + r - begin) * dx_.b_stride + column, dx_.b_stride,
-                   add_);
+          write_tile(buffer_ + r * width, int(width), end - r, p_.input_size - column,
+                     dx_.data + (seq_.row(t) + r - begin) * dx_.b_stride + column, dx_.b_stride,
+                     add_);
       }
     }
   }
 
-  void weight_gradients(const ChunkGradients<T>& chunk) {
+  void wgrad(const WgradArgs<T>& chunk) {
     const WeightGrads<S>& g = grads_;
     static constexpr T kOne = one<T>();  // a bias is the weight of an input that is always 1
     const auto ones = [](int64_t, int64_t, int64_t) { return &kOne; };
@@ -339,24 +340,24 @@ class BackwardBlock {
       return p_.x.at(seq_, t) + b * p_.x.b_stride;
     };
     const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
-      const int64_t R = p_.width(), previous = t + (d_ ? 1 : -1);
+      const int64_t R = p_.h_size(), previous = t + (d_ ? 1 : -1);
       if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
         return p_.y.at(seq_, previous) + b * p_.y.b_stride + d_ * R;
       return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
     };
-    thin_.clear();
+    narrow_.clear();
     if (g.ih)
-      add_weight_gradient(chunk, g.ih, ih_.panels, Cell::kInputPreact, Cell::input_gate, x, thin_);
-    if (g.bias_ih) thin_.gather(chunk, g.bias_ih, 1, 0, 1, ones);
-    if (!kSameSums) thin_.add(chunk, Cell::kInputPreact), thin_hidden_.clear();
-    ThinGradient<T>& thin_hidden = kSameSums ? thin_ : thin_hidden_;
+      accumulate_wgrad(chunk, g.ih, ih_.panels, Cell::kInputPreact, Cell::input_gate, x, narrow_);
+    if (g.bias_ih) narrow_.gather(chunk, g.bias_ih, 1, 0, 1, ones);
+    if (!kSameSums) narrow_.add(chunk, Cell::kInputPreact), narrow_hidden_.clear();
+    NarrowWgrad<T>& narrow_hidden = kSameSums ? narrow_ : narrow_hidden_;
     if (g.hh)
-      add_weight_gradient(chunk, g.hh, Panels<F>(p_.width(), 1), Cell::kHiddenPreact,
-                          Cell::hidden_gate, h_prev, thin_hidden);
-    if (g.bias_hh) thin_hidden.gather(chunk, g.bias_hh, 1, 0, 1, ones);
-    thin_hidden.add(chunk, Cell::kHiddenPreact);
+      accumulate_wgrad(chunk, g.hh, PackedLayout<F>(p_.h_size(), 1), Cell::kHiddenPreact,
+                       Cell::hidden_gate, h_prev, narrow_hidden);
+    if (g.bias_hh) narrow_hidden.gather(chunk, g.bias_hh, 1, 0, 1, ones);
+    narrow_hidden.add(chunk, Cell::kHiddenPreact);
     if constexpr (kProjects)
-      if (projects()) projection_.weight_gradient(chunk, g.hr);
+      if (projects()) projection_.wgrad(chunk, g.hr);
   }
 
   const BackwardParams<T>& p_;
@@ -364,17 +365,17 @@ class BackwardBlock {
   const Plan& plan_;
   const int d_;
   const Shared& shared_;
-  const RightOperand<T>&ih_, &hh_;
+  const PackedWeights<T>&ih_, &hh_;
   const WeightGrads<S>& grads_;
   S* const buffer_;
   const SequenceView<S> dx_;
   const bool add_;
-  const Panels<F> units_;
-  const ChunkSums<T> dsums_;
+  const PackedLayout<F> units_;
+  const GateGrads<T> dgates_;
   StridedRows<S> dh_,
       dc_;  // rows of R and H in whole vectors: gradients of the states, carried back
   Projection projection_;
-  ThinGradient<T> thin_, thin_hidden_;  // the second if input and hidden sums differ
+  NarrowWgrad<T> narrow_, narrow_hidden_;  // the second if input and hidden sums differ
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

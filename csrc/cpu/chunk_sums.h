@@ -7,79 +7,83 @@
 namespace rnnkern::RNNKERN_ISA {
 
 template <class T>
-class ChunkSums {
+class GateGrads {
   using F = PackedElem<T>;
   static constexpr int kLanes = Vec<F>::kLanes;
-  static constexpr bool kPairs = kVnniFactor<T> > 1, kByColumns = kMatrixRegisters && kPairs;
+  static constexpr bool kInterleaves = kVnniFactor<T> > 1, kTransposes = kHasAmx && kInterleaves;
 
  public:
   // Factors in a column of so many rows, filled up to what matrix registers take.
   static int64_t depth(int64_t rows) {
     const int64_t factors = (rows + kVnniFactor<T> - 1) / kVnniFactor<T>;
-    return kByColumns ? filled_blocks(factors) : factors;
+    return kTransposes ? amx_padded_k(factors) : factors;
   }
 
   // Of at most `rows` rows.
-  ChunkSums(int64_t rows, int64_t sums, bool in_blocks, Arena& scratch)
+  GateGrads(int64_t rows, int64_t sums, bool is_blocked, Arena& scratch)
       : sums_(sums),
-        rows_(take(rows, sums / kVnniFactor<T>, in_blocks, scratch)),
-        by_rows_(kPairs ? take(depth(rows), sums, in_blocks, scratch) : rows_),
-        by_columns_{kByColumns ? scratch.take<F>(sums * odd_lines<F>(depth(rows))) : nullptr,
-                    odd_lines<F>(depth(rows))} {}
+        rows_(allocate(rows, sums / kVnniFactor<T>, is_blocked, scratch)),
+        vnni_(kInterleaves ? allocate(depth(rows), sums, is_blocked, scratch) : rows_),
+        transposed_{
+            kTransposes ? scratch.alloc<F>(sums * pad_to_odd_lines<F>(depth(rows))) : nullptr,
+            pad_to_odd_lines<F>(depth(rows))} {}
 
   // From row r, and from sum c on, with which a block begins.
-  Blocked<F> from(int64_t r, int64_t c) const { return rows_.from(r, c / kVnniFactor<T>); }
-  static T* element(Blocked<F> rows, int64_t r, int64_t c) {
+  BlockedMatrix<F> at_row(int64_t r, int64_t c) const {
+    return rows_.at_row(r, c / kVnniFactor<T>);
+  }
+  static T* element(BlockedMatrix<F> rows, int64_t r, int64_t c) {
     return reinterpret_cast<T*>(rows.at(r, c / kVnniFactor<T>));
   }
 
   // What the weight gradients add up over: the rows, or once paired, pairs of two; and a row for
   // each column of these, filled up with zeros, or null.
-  Blocked<const F> by_rows() const { return by_rows_; }
-  StridedRows<const F> by_columns() const { return {by_columns_.data, by_columns_.stride}; }
+  BlockedMatrix<const F> vnni() const { return vnni_; }
+  StridedRows<const F> transposed() const { return {transposed_.data, transposed_.stride}; }
 
-  void pair(int64_t rows, Team team) const {
-    if constexpr (kPairs) {
+  void interleave_rows(int64_t rows, Team team) const {
+    if constexpr (kInterleaves) {
       const int64_t depth = this->depth(rows);
       for (int64_t k = team.begin(depth); k < team.end(depth); ++k)
         for (int64_t c = 0; c < sums_; c += kLanes) {
           const int lanes = int(min<int64_t>(sums_ - c, kLanes));
           const T* const row = 2 * k < rows ? element(rows_, 2 * k, c) : nullptr;
           const T* const next = 2 * k + 1 < rows ? element(rows_, 2 * k + 1, c) : nullptr;
-          const Vec<F> pairs = row ? zip_rows(row, next, lanes) : Vec<F>(typename Vec<F>::Raw{});
-          pairs.store(by_rows_.at(k, c), lanes);
+          const Vec<F> pairs =
+              row ? vnni_interleave(row, next, lanes) : Vec<F>(typename Vec<F>::Raw{});
+          pairs.store(vnni_.at(k, c), lanes);
         }
       team.sync();
-      if constexpr (kByColumns) transpose(depth, team);
+      if constexpr (kTransposes) transpose(depth, team);
     }
   }
 
  private:
   // Many sums stand in blocks: in rows, each row of a column that the weight gradients read would
   // be on a page of its own, more of them than the first-level TLB has entries.
-  static Blocked<F> take(int64_t rows, int64_t sums, bool in_blocks, Arena& scratch) {
-    if (in_blocks) {
-      const int64_t block = rows * kSumBlock + kLine<F>;
-      return {scratch.take<F>(sums / kSumBlock * block), kSumBlock, block};
+  static BlockedMatrix<F> allocate(int64_t rows, int64_t sums, bool is_blocked, Arena& scratch) {
+    if (is_blocked) {
+      const int64_t block = rows * kKC + kLineElems<F>;
+      return {scratch.alloc<F>(sums / kKC * block), kKC, block};
     }
-    const int64_t row = odd_lines<F>(sums);
-    return {scratch.take<F>(rows * row), row, kSumBlock};
+    const int64_t row = pad_to_odd_lines<F>(sums);
+    return {scratch.alloc<F>(rows * row), row, kKC};
   }
 
   void transpose(int64_t depth, Team team) const {
     const int64_t last = team.end(sums_);
     for (int64_t c = team.begin(sums_), stop; c < last; c = stop) {
-      stop = by_rows_.in_blocks() ? min(last, (c / kSumBlock + 1) * kSumBlock) : last;
+      stop = vnni_.is_blocked() ? min(last, (c / kKC + 1) * kKC) : last;
       for (int64_t k = 0; k < depth; k += kLanes)
-        pack_transposed(by_rows_.at(k, c), by_rows_.row, kLanes, stop - c, by_columns_[c] + k,
-                        by_columns_.stride, false);
+        pack_transposed(vnni_.at(k, c), vnni_.ld, kLanes, stop - c, transposed_[c] + k,
+                        transposed_.stride, false);
     }
     team.sync();
   }
 
   const int64_t sums_;
-  const Blocked<F> rows_, by_rows_;  // (rows, sums), (depth, sums)
-  const StridedRows<F> by_columns_;  // (sums, depth)
+  const BlockedMatrix<F> rows_, vnni_;  // (rows, sums), (depth, sums)
+  const StridedRows<F> transposed_;     // (sums, depth)
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

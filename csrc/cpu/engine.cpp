@@ -37,7 +37,7 @@ void math(MathFunction function, const T* in, T* out, int64_t count) {
 // The same register tile as the products, with nothing to load.
 double peak_fma_loop(int64_t iterations) {
   using V = Vec<float>;
-  constexpr int kSums = kTileSums;
+  constexpr int kSums = kAccumulators;
   typename V::Raw sums[kSums];
   for (auto& s : sums) s = V(1.f).v;
   typename V::Raw a = V(0.999f).v, b = V(1e-3f).v;

@@ -9,41 +9,41 @@ namespace rnnkern::RNNKERN_ISA {
 
 // How the gates' sums of a step fall into panels.
 template <class Cell, class T>
-Panels<PackedElem<T>> gate_panels(int64_t units) {
-  Panels<PackedElem<T>> panels(units, Cell::kGates);
-  panels.gates_adjoin = Cell::kGates > 1 && Cell::kInputPreact == Cell::kHiddenPreact;
+PackedLayout<PackedElem<T>> gate_layout(int64_t units) {
+  PackedLayout<PackedElem<T>> panels(units, Cell::kGates);
+  panels.gates_share_tail_vector = Cell::kGates > 1 && Cell::kInputPreact == Cell::kHiddenPreact;
   return panels;
 }
 
 template <class Cell, class T>
-class GateWeights {
+class PackedGateWeights {
   using S = Acc<T>;
   using F = PackedElem<T>;
   using V = Vec<S>;
   static constexpr int kLanes = V::kLanes;
 
  public:
-  GateWeights(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
+  PackedGateWeights(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
       : weights_(p.weights[direction]),
-        panels_(gate_panels<Cell, T>(p.hidden_size)),
+        panels_(gate_layout<Cell, T>(p.hidden_size)),
         input_depth_(p.input_size / kVnniFactor<T>),
-        hidden_depth_(p.width() / kVnniFactor<T>),
-        direct_(plan.direct),
+        hidden_depth_(p.h_size() / kVnniFactor<T>),
+        unpacked_(plan.unpacked_weights),
         fused_input_(plan.fused_input) {
     if (direction >= p.directions) return;
-    ih_ = arena.take<F>(panels_.size(input_depth_));
-    hh_ = arena.take<F>(panels_.size(hidden_depth_));
-    bias_ = arena.take<S>(Cell::kPreacts * panels_.blocks() * kLanes);
-    const int64_t split = plan.by_units ? plan.team(p.directions) : 1;
-    far_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) >
-               l2_budget_bytes() * split &&
-           use_software_prefetch(plan.row_block);
+    ih_ = arena.alloc<F>(panels_.size(input_depth_));
+    hh_ = arena.alloc<F>(panels_.size(hidden_depth_));
+    bias_ = arena.alloc<S>(Cell::kPreacts * panels_.unit_blocks() * kLanes);
+    const int64_t split = plan.split_units ? plan.team(p.directions) : 1;
+    prefetch_to_l2_ = panels_.bytes(hidden_depth_ + (fused_input_ ? input_depth_ : 0)) >
+                          l2_budget_bytes() * split &&
+                      use_software_prefetch(plan.row_block);
   }
 
   // From one row of a panel's sums to the next.
-  int64_t sums_row(int64_t panel) const {
-    return Cell::kPreacts == Cell::kGates ? panels_.step(panel)
-                                          : Cell::kPreacts * panels_.width(panel) * kLanes;
+  int64_t preacts_ld(int64_t panel) const {
+    return Cell::kPreacts == Cell::kGates ? panels_.ldb(panel)
+                                          : Cell::kPreacts * panels_.unit_vectors(panel) * kLanes;
   }
 
   // The sum of both biases for each sum of the panel's units.
@@ -52,13 +52,13 @@ class GateWeights {
   void pack(int64_t begin, int64_t end) {
     const int64_t H = panels_.units;
     for (int64_t panel = begin; panel < end; ++panel) {
-      if (!direct(panel)) {
+      if (!is_unpacked(panel)) {
         pack_gates(panels_, panel, factors(weights_.ih), input_depth_, Cell::input_gate, ih_);
         pack_gates(panels_, panel, factors(weights_.hh), hidden_depth_, Cell::hidden_gate, hh_);
       }
       S* const bias = this->bias(panel);
       const int64_t first = panels_.first_unit(panel);
-      const int width = panels_.width(panel) * kLanes;
+      const int width = panels_.unit_vectors(panel) * kLanes;
       for (int s = 0; s < Cell::kPreacts; ++s)
         for (int l = 0; l < width; ++l) {
           const int64_t unit = first + l;
@@ -75,41 +75,42 @@ class GateWeights {
 
   // sums = x W_ih for n rows of a panel, of several groups of rows the first or another; the panel
   // `next` comes next, or none if -1.
-  void multiply_input(int64_t panel, int n, StridedRows<const T> x, bool first, int64_t next,
-                      StridedRows<S> sums) const {
-    const int vectors = panels_.vectors(panel);
-    const Tile<S> tile{nullptr, 0, sums.data, sums.stride};
-    if (direct(panel)) {
-      const DirectTerm<F> term = lying_input(panel, x);
-      return direct_product(n, vectors, &term, 1, tile);
+  void input_gemm(int64_t panel, int n, StridedRows<const T> x, bool first, int64_t next,
+                  StridedRows<S> sums) const {
+    const int vectors = panels_.nr(panel);
+    const COperand<S> tile{nullptr, 0, sums.data, sums.stride};
+    if (is_unpacked(panel)) {
+      const UnpackedOperands<F> term = unpacked_input(panel, x);
+      return gemm_unpacked(n, vectors, &term, 1, tile);
     }
-    Term<F> term = packed_input(panel, x);
-    term.fetch = first;
-    if (next >= 0) term.after = input_panel(next);
-    product(n, vectors, &term, 1, tile);
+    GemmOperands<F> term = packed_input(panel, x);
+    term.prefetch_b = first;
+    if (next >= 0) term.next_b = input_panel(next);
+    gemm(n, vectors, &term, 1, tile);
   }
 
   // sums = x W_ih + h W_hh for n rows of a panel, x W_ih perhaps from ahead (`projected`). The bias
   // comes last, in the cell: a sum that begins with a large term rounds more. The first rows of a
   // step fetch the panel, all of them the beginning of the next one, or none if -1.
-  void add_up(int64_t panel, int n, StridedRows<const T> x, StridedRows<const T> h,
-              StridedRows<const S> projected, bool first, int64_t next, S* sums) const {
-    const int vectors = panels_.vectors(panel), width = panels_.width(panel) * kLanes;
-    const int64_t row = sums_row(panel);
-    const bool direct = this->direct(panel);
-    Term<F> packed[] = {packed_input(panel, x), packed_hidden(panel, h)};
-    if (far_) {
-      packed[0].fetch = packed[1].fetch = first;
-      packed[0].after = packed[1].b;
-      if (next >= 0) packed[1].after = fused_input_ ? input_panel(next) : hidden_panel(next);
+  void gate_gemm(int64_t panel, int n, StridedRows<const T> x, StridedRows<const T> h,
+                 StridedRows<const S> projected, bool first, int64_t next, S* sums) const {
+    const int vectors = panels_.nr(panel), width = panels_.unit_vectors(panel) * kLanes;
+    const int64_t row = preacts_ld(panel);
+    const bool is_unpacked = this->is_unpacked(panel);
+    GemmOperands<F> packed[] = {packed_input(panel, x), packed_hidden(panel, h)};
+    if (prefetch_to_l2_) {
+      packed[0].prefetch_b = packed[1].prefetch_b = first;
+      packed[0].next_b = packed[1].b;
+      if (next >= 0) packed[1].next_b = fused_input_ ? input_panel(next) : hidden_panel(next);
     }
-    DirectTerm<F> lying[2];
-    if (direct) lying[0] = lying_input(panel, x), lying[1] = lying_hidden(panel, h);
-    const auto add = [&](int first, int count, Tile<S> tile) {
-      if (direct)
-        direct_product(n, vectors, lying + first, count, tile);
+    UnpackedOperands<F> unpacked[2];
+    if (is_unpacked)
+      unpacked[0] = unpacked_input(panel, x), unpacked[1] = unpacked_hidden(panel, h);
+    const auto add = [&](int first, int count, COperand<S> tile) {
+      if (is_unpacked)
+        gemm_unpacked(n, vectors, unpacked + first, count, tile);
       else
-        product(n, vectors, packed + first, count, tile);
+        gemm(n, vectors, packed + first, count, tile);
     };
     if constexpr (Cell::kInputPreact == Cell::kHiddenPreact) {
       if (fused_input_)
@@ -135,47 +136,47 @@ class GateWeights {
 
  private:
   // Whether the weights of this panel are read as they lie.
-  bool direct(int64_t panel) const { return direct_ && panels_.full(panel); }
+  bool is_unpacked(int64_t panel) const { return unpacked_ && panels_.is_full(panel); }
 
-  const F* input_panel(int64_t panel) const { return ih_ + panels_.before(panel) * input_depth_; }
-  const F* hidden_panel(int64_t panel) const { return hh_ + panels_.before(panel) * hidden_depth_; }
+  const F* input_panel(int64_t panel) const { return ih_ + panels_.offset(panel) * input_depth_; }
+  const F* hidden_panel(int64_t panel) const { return hh_ + panels_.offset(panel) * hidden_depth_; }
 
   // What a panel's products are made of: x or h, and its weights, packed or as they lie.
-  Term<F> packed_input(int64_t panel, StridedRows<const T> x) const {
+  GemmOperands<F> packed_input(int64_t panel, StridedRows<const T> x) const {
     return packed(x, input_depth_, input_panel(panel), panel);
   }
-  Term<F> packed_hidden(int64_t panel, StridedRows<const T> h) const {
+  GemmOperands<F> packed_hidden(int64_t panel, StridedRows<const T> h) const {
     return packed(h, hidden_depth_, hidden_panel(panel), panel);
   }
-  Term<F> packed(StridedRows<const T> left, int64_t depth, const F* weight, int64_t panel) const {
-    return {factors(left.data), left.stride / kVnniFactor<T>, 1, depth, weight,
-            panels_.step(panel)};
+  GemmOperands<F> packed(StridedRows<const T> left, int64_t depth, const F* weight,
+                         int64_t panel) const {
+    return {factors(left.data), left.stride / kVnniFactor<T>, 1, depth, weight, panels_.ldb(panel)};
   }
-  DirectTerm<F> lying_input(int64_t panel, StridedRows<const T> x) const {
-    return lying(panel, x, factors(weights_.ih), input_depth_, Cell::input_gate);
+  UnpackedOperands<F> unpacked_input(int64_t panel, StridedRows<const T> x) const {
+    return unpacked(panel, x, factors(weights_.ih), input_depth_, Cell::input_gate);
   }
-  DirectTerm<F> lying_hidden(int64_t panel, StridedRows<const T> h) const {
-    return lying(panel, h, factors(weights_.hh), hidden_depth_, Cell::hidden_gate);
+  UnpackedOperands<F> unpacked_hidden(int64_t panel, StridedRows<const T> h) const {
+    return unpacked(panel, h, factors(weights_.hh), hidden_depth_, Cell::hidden_gate);
   }
   template <class GateOf>
-  DirectTerm<F> lying(int64_t panel, StridedRows<const T> left, const F* weight, int64_t depth,
-                      GateOf gate_of) const {
-    DirectTerm<F> term{factors(left.data), left.stride / kVnniFactor<T>, depth, {}};
-    const int width = panels_.width(panel);
-    for (int v = 0; v < panels_.vectors(panel); ++v) {
+  UnpackedOperands<F> unpacked(int64_t panel, StridedRows<const T> left, const F* weight,
+                               int64_t depth, GateOf gate_of) const {
+    UnpackedOperands<F> term{factors(left.data), left.stride / kVnniFactor<T>, depth, {}};
+    const int width = panels_.unit_vectors(panel);
+    for (int v = 0; v < panels_.nr(panel); ++v) {
       const int64_t unit = panels_.first_unit(panel) + v % width * kLanes;
-      term.weight[v] = weight + (gate_of(v / width) * panels_.units + unit) * depth;
+      term.b[v] = weight + (gate_of(v / width) * panels_.units + unit) * depth;
     }
     return term;
   }
 
   const Weights<T> weights_;
-  const Panels<F> panels_;
+  const PackedLayout<F> panels_;
   const int64_t input_depth_, hidden_depth_;  // in factors
-  const bool direct_, fused_input_;
-  bool far_;     // whether those of a step are fetched into the second-level caches
-  F *ih_, *hh_;  // packed
-  S* bias_;      // packed: one row of all sums
+  const bool unpacked_, fused_input_;
+  bool prefetch_to_l2_;  // whether those of a step are fetched into the second-level caches
+  F *ih_, *hh_;          // packed
+  S* bias_;              // packed: one row of all sums
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

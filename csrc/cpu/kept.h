@@ -12,7 +12,7 @@ namespace rnnkern::RNNKERN_ISA {
 
 // Some values of each unit of a step, and of its rows from `first` on.
 template <class T>
-struct Kept {
+struct SavedValues {
   T* data = nullptr;  // null if nothing is kept
   int64_t rows = 0, units = 0, first = 0;
   int values = 1;
@@ -29,24 +29,24 @@ struct Kept {
 };
 
 // A step of one direction of a whole sequence.
-struct KeptStep {
+struct SavedStep {
   int64_t before, rows, units;  // rows before it, and its own
 
-  KeptStep(const Sequence& whole, int d, int64_t t, int64_t units)
+  SavedStep(const Sequence& whole, int d, int64_t t, int64_t units)
       : before(d * whole.rows() + whole.row(t)),
         rows(whole.active(t)),
         units(units) {}
 
   template <class T>
-  RNNKERN_INLINE Kept<T> of(T* all, int64_t first, int values = 1) const {
+  RNNKERN_INLINE SavedValues<T> of(T* all, int64_t first, int values = 1) const {
     return {all ? all + before * values * units : nullptr, rows, units, first, values};
   }
 };
 
 // c: as kept, or in rows, as it is given and returned.
 template <class S>
-struct CellRows {
-  Kept<S> kept;
+struct CStates {
+  SavedValues<S> kept;
   StridedRows<S> by_row{};
 
   RNNKERN_INLINE StridedRows<S> of(int64_t unit) const {

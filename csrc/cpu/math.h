@@ -186,20 +186,20 @@ RNNKERN_INLINE Vec<T> where_positive(Vec<T> x, Vec<T> y) {
 }
 
 template <class T, int n>
-RNNKERN_INLINE Abreast<T, n> sigmoid(const Abreast<T, n>& x) {
+RNNKERN_INLINE VecArray<T, n> sigmoid(const VecArray<T, n>& x) {
   return x.each([](Vec<T> v) __attribute__((always_inline)) { return sigmoid(v); });
 }
 template <class T, int n>
-RNNKERN_INLINE Abreast<T, n> tanh(const Abreast<T, n>& x) {
+RNNKERN_INLINE VecArray<T, n> tanh(const VecArray<T, n>& x) {
   return x.each([](Vec<T> v) __attribute__((always_inline)) { return tanh(v); });
 }
 template <class T, int n>
-RNNKERN_INLINE Abreast<T, n> relu(const Abreast<T, n>& x) {
+RNNKERN_INLINE VecArray<T, n> relu(const VecArray<T, n>& x) {
   return x.each([](Vec<T> v) __attribute__((always_inline)) { return relu(v); });
 }
 
 template <class T, int n>
-RNNKERN_INLINE Abreast<T, n> where_positive(const Abreast<T, n>& x, const Abreast<T, n>& y) {
+RNNKERN_INLINE VecArray<T, n> where_positive(const VecArray<T, n>& x, const VecArray<T, n>& y) {
   return x.each(
       [](Vec<T> v, Vec<T> w) __attribute__((always_inline)) { return where_positive(v, w); }, y);
 }

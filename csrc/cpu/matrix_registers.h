@@ -9,38 +9,38 @@
 namespace rnnkern::RNNKERN_ISA {
 
 #if defined(RNNKERN_AMX)
-constexpr bool kMatrixRegisters = true;
+constexpr bool kHasAmx = true;
 #else
-constexpr bool kMatrixRegisters = false;
+constexpr bool kHasAmx = false;
 #endif
 
-constexpr int kMatrixRows = 16;
-constexpr int kMatrixDepth = 16;  // factors
+constexpr int kAmxRows = 16;
+constexpr int kAmxK = 16;  // factors
 
 // What they multiply of a depth, and a depth that is filled up for them.
-constexpr int64_t whole_blocks(int64_t depth) { return depth / kMatrixDepth * kMatrixDepth; }
-constexpr int64_t filled_blocks(int64_t depth) { return whole_blocks(depth + kMatrixDepth - 1); }
+constexpr int64_t amx_whole_k(int64_t depth) { return depth / kAmxK * kAmxK; }
+constexpr int64_t amx_padded_k(int64_t depth) { return amx_whole_k(depth + kAmxK - 1); }
 
 #if defined(RNNKERN_AMX)
 
 // Registers 0 to 6 are sums or left operands of as many rows as set; 7 is a block of a panel.
-constexpr int kPanelRegister = 7;
+constexpr int kTileB = 7;
 
 #if defined(__AMX_BF16__)
-class MatrixRegisters {
+class AmxTiles {
  public:
   // While one lives, this thread may use the registers; in the end they are as never used, so that
   // the system need not save them.
-  MatrixRegisters() { rows_of_this_thread() = 0; }
-  ~MatrixRegisters() {
-    if (rows_of_this_thread()) asm volatile("tilerelease");
+  AmxTiles() { configured_rows() = 0; }
+  ~AmxTiles() {
+    if (configured_rows()) asm volatile("tilerelease");
   }
-  MatrixRegisters(const MatrixRegisters&) = delete;
+  AmxTiles(const AmxTiles&) = delete;
 
   // Costs as much as a dozen products, if it changes anything.
-  static void set_rows(int rows) {
-    if (rows == rows_of_this_thread()) return;
-    rows_of_this_thread() = rows;
+  static void configure(int rows) {
+    if (rows == configured_rows()) return;
+    configured_rows() = rows;
     struct {
       uint8_t palette = 1, unused[15] = {};
       uint16_t row_bytes[16] = {};
@@ -48,7 +48,7 @@ class MatrixRegisters {
     } shape;
     for (int i = 0; i < 8; ++i) {
       shape.row_bytes[i] = 64;
-      shape.rows[i] = uint8_t(i == kPanelRegister ? kMatrixDepth : rows);
+      shape.rows[i] = uint8_t(i == kTileB ? kAmxK : rows);
     }
     asm volatile("ldtilecfg %0" ::"m"(shape));
   }
@@ -70,22 +70,21 @@ class MatrixRegisters {
   // sums += left panel
   template <int kSums, int kLeft>
   RNNKERN_INLINE static void multiply() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft),
-                 "i"(kPanelRegister));
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kTileB));
   }
 
  private:
-  static int& rows_of_this_thread() {
+  static int& configured_rows() {
     static thread_local int rows;
     return rows;
   }
 };
 #else
-class MatrixRegisters {
+class AmxTiles {
   static constexpr int kLanes = Vec<float>::kLanes;
 
  public:
-  static void set_rows(int rows) { of_this_thread().rows = rows; }
+  static void configure(int rows) { of_this_thread().rows = rows; }
   template <int kRegister>
   static void zero() {
     std::memset(of_this_thread().sums[kRegister], 0, sizeof of_this_thread().sums[kRegister]);
@@ -98,11 +97,11 @@ class MatrixRegisters {
   }
   template <int kRegister>
   static void load(const bf16x2* data, int64_t stride) {
-    constexpr bool kPanel = kRegister == kPanelRegister;
-    for (int r = 0; r < (kPanel ? kMatrixDepth : of_this_thread().rows); ++r)
+    constexpr bool kPanel = kRegister == kTileB;
+    for (int r = 0; r < (kPanel ? kAmxK : of_this_thread().rows); ++r)
       std::memcpy(of_this_thread().factors[kRegister][r],
                   reinterpret_cast<const char*>(data) + r * stride,
-                  kPanel ? kBytes : kMatrixDepth * sizeof(bf16x2));
+                  kPanel ? kBytes : kAmxK * sizeof(bf16x2));
   }
   template <int kRegister>
   static void store(float* data, int64_t stride) {
@@ -116,8 +115,8 @@ class MatrixRegisters {
     for (int r = 0; r < file.rows; ++r)
       for (int c = 0; c < kLanes; ++c) {
         float first = 0, second = 0;
-        for (int k = 0; k < kMatrixDepth; ++k) {
-          const bf16x2 a = file.factors[kLeft][r][k], b = file.factors[kPanelRegister][k][c];
+        for (int k = 0; k < kAmxK; ++k) {
+          const bf16x2 a = file.factors[kLeft][r][k], b = file.factors[kTileB][k][c];
           first += value(a.first) * value(b.first);
           second += value(a.second) * value(b.second);
         }
@@ -128,8 +127,8 @@ class MatrixRegisters {
  private:
   struct File {
     int rows;
-    float sums[kPanelRegister][kMatrixRows][kLanes];
-    bf16x2 factors[kPanelRegister + 1][kMatrixRows][kMatrixDepth];
+    float sums[kTileB][kAmxRows][kLanes];
+    bf16x2 factors[kTileB + 1][kAmxRows][kAmxK];
   };
   static File& of_this_thread() {
     static thread_local File file;
@@ -139,7 +138,7 @@ class MatrixRegisters {
 #endif
 
 #else
-class MatrixRegisters {};
+class AmxTiles {};
 #endif
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -9,76 +9,80 @@
 namespace rnnkern::RNNKERN_ISA {
 
 // Bytes of panels that are written past the caches, which would read first what is overwritten.
-constexpr int64_t kPastCaches = 2 << 20;
+constexpr int64_t kNonTemporalBytes = 2 << 20;
 
 // How columns fall into panels of factors. For the gate products a column is a unit of one gate,
 // and the kGates vectors of a unit block stand together in a panel; otherwise kGates is 1.
 template <class F>
-struct Panels {
+struct PackedLayout {
   int64_t units;  // columns per gate
   int gates;
-  int blocks_per_panel;       // unit blocks side by side in one panel
-  bool gates_adjoin = false;  // those of a last, narrower block, so that they fill fewer vectors
+  int blocks_per_panel;  // unit blocks side by side in one panel
+  bool gates_share_tail_vector =
+      false;  // those of a last, narrower block, so that they fill fewer vectors
 
-  RNNKERN_INLINE Panels(int64_t units, int gates)
-      : Panels(units, gates, gates == 1 ? kTileVectors : 1) {}
-  RNNKERN_INLINE Panels(int64_t units, int gates, int blocks_per_panel)
+  RNNKERN_INLINE PackedLayout(int64_t units, int gates)
+      : PackedLayout(units, gates, gates == 1 ? kMaxNR : 1) {}
+  RNNKERN_INLINE PackedLayout(int64_t units, int gates, int blocks_per_panel)
       : units(units),
         gates(gates),
         blocks_per_panel(blocks_per_panel) {}
 
-  RNNKERN_INLINE int64_t blocks() const { return (units + Vec<F>::kLanes - 1) / Vec<F>::kLanes; }
+  RNNKERN_INLINE int64_t unit_blocks() const {
+    return (units + Vec<F>::kLanes - 1) / Vec<F>::kLanes;
+  }
   RNNKERN_INLINE int64_t count() const {
-    return (blocks() + blocks_per_panel - 1) / blocks_per_panel;
+    return (unit_blocks() + blocks_per_panel - 1) / blocks_per_panel;
   }
   RNNKERN_INLINE int64_t first_unit(int64_t panel) const {
     return panel * blocks_per_panel * Vec<F>::kLanes;
   }
   // Vectors of one gate in this panel; the last panel may be narrower.
-  RNNKERN_INLINE int width(int64_t panel) const {
-    const int64_t left = blocks() - panel * blocks_per_panel;
+  RNNKERN_INLINE int unit_vectors(int64_t panel) const {
+    const int64_t left = unit_blocks() - panel * blocks_per_panel;
     return int(left < blocks_per_panel ? left : blocks_per_panel);
   }
   // From one gate's columns in this panel to the next one's.
-  RNNKERN_INLINE int gate_step(int64_t panel) const {
+  RNNKERN_INLINE int gate_stride(int64_t panel) const {
     constexpr int kLanes = Vec<F>::kLanes;
     const int64_t left = units - first_unit(panel);
-    return gates_adjoin && left < kLanes ? int(left) : width(panel) * kLanes;
+    return gates_share_tail_vector && left < kLanes ? int(left) : unit_vectors(panel) * kLanes;
   }
-  RNNKERN_INLINE int vectors(int64_t panel) const {
-    return (gates * gate_step(panel) + Vec<F>::kLanes - 1) / Vec<F>::kLanes;
+  RNNKERN_INLINE int nr(int64_t panel) const {
+    return (gates * gate_stride(panel) + Vec<F>::kLanes - 1) / Vec<F>::kLanes;
   }
   // Elements of one k in this panel, and of everything before it at one k.
-  RNNKERN_INLINE int64_t step(int64_t panel) const { return vectors(panel) * Vec<F>::kLanes; }
-  RNNKERN_INLINE int64_t before(int64_t panel) const {
+  RNNKERN_INLINE int64_t ldb(int64_t panel) const { return nr(panel) * Vec<F>::kLanes; }
+  RNNKERN_INLINE int64_t offset(int64_t panel) const {
     return panel * gates * blocks_per_panel * Vec<F>::kLanes;
   }
-  RNNKERN_INLINE int64_t row() const { return gates * blocks() * Vec<F>::kLanes; }
-  RNNKERN_INLINE int64_t size(int64_t depth) const { return row() * depth; }
+  RNNKERN_INLINE int64_t padded_cols() const { return gates * unit_blocks() * Vec<F>::kLanes; }
+  RNNKERN_INLINE int64_t size(int64_t depth) const { return padded_cols() * depth; }
   RNNKERN_INLINE int64_t bytes(int64_t depth) const { return size(depth) * int64_t(sizeof(F)); }
   // Whether units fill the panel's vectors, so that weights can be read as they lie.
-  RNNKERN_INLINE bool full(int64_t panel) const {
-    return first_unit(panel) + width(panel) * Vec<F>::kLanes <= units;
+  RNNKERN_INLINE bool is_full(int64_t panel) const {
+    return first_unit(panel) + unit_vectors(panel) * Vec<F>::kLanes <= units;
   }
 };
 
 // Columns in panels of which a team's ranks get about as many vectors each. A narrower panel costs
 // more for each of its vectors, as its tiles load more for a multiply-add.
 template <class F>
-Panels<F> even_panels(int64_t columns, int team) {
-  constexpr double kCost[kTileVectors + 1] = {0, 1.5, 1.15, 1.03, 1};
-  Panels<F> best(columns, 1);
+PackedLayout<F> balanced_layout(int64_t columns, int team) {
+  constexpr double kCost[kMaxNR + 1] = {0, 1.5, 1.15, 1.03, 1};
+  PackedLayout<F> best(columns, 1);
   double least_cost = 0;
-  for (int width = kTileVectors; width > 0; --width) {
-    const Panels<F> panels(columns, 1, width);
+  for (int width = kMaxNR; width > 0; --width) {
+    const PackedLayout<F> panels(columns, 1, width);
     const int64_t count = panels.count();
     int64_t most = 0;
     for (int rank = 0; rank < team; ++rank) {
       const Team one{rank, team, nullptr};
-      most = max(most, min(one.end(count) * width, panels.blocks()) - one.begin(count) * width);
+      most =
+          max(most, min(one.end(count) * width, panels.unit_blocks()) - one.begin(count) * width);
     }
     const double cost = kCost[width] * double(most);
-    if (width == kTileVectors || cost < least_cost) best = panels, least_cost = cost;
+    if (width == kMaxNR || cost < least_cost) best = panels, least_cost = cost;
   }
   return best;
 }
@@ -86,7 +90,7 @@ Panels<F> even_panels(int64_t columns, int team) {
 // Rows of a matrix, read as columns: out[i][l] = source[l * ld + i] for kColumns consecutive i.
 // Half a register of each row comes in one piece.
 template <class F>
-struct Transposed {
+struct TransposeLoad {
   using V = Vec<F>;
   using Raw = typename V::Raw;
   static constexpr int kLanes = V::kLanes, kPieces = kBytes > 16 ? 2 : 1,
@@ -111,7 +115,7 @@ struct Transposed {
   }
   // Per quarter: the lower (or upper) halves of a and b, interleaved.
   template <int kHigh, int... I>
-  RNNKERN_INLINE static Raw zip(Raw a, Raw b, std::integer_sequence<int, I...>) {
+  RNNKERN_INLINE static Raw interleave(Raw a, Raw b, std::integer_sequence<int, I...>) {
     return __builtin_shufflevector(
         a, b,
         (I / kQuarter * kQuarter + kHigh * kQuarter / 2 + I % kQuarter / 2 + I % 2 * kLanes)...);
@@ -138,8 +142,8 @@ struct Transposed {
         for (int i = 0; i < kQuarter; ++i) row[i] = out[g + i];
 #pragma GCC unroll 2
         for (int i = 0; i < kQuarter / 2; ++i) {
-          out[g + 2 * i] = zip<0>(row[i], row[i + kQuarter / 2], all);
-          out[g + 2 * i + 1] = zip<1>(row[i], row[i + kQuarter / 2], all);
+          out[g + 2 * i] = interleave<0>(row[i], row[i + kQuarter / 2], all);
+          out[g + 2 * i + 1] = interleave<1>(row[i], row[i + kQuarter / 2], all);
         }
       }
     if constexpr (kColumns > kQuarter) {
@@ -156,8 +160,8 @@ struct Transposed {
 // out[k * step + l] = source[l * ld + k] for l < lanes, the rest zero
 template <class F>
 RNNKERN_INLINE void pack_transposed(const F* source, int64_t ld, int lanes, int64_t depth, F* out,
-                                    int64_t step, bool past_caches) {
-  using Columns = Transposed<F>;
+                                    int64_t step, bool non_temporal) {
+  using Columns = TransposeLoad<F>;
   int64_t k = 0;
   if (lanes == Vec<F>::kLanes)
     for (; k + Columns::kColumns <= depth; k += Columns::kColumns) {
@@ -166,7 +170,7 @@ RNNKERN_INLINE void pack_transposed(const F* source, int64_t ld, int lanes, int6
 #pragma GCC unroll 8
       for (int i = 0; i < Columns::kColumns; ++i) {
         F* const to = out + (k + i) * step;
-        past_caches ? Vec<F>(column[i]).stream(to) : Vec<F>(column[i]).store(to);
+        non_temporal ? Vec<F>(column[i]).stream(to) : Vec<F>(column[i]).store(to);
       }
     }
   for (; k < depth; ++k) {
@@ -179,14 +183,14 @@ RNNKERN_INLINE void pack_transposed(const F* source, int64_t ld, int lanes, int6
 // Columns are the rows of `weight` (gates * units, depth): what multiplies x or h in the forward
 // pass. gate_of(s) is the weight's gate that stands in place s.
 template <class F, class GateOf>
-void pack_gates(const Panels<F>& panels, int64_t panel, const F* weight, int64_t depth,
+void pack_gates(const PackedLayout<F>& panels, int64_t panel, const F* weight, int64_t depth,
                 GateOf gate_of, F* packed) {
-  F* out = packed + panels.before(panel) * depth;
-  const int width = panels.width(panel), gate_step = panels.gate_step(panel);
-  if (gate_step < width * Vec<F>::kLanes) {
-    const int64_t first = panels.first_unit(panel), step = panels.step(panel);
+  F* out = packed + panels.offset(panel) * depth;
+  const int width = panels.unit_vectors(panel), gate_stride = panels.gate_stride(panel);
+  if (gate_stride < width * Vec<F>::kLanes) {
+    const int64_t first = panels.first_unit(panel), step = panels.ldb(panel);
     for (int64_t c = 0; c < step; ++c) {
-      const int64_t s = c / gate_step, unit = first + c % gate_step;
+      const int64_t s = c / gate_stride, unit = first + c % gate_stride;
       for (int64_t k = 0; k < depth; ++k)
         out[k * step + c] =
             s < panels.gates ? weight[(gate_of(int(s)) * panels.units + unit) * depth + k] : F{};
@@ -199,35 +203,36 @@ void pack_gates(const Panels<F>& panels, int64_t panel, const F* weight, int64_t
       const int64_t left = panels.units - unit;
       const int lanes = int(left < Vec<F>::kLanes ? left : Vec<F>::kLanes);
       pack_transposed(weight + (gate_of(s) * panels.units + unit) * depth, depth, lanes, depth,
-                      out + (s * width + w) * Vec<F>::kLanes, panels.step(panel),
-                      panels.bytes(depth) >= kPastCaches);
+                      out + (s * width + w) * Vec<F>::kLanes, panels.ldb(panel),
+                      panels.bytes(depth) >= kNonTemporalBytes);
     }
 }
 
 // Row k of `rows`, or as many of them from k on as a factor has terms: its `count` columns from
 // `first` on. A last vector that is `whole` ends in zeros.
 template <class T, class RowOf>
-RNNKERN_INLINE void take_rows(RowOf& row_of, int64_t k, int64_t rows, int64_t first, int64_t count,
-                              PackedElem<T>* to, bool whole) {
+RNNKERN_INLINE void pack_k_row(RowOf& row_of, int64_t k, int64_t rows, int64_t first, int64_t count,
+                               PackedElem<T>* to, bool whole) {
   using V = Vec<PackedElem<T>>;
   const T *const row = row_of(k) + first, *next = nullptr;
   if (kVnniFactor<T> > 1 && k + 1 < rows) next = row_of(k + 1) + first;
   for (int64_t c = 0; c < count; c += V::kLanes) {
     const int lanes = int(min<int64_t>(count - c, V::kLanes));
-    zip_rows(row + c, next ? next + c : next, lanes).store(to + c, whole ? V::kLanes : lanes);
+    vnni_interleave(row + c, next ? next + c : next, lanes)
+        .store(to + c, whole ? V::kLanes : lanes);
   }
 }
 
 // The panel of a matrix whose rows are contiguous in memory, row_of(k), asked for in turn; and
 // zeros, until it is `depth` factors deep.
 template <class T, class RowOf>
-RNNKERN_INLINE void pack_rows(const Panels<PackedElem<T>>& panels, int64_t panel, int64_t rows,
-                              RowOf row_of, int64_t depth, PackedElem<T>* out) {
-  const int64_t first = panels.first_unit(panel), step = panels.step(panel);
+RNNKERN_INLINE void pack_rows(const PackedLayout<PackedElem<T>>& panels, int64_t panel,
+                              int64_t rows, RowOf row_of, int64_t depth, PackedElem<T>* out) {
+  const int64_t first = panels.first_unit(panel), step = panels.ldb(panel);
   const int64_t columns = min(step, panels.units - first);
   const PackedElem<T>* const end = out + depth * step;
   for (int64_t k = 0; k < rows; k += kVnniFactor<T>, out += step)
-    take_rows<T>(row_of, k, rows, first, columns, out, true);
+    pack_k_row<T>(row_of, k, rows, first, columns, out, true);
   if (out < end) std::memset(out, 0, (end - out) * sizeof *out);
 }
 

@@ -56,10 +56,10 @@ Plan make_plan(const PlanInput& in) {
   // Rows need no barrier; units keep each core's slice of the weights in its own cache, and are
   // the only way to share few rows.
   const int64_t rows_each = in.batch / team;
-  plan.by_units = team > 1 && (rows_each < 3 || (recurrent > kept && rows_each < 64));
+  plan.split_units = team > 1 && (rows_each < 3 || (recurrent > kept && rows_each < 64));
 
-  const int64_t split = plan.by_units ? team : 1;
-  const int64_t rows_here = plan.by_units ? in.batch : std::max<int64_t>(rows_each, 1);
+  const int64_t split = plan.split_units ? team : 1;
+  const int64_t rows_here = plan.split_units ? in.batch : std::max<int64_t>(rows_each, 1);
   // A few rows over a few steps are one tile of the input's product, ahead of them.
   plan.fused_input = (in.steps <= 3 && in.batch >= in.steps) || I <= 4 ||
                      (rows_here >= 6 && weights / split <= kept);
@@ -75,14 +75,14 @@ Plan make_plan(const PlanInput& in) {
   const int64_t tiles = in.steps * readings_of(rows_here);
   const int64_t input_tiles = plan.fused_input ? tiles : readings_of(in.steps * rows_here);
   const int64_t readings = near ? 2 : weights < (4 << 20) * split ? 4 : 6;
-  plan.direct = in.backward
-                    ? in.rows <= 16
-                    : tiles * recurrent + input_tiles * (weights - recurrent) <= readings * weights;
+  plan.unpacked_weights =
+      in.backward ? in.rows <= 16
+                  : tiles * recurrent + input_tiles * (weights - recurrent) <= readings * weights;
   // Rows are taken in blocks by whoever is free: on a machine with other work, threads differ.
   // Matrix registers want more of them at a time.
   const int64_t rows_at_a_time = in.element_size == 2 ? 48 : 24;
   const int64_t turns = recurrent > kept / 4 ? 1 : in.batch / (rows_at_a_time * team) + 1;
-  plan.row_block = plan.by_units ? in.batch : (in.batch + turns * team - 1) / (turns * team);
+  plan.row_block = plan.split_units ? in.batch : (in.batch + turns * team - 1) / (turns * team);
   const int64_t block = std::min(plan.row_block, rows_here);
   const int64_t row_bytes = std::max<int64_t>(G * H / split * in.element_size, 1);
   // A chunk stays in the cache beside resident weights; others are read again for each chunk, which
@@ -99,10 +99,10 @@ Plan make_plan(const PlanInput& in) {
     while (blocks < Plan::kMaxBlocks && in.batch >= 2 * blocks * kLeastRows &&
            2 * blocks * weights <= kGradients)
       blocks *= 2;
-  plan.gradient_rows = (in.batch + blocks - 1) / blocks;
-  const int64_t wanted = weights > (4 << 20) || plan.gradient_rows < in.batch ? 512 : 256;
-  plan.gradient_chunk =
-      std::clamp<int64_t>(wanted / std::max<int64_t>(plan.gradient_rows, 1), 1, in.steps);
+  plan.wgrad_rows = (in.batch + blocks - 1) / blocks;
+  const int64_t wanted = weights > (4 << 20) || plan.wgrad_rows < in.batch ? 512 : 256;
+  plan.wgrad_chunk =
+      std::clamp<int64_t>(wanted / std::max<int64_t>(plan.wgrad_rows, 1), 1, in.steps);
   return plan;
 }
 

@@ -15,18 +15,18 @@ bool use_software_prefetch(int64_t rows);
 
 struct Plan {
   int threads;
-  bool by_units;           // threads split the hidden units and meet after each step; else the rows
-  bool fused_input;        // x W_ih inside the step; else ahead of it, in chunks of time
-  bool direct;             // weights are read as they lie, not packed
-  int64_t row_block;       // rows that go through all of time together
-  int64_t input_chunk;     // steps of x W_ih at a time
-  int64_t gradient_chunk;  // steps of gate gradients between two weight gradient products
-  int64_t gradient_rows;   // batch rows whose weight gradients are summed by themselves
+  bool split_units;       // threads split the hidden units and meet after each step; else the rows
+  bool fused_input;       // x W_ih inside the step; else ahead of it, in chunks of time
+  bool unpacked_weights;  // weights are read as they lie, not packed
+  int64_t row_block;      // rows that go through all of time together
+  int64_t input_chunk;    // steps of x W_ih at a time
+  int64_t wgrad_chunk;    // steps of gate gradients between two weight gradient products
+  int64_t wgrad_rows;     // batch rows whose weight gradients are summed by themselves
 
   // Parts of the batch that go backward by themselves. Depends on the shape alone.
   static constexpr int kMaxBlocks = 16;
   int blocks(int64_t batch) const {
-    return batch > gradient_rows ? int((batch + gradient_rows - 1) / gradient_rows) : 1;
+    return batch > wgrad_rows ? int((batch + wgrad_rows - 1) / wgrad_rows) : 1;
   }
 
   // Threads that work on one direction: two share an even number half and half.

@@ -17,8 +17,8 @@ inline int the_only_gate(int) { return 0; }
 
 // How the columns of h, or other units, fall into panels.
 template <class T>
-Panels<PackedElem<T>> panels_of_units(int64_t units, const LayerParams<T>& p, const Plan& plan) {
-  return even_panels<PackedElem<T>>(units, plan.by_units ? plan.team(p.directions) : 1);
+PackedLayout<PackedElem<T>> unit_layout(int64_t units, const LayerParams<T>& p, const Plan& plan) {
+  return balanced_layout<PackedElem<T>>(units, plan.split_units ? plan.team(p.directions) : 1);
 }
 
 // In the place of both for types that have none.
@@ -36,11 +36,11 @@ class ForwardProjection {
   ForwardProjection(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
       : weight_(p.weights[direction].hr),
         depth_(p.hidden_size),
-        panels_(panels_of_units(p.width(), p, plan)),
-        direct_(plan.direct) {
+        panels_(unit_layout(p.h_size(), p, plan)),
+        unpacked_(plan.unpacked_weights) {
     if (!weight_) return;
-    packed_ = arena.take<T>(panels_.size(depth_));
-    m_ = arena.take<T>(p.sequence.batch * depth_);
+    packed_ = arena.alloc<T>(panels_.size(depth_));
+    m_ = arena.alloc<T>(p.sequence.batch * depth_);
   }
 
   // m of one step, of batch row b and those after it.
@@ -49,39 +49,40 @@ class ForwardProjection {
   void pack(Team team) const {
     const int64_t count = panels_.count();
     for (int64_t panel = team.begin(count); panel < team.end(count); ++panel)
-      if (!direct(panel)) pack_gates(panels_, panel, weight_, depth_, the_only_gate, packed_);
+      if (!is_unpacked(panel)) pack_gates(panels_, panel, weight_, depth_, the_only_gate, packed_);
   }
 
   // h = W_hr m for batch rows [b0, b1), its units split over the team.
   void run(int64_t b0, int64_t b1, StridedRows<T> h, Team team) const {
     const int64_t count = panels_.count();
     for (int64_t panel = team.begin(count); panel < team.end(count); ++panel) {
-      const int vectors = panels_.vectors(panel), width = vectors * kLanes;
+      const int vectors = panels_.nr(panel), width = vectors * kLanes;
       const int64_t first = panels_.first_unit(panel);
-      DirectTerm<T> rows{nullptr, depth_, depth_, {}};
-      for (int v = 0; v < vectors; ++v) rows.weight[v] = weight_ + (first + v * kLanes) * depth_;
-      Term<T> packed{nullptr, depth_, 1, depth_, packed_ + panels_.before(panel) * depth_, width};
-      for_row_groups(b1 - b0, [&](int64_t r, int n) {
-        alignas(64) T tile[kGroupRows * kTileVectors * kLanes];
-        const Tile<T> out{nullptr, 0, tile, width};
+      UnpackedOperands<T> rows{nullptr, depth_, depth_, {}};
+      for (int v = 0; v < vectors; ++v) rows.b[v] = weight_ + (first + v * kLanes) * depth_;
+      GemmOperands<T> packed{nullptr, depth_, 1, depth_, packed_ + panels_.offset(panel) * depth_,
+                             width};
+      for_mc_blocks(b1 - b0, [&](int64_t r, int n) {
+        alignas(64) T tile[kMC * kMaxNR * kLanes];
+        const COperand<T> out{nullptr, 0, tile, width};
         rows.a = packed.a = m(b0 + r).data;
-        if (direct(panel))
-          direct_product(n, vectors, &rows, 1, out);
+        if (is_unpacked(panel))
+          gemm_unpacked(n, vectors, &rows, 1, out);
         else
-          product(n, vectors, &packed, 1, out);
-        add_tile(tile, width, n, panels_.units - first, h[r] + first, h.stride, false);
+          gemm(n, vectors, &packed, 1, out);
+        write_tile(tile, width, n, panels_.units - first, h[r] + first, h.stride, false);
       });
     }
   }
 
  private:
   // Whether W_hr is read as it lies.
-  bool direct(int64_t panel) const { return direct_ && panels_.full(panel); }
+  bool is_unpacked(int64_t panel) const { return unpacked_ && panels_.is_full(panel); }
 
   const T* weight_;  // (P, H); all else is for this one
   int64_t depth_;
-  Panels<T> panels_;
-  bool direct_;
+  PackedLayout<T> panels_;
+  bool unpacked_;
   T *packed_, *m_;
 };
 
@@ -95,20 +96,20 @@ class BackwardProjection {
  public:
   static constexpr bool kExists = true;
   BackwardProjection(const BackwardParams<T>& p, const Sequence& sequence, int direction,
-                     const RightOperand<T>& weight, int64_t chunk_rows, Arena& arena)
+                     const PackedWeights<T>& weight, int64_t chunk_rows, Arena& arena)
       : p_(p),
         seq_(sequence),
         d_(direction),
         weight_(weight),
-        dh_{nullptr, odd_lines<T>(p.proj_size)},
+        dh_{nullptr, pad_to_odd_lines<T>(p.proj_size)},
         m_{nullptr, p.hidden_size},
-        dm_{nullptr, weight_.panels.row()},
-        thin_(p.proj_size ? ThinGradient<T>::columns({p.hidden_size, 1}) : 0, 1, p.proj_size,
-              arena) {
+        dm_{nullptr, weight_.panels.padded_cols()},
+        narrow_(p.proj_size ? NarrowWgrad<T>::columns({p.hidden_size, 1}) : 0, 1, p.proj_size,
+                arena) {
     if (!weight_.weight) return;
-    dh_.data = arena.take<T>(chunk_rows * dh_.stride);
-    if (p.grads[direction].hr) m_.data = arena.take<T>(chunk_rows * m_.stride);
-    dm_.data = arena.take<T>(seq_.batch * dm_.stride);
+    dh_.data = arena.alloc<T>(chunk_rows * dh_.stride);
+    if (p.grads[direction].hr) m_.data = arena.alloc<T>(chunk_rows * m_.stride);
+    dm_.data = arena.alloc<T>(seq_.batch * dm_.stride);
   }
 
   void start(Team team) const {
@@ -118,8 +119,8 @@ class BackwardProjection {
 
   // Takes what has been carried back and the output's gradient as dh, for units [u0, u1) of batch
   // rows [b0, b1) of step t, whose rows in the chunk begin with `row`; zeros are carried on.
-  void take(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t u0, int64_t u1,
-            StridedRows<T> carried) const {
+  void collect_dh(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t u0, int64_t u1,
+                  StridedRows<T> carried) const {
     const int64_t P = p_.proj_size, flow = (d_ * p_.sequence.rows() + seq_.row(t)) * P;
     for (int64_t b = b0; b < b1; ++b) {
       const T* dy = p_.dy.data ? p_.dy.at(seq_, t) + b * p_.dy.b_stride + d_ * P : nullptr;
@@ -135,15 +136,15 @@ class BackwardProjection {
   }
 
   // dm += dh W_hr, which the cell takes and leaves as zeros, and m, for a panel of hidden units.
-  void back(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t panel) const {
+  void dgrad(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t panel) const {
     const int64_t H = p_.hidden_size, first = weight_.panels.first_unit(panel);
-    weight_.add_product({dh_[row + b0], dh_.stride, kSumBlock}, b1 - b0, panel,
-                        {dm_[b0] + first, dm_.stride});
+    weight_.gemm_accumulate({dh_[row + b0], dh_.stride, kKC}, b1 - b0, panel,
+                            {dm_[b0] + first, dm_.stride});
     if (!m_.data) return;
-    const int64_t last = min(first + weight_.panels.step(panel), H);
-    const KeptStep step(p_.sequence, d_, t, H);
-    const Kept<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
-    const Kept<const T> cells = step.of(p_.c_states, seq_.first);
+    const int64_t last = min(first + weight_.panels.ldb(panel), H);
+    const SavedStep step(p_.sequence, d_, t, H);
+    const SavedValues<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
+    const SavedValues<const T> cells = step.of(p_.c_states, seq_.first);
     for (int64_t u = first; u < last; u += kLanes) {
       const int lanes = int(min<int64_t>(last - u, kLanes));
       const StridedRows<const T> saved_rows = kept.of(u), c_rows = cells.of(u);
@@ -158,18 +159,18 @@ class BackwardProjection {
   }
 
   // dW_hr += dh^T m over the chunk's rows.
-  void weight_gradient(ChunkGradients<T> chunk, T* grad) {
+  void wgrad(WgradArgs<T> chunk, T* grad) {
     if (!m_.data) return;
-    chunk.dsums = {dh_.data, dh_.stride, kSumBlock};
+    chunk.dgates = {dh_.data, dh_.stride, kKC};
     chunk.hidden = p_.proj_size, chunk.gates = 1;
-    thin_.clear();
-    add_weight_gradient(
+    narrow_.clear();
+    accumulate_wgrad(
         chunk, grad, {p_.hidden_size, 1}, 0, the_only_gate,
-        [&](int64_t k, int64_t, int64_t) { return m_[k]; }, thin_);
-    thin_.add(chunk, 0);
+        [&](int64_t k, int64_t, int64_t) { return m_[k]; }, narrow_);
+    narrow_.add(chunk, 0);
   }
 
-  void finish(Team team) const { thin_.finish(team, the_only_gate); }
+  void finish(Team team) const { narrow_.finish(team, the_only_gate); }
 
   StridedRows<T> dm() const { return dm_; }
 
@@ -177,10 +178,10 @@ class BackwardProjection {
   const BackwardParams<T>& p_;
   const Sequence& seq_;
   const int d_;
-  const RightOperand<T>& weight_;
+  const PackedWeights<T>& weight_;
   StridedRows<T> dh_, m_;  // of the chunk's rows, P and H wide
   StridedRows<T> dm_;      // of one step, rows of whole vectors
-  ThinGradient<T> thin_;
+  NarrowWgrad<T> narrow_;
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -19,19 +19,19 @@ namespace rnnkern::RNNKERN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
-constexpr int kTileSums = 24;  // of 32 registers
+constexpr int kAccumulators = 24;  // of 32 registers
 #elif defined(__AVX2__)
 constexpr int kBytes = 32;
-constexpr int kTileSums = 12;  // of 16 registers
+constexpr int kAccumulators = 12;  // of 16 registers
 #else
 constexpr int kBytes = 16;
-constexpr int kTileSums = 12;
+constexpr int kAccumulators = 12;
 #endif
-constexpr int kTileVectors = 4;
+constexpr int kMaxNR = 4;
 
 // Elements in a cache line.
 template <class T>
-constexpr int64_t kLine = 64 / sizeof(T);
+constexpr int64_t kLineElems = 64 / sizeof(T);
 
 // The compiler's vector types (specialised because it mistakes those of a template argument).
 template <class T>
@@ -169,8 +169,8 @@ struct Vec {
 
 // sum += a b; of pairs, both products.
 template <class F>
-RNNKERN_INLINE void add_product(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
-                                typename Vec<F>::Raw b) {
+RNNKERN_INLINE void fma(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
+                        typename Vec<F>::Raw b) {
   if constexpr (std::is_same_v<F, Acc<F>>) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     // In place: of 16 registers the compiler would spend some on shuffling sums around. It sees
@@ -201,66 +201,66 @@ RNNKERN_INLINE void add_product(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>:
 // The same, where the compiler may take b straight from memory. Rounded once, too, at any level of
 // optimisation: a row alone must give the bits of a row among others.
 template <class F>
-RNNKERN_INLINE void add_loaded_product(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
-                                       typename Vec<F>::Raw b) {
+RNNKERN_INLINE void fma_from_memory(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
+                                    typename Vec<F>::Raw b) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   if constexpr (std::is_same_v<F, float>)
     sum = _mm256_fmadd_ps(a, b, sum);
   else
     sum = _mm256_fmadd_pd(a, b, sum);
 #else
-  add_product<F>(sum, a, b);
+  fma<F>(sum, a, b);
 #endif
 }
 
 // The first n lanes of a row and of the one after it, as pairs of a column; or with zeros.
-RNNKERN_INLINE Vec<bf16x2> zip_rows(const bfloat16* row, const bfloat16* next, int n) {
+RNNKERN_INLINE Vec<bf16x2> vnni_interleave(const bfloat16* row, const bfloat16* next, int n) {
   RawTypes<bf16x2>::Raw pairs = wide_bits(row, n);
   if (next) pairs |= wide_bits(next, n) << 16;
   return pairs;
 }
 template <class T>
-RNNKERN_INLINE Vec<T> zip_rows(const T* row, const T*, int n) {
+RNNKERN_INLINE Vec<T> vnni_interleave(const T* row, const T*, int n) {
   return Vec<T>::load(row, n);
 }
 
 // A few registers that go through the same operations, each in turn. One chain of operations that
 // wait for each other leaves the processor idle; of several, some can always go on.
 template <class T, int kCount>
-struct Abreast {
+struct VecArray {
   Vec<T> v[kCount];
 
   // Register by register: the compiler copies what it takes for a block of memory in pieces, which
   // then stalls whoever reads a whole register of it.
-  Abreast() = default;
-  RNNKERN_INLINE Abreast(const Abreast& other) { *this = other; }
-  RNNKERN_INLINE Abreast& operator=(const Abreast& other) {
+  VecArray() = default;
+  RNNKERN_INLINE VecArray(const VecArray& other) { *this = other; }
+  RNNKERN_INLINE VecArray& operator=(const VecArray& other) {
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; ++i) v[i] = other.v[i];
     return *this;
   }
   template <class Scalar>
     requires std::is_arithmetic_v<Scalar>
-  RNNKERN_INLINE explicit Abreast(Scalar s) {
+  RNNKERN_INLINE explicit VecArray(Scalar s) {
     for (Vec<T>& x : v) x = Vec<T>(s);
   }
 
   // {f(v[i], others.v[i]...) for every i}
   template <class F, class... Others>
-  RNNKERN_INLINE Abreast each(F&& f, const Others&... others) const {
-    Abreast out;
+  RNNKERN_INLINE VecArray each(F&& f, const Others&... others) const {
+    VecArray out;
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; ++i) out.v[i] = f(v[i], others.v[i]...);
     return out;
   }
 
-  friend RNNKERN_INLINE Abreast operator+(const Abreast& a, const Abreast& b) {
+  friend RNNKERN_INLINE VecArray operator+(const VecArray& a, const VecArray& b) {
     return a.each([](Vec<T> x, Vec<T> y) { return x + y; }, b);
   }
-  friend RNNKERN_INLINE Abreast operator-(const Abreast& a, const Abreast& b) {
+  friend RNNKERN_INLINE VecArray operator-(const VecArray& a, const VecArray& b) {
     return a.each([](Vec<T> x, Vec<T> y) { return x - y; }, b);
   }
-  friend RNNKERN_INLINE Abreast operator*(const Abreast& a, const Abreast& b) {
+  friend RNNKERN_INLINE VecArray operator*(const VecArray& a, const VecArray& b) {
     return a.each([](Vec<T> x, Vec<T> y) { return x * y; }, b);
   }
 };

@@ -10,31 +10,31 @@
 namespace rnnkern::RNNKERN_ISA {
 
 // Batch rows [b0, b1) and panels of hidden units [p0, p1).
-struct Part {
+struct WorkRange {
   int64_t b0, b1, p0, p1;
 };
 
 // Panels are walked back and forth, step by step: of weights larger than the cache, those that were
 // used last are still there.
-RNNKERN_INLINE int64_t in_turn(int64_t panel, int64_t step, const Part& part) {
+RNNKERN_INLINE int64_t serpentine(int64_t panel, int64_t step, const WorkRange& part) {
   return step % 2 ? part.p0 + part.p1 - 1 - panel : panel;
 }
 // The one after it; -1 after the last, with which the next step begins.
-RNNKERN_INLINE int64_t next_in_turn(int64_t panel, int64_t step, const Part& part) {
-  return panel + 1 < part.p1 ? in_turn(panel + 1, step, part) : -1;
+RNNKERN_INLINE int64_t next_serpentine(int64_t panel, int64_t step, const WorkRange& part) {
+  return panel + 1 < part.p1 ? serpentine(panel + 1, step, part) : -1;
 }
 
 // Lays a call's buffers out in the workspace, its size counted first, and runs it on a team.
 template <class Call, class Params>
-void run_call(const Params& p, const Plan& plan, const ParallelFor& parallel,
-              Workspace& workspace) {
+void run_on_team(const Params& p, const Plan& plan, const ParallelFor& parallel,
+                 Workspace& workspace) {
   size_t bytes = 0;
   Call(p, plan, Arena(nullptr), &bytes);
   Call call(p, plan, Arena(workspace.reserve(bytes)));
   run_team(
       parallel, plan.threads,
       [](void* c, Team team) {
-        [[maybe_unused]] const MatrixRegisters registers;
+        [[maybe_unused]] const AmxTiles registers;
         static_cast<Call*>(c)->run(team);
       },
       &call);
