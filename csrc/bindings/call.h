@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../cells/registry.h"
+#include "../core/weight_list.h"
 
 namespace rnnkern {
 

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "../core/weight_list.h"
 #include "../cpu/engine.h"
 
 namespace py = pybind11;

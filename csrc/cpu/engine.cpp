@@ -2,8 +2,8 @@
 // that it is for bfloat16 as it is, for that alone: such a level adds nothing to other types.
 #include "engine.h"
 
-#include "backward.h"
-#include "forward.h"
+#include "rnn/backward.h"
+#include "rnn/forward.h"
 
 namespace rnnkern::RNNKERN_ISA {
 namespace {

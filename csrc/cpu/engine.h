@@ -1,8 +1,9 @@
 // The engine as the bindings see it: one table of functions per instruction set, and the choice.
 #pragma once
 #include "../core/layer_params.h"
-#include "plan.h"
-#include "team.h"
+#include "runtime/plan.h"
+#include "runtime/team.h"
+#include "runtime/workspace.h"
 
 namespace rnnkern {
 

@@ -26,7 +26,7 @@ for sanitizer in address,undefined thread; do
   done
   for job in "${jobs[@]}"; do wait "$job"; done
   # shellcheck disable=SC2086
-  $CXX $flags csrc/cpu/{dispatch,plan,team}.cpp tests/sanitize/engine.cpp "${objects[@]}" \
+  $CXX $flags csrc/cpu/runtime/*.cpp tests/sanitize/engine.cpp "${objects[@]}" \
     -o "$out/engine" -pthread
   echo "== $sanitizer"
   "$out/engine" "$cases"

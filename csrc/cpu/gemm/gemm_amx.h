@@ -1,8 +1,10 @@
-// The product of product.h on matrix registers, term by term: 16 factors of the depth at a time,
-// and what is left of it on the register tile.
+// The GEMM on AMX tiles: 16 packed elements of k at a time; gemm_simd takes the rest of k.
+//
+//   C of 2 x NR tiles            B: one panel block at a time in kTileB
+//     A0 (`height` rows)  ->  tmm0 tmm1 ...
+//     A1 (`height` rows)  ->  tmm3 tmm4 ...      A tiles stay loaded where tiles suffice
 #pragma once
-#include "matrix_registers.h"
-#include "product.h"
+#include "gemm_simd.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -15,9 +17,8 @@ RNNKERN_INLINE void for_each_of(F&& f) {
   }(std::make_integer_sequence<int, kCount>());
 }
 
-// Sums of kTiles times `height` rows and kVectors vectors, over the whole blocks of the terms'
-// depth. The second tile begins `second` rows after the first: rows that both have are added up
-// twice, to the same. Left operands stay in registers of their own, if there are enough.
+// C of kTiles row tiles by NR vectors, over the whole blocks of k. The second row tile begins
+// `second` rows after the first. Rows in both are computed twice, to the same bits.
 template <int kTiles, int kVectors>
 void microkernel_amx(int64_t second, const GemmOperands<bf16x2>* terms, int count,
                      const COperand<float>& tile) {
@@ -68,7 +69,7 @@ void microkernel_amx(int64_t second, const GemmOperands<bf16x2>* terms, int coun
   });
 }
 
-// All rows and vectors, over the whole blocks of the terms' depth.
+// All rows and vectors, over the whole blocks of k.
 inline void macrokernel_amx(int rows, int vectors, const GemmOperands<bf16x2>* terms, int count,
                             const COperand<float>& tile) {
   using Tiles = void (*)(int64_t, const GemmOperands<bf16x2>*, int, const COperand<float>&);
@@ -90,11 +91,11 @@ inline void macrokernel_amx(int rows, int vectors, const GemmOperands<bf16x2>* t
   }
 }
 
-// As product(), whose left operands stand in rows.
+// gemm() for row-major A.
 inline void gemm_amx(int rows, int vectors, const GemmOperands<bf16x2>* terms, int count,
                      COperand<float> tile) {
   for (int i = 0; i < count;) {
-    // As many terms as have nothing left, and one that may.
+    // Batch the pairs whose k is whole tiles, and one more pair.
     int end = i;
     while (end + 1 < count && terms[end].k % kAmxK == 0) ++end;
     const GemmOperands<bf16x2>& last = terms[end++];
@@ -119,16 +120,5 @@ inline void gemm_amx(int rows, int vectors, const GemmOperands<bf16x2>* terms, i
 }
 
 #endif
-
-// The sum of up to kMaxTerms terms for up to kGroupRows rows, and 1 to kTileVectors vectors. Left
-// operands in columns come as one term, without init.
-template <class F>
-RNNKERN_INLINE void gemm(int rows, int vectors, const GemmOperands<F>* terms, int count,
-                         const COperand<Acc<F>>& tile) {
-#if defined(RNNKERN_AMX)
-  if (terms[0].a_k_stride == 1) return gemm_amx(rows, vectors, terms, count, tile);
-#endif
-  gemm_simd(rows, vectors, terms, count, tile);
-}
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -1,35 +1,37 @@
-// The register tile on weights as they lie in memory, for calls too short to repay packing: the
-// weights are read once, transposed in registers. Same sums in the same order as product.h.
+// The GEMM with unpacked (no-pack) weights, for calls too short to repay packing: B's columns are
+// rows of the weight matrix, transposed in registers as they are read. Same sums in the same order
+// as gemm().
 #pragma once
+#include "../runtime/plan.h"
+#include "gemm.h"
 #include "pack.h"
-#include "plan.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
 constexpr int kUnpackedMR = 4;
-// Bytes of rows that no processor follows by itself, as many as a register has lanes.
+// Row size from which the hardware prefetcher does not follow as many rows as a register has lanes.
 constexpr int64_t kLongRowBytes = 2560;
 
-// One term: row r of the left operand is a + r * row; lane l of vector v is multiplied by the
-// matrix row weight[v] + l * depth.
+// One operand pair: row r of A is a + r * lda; lane l of vector v of B's row k is
+// b[v][l * k_total + k], where k_total is the member k.
 template <class F>
 struct UnpackedOperands {
   const F* a;
   int64_t lda, k;
   const F* b[kMaxNR];
-  int64_t k_begin = 0;  // k with which the sum begins; what comes before it has been added up
+  int64_t k_begin = 0;  // first k of the sum; C already has those before it
 };
 
-// What to fetch in each of a vector's rows during the block before `next`: the one that begins
-// there, or the first of the next vector's rows.
+// What to prefetch in each of a vector's rows during the block before k = next: the block that
+// begins there or, at the end, the first block of the next vector's rows.
 template <class F>
 RNNKERN_INLINE const F* prefetch_source(const F* weight, int64_t depth, int64_t next) {
   return weight + (next < depth ? next : next - depth + Vec<F>::kLanes * depth);
 }
 
-// total += the product of a and one vector's rows, block by block from k on; depths[b] of each, at
-// most kLastBlock. Blocks have sums of their own, but the first may begin with the total. Two are
-// added up side by side, as each addition to a sum waits for the one before it.
+// total += A B for one vector, KC block by KC block from k on; depths[b] of each, at most
+// kMaxLastKC. Each block has its own accumulators, but the first may begin with the total. Two
+// blocks run side by side to hide the FMA latency.
 template <class F, int kRows, int kBlocks>
 RNNKERN_INLINE void add_blocks(const F* a, int64_t row, const F* weight, int64_t depth, int64_t k,
                                const int64_t (&depths)[kBlocks], bool own,
@@ -79,13 +81,13 @@ RNNKERN_INLINE void add_blocks(const F* a, int64_t row, const F* weight, int64_t
     for (int r = 0; r < kRows; ++r) total[r] = own || b ? total[r] + sum[b][r] : sum[b][r];
 }
 
-// Vector v of the sums.
+// Vector v of C.
 template <class F, int kRows>
 __attribute__((noinline)) void microkernel_unpacked(const UnpackedOperands<F>* terms, int count,
                                                     int v, COperand<Acc<F>> tile) {
   using V = Vec<Acc<F>>;
   constexpr int kColumns = TransposeLoad<F>::kColumns;
-  // Where fetching ahead takes the place of loads, two blocks at a time gain nothing.
+  // With software prefetch, two blocks at a time gain nothing: load slots are the limit.
   const bool in_twos = kRows <= 2 && !use_software_prefetch(kRows);
   const StridedRows<const Acc<F>> init = tile.start();
   typename V::Raw total[kRows];
@@ -110,8 +112,8 @@ __attribute__((noinline)) void microkernel_unpacked(const UnpackedOperands<F>* t
 
 #if defined(RNNKERN_AMX)
 
-// The whole blocks of a term's depth, for at most kDirectRows rows. The weights are the left
-// operand, as they lie, and the rows become the columns of a panel.
+// The whole AMX blocks of k, for at most kUnpackedMR rows. Computes C transposed: the weight rows
+// are AMX's A, unpacked, and the rows of A become the columns of a small panel.
 inline void gemm_unpacked_amx(int rows, int vectors, const UnpackedOperands<bf16x2>& term,
                               const COperand<float>& tile) {
   using M = AmxTiles;
@@ -151,8 +153,7 @@ inline void gemm_unpacked_amx(int rows, int vectors, const UnpackedOperands<bf16
 
 #endif
 
-// The same for more rows: block by block of the depth the weights are transposed once for all of
-// them, into the first-level cache.
+// For more rows: transposes each KC block of the weights once for all rows, into the L1.
 template <class F>
 void gemm_transposing(int rows, int vectors, const UnpackedOperands<F>* terms, int count,
                       COperand<Acc<F>> tile) {
@@ -179,7 +180,7 @@ void gemm_transposing(int rows, int vectors, const UnpackedOperands<F>* terms, i
   }
 }
 
-// rows in 1..kGroupRows, vectors in 1..kTileVectors
+// rows in 1..kMC, vectors in 1..kMaxNR
 template <class F>
 RNNKERN_INLINE void gemm_unpacked(int rows, int vectors, const UnpackedOperands<F>* terms,
                                   int count, COperand<Acc<F>> tile) {
@@ -200,7 +201,7 @@ RNNKERN_INLINE void gemm_unpacked(int rows, int vectors, const UnpackedOperands<
     if (tile.init) part.init += r * tile.ld_init;
     part.c += r * tile.ldc;
 #if defined(RNNKERN_AMX)
-    // Term by term, in the order of matrix_product().
+    // Pair by pair, in the order of gemm_amx().
     for (UnpackedOperands<F>* term = shifted; term < shifted + count; ++term) {
       term->k_begin = amx_whole_k(term->k);
       if (term->k_begin || !term->k) {

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "simd.h"
+#include "../simd/vec.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

@@ -7,7 +7,7 @@
 #include <unistd.h>
 #endif
 
-#include "engine.h"
+#include "../engine.h"
 
 namespace rnnkern {
 

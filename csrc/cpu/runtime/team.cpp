@@ -2,13 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <new>
 #include <thread>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,8 +22,6 @@ void pause() {
 // Waiting threads spin for some microseconds, about as long as an even split of a step can be
 // uneven, and then let others run.
 constexpr int kSpins = 2000;
-
-constexpr size_t kHugePage = size_t(2) << 20;
 
 using Clock = std::chrono::steady_clock;
 
@@ -150,44 +142,6 @@ void run_team(const ParallelFor& parallel, int threads, void (*body)(void*, Team
   // A thread that found the door closed may have kept the others waiting at the pool's own end.
   if (end - gang.finished > kTimeSlice) lost += end - gang.finished;
   contention.record(end, end - start, lost);
-}
-
-void advise_huge_pages(void* block, size_t bytes) {
-#if defined(__linux__)
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(block) + kHugePage - 1) & -kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(block) + bytes) & -kHugePage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)block, (void)bytes;
-#endif
-}
-
-Workspace& Workspace::of_this_thread() {
-  static thread_local Workspace workspace;
-  return workspace;
-}
-
-Workspace::~Workspace() { std::free(block_); }
-
-void* Workspace::reserve(size_t bytes) {
-  if (bytes > size_) {
-    std::free(block_);
-    size_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    block_ = std::aligned_alloc(kHugePage, size_);
-    if (!block_) {
-      size_ = 0;
-      throw std::bad_alloc();
-    }
-    advise_huge_pages(block_, size_);
-  }
-  return block_;
-}
-
-void Workspace::trim() {
-  if (size_ <= kKeep) return;
-  std::free(block_);
-  block_ = nullptr;
-  size_ = 0;
 }
 
 }  // namespace rnnkern

@@ -1,10 +1,13 @@
-// Matrix registers (Intel's AMX): one instruction multiplies up to 16 rows of 16 pairs of bfloat16
-// by 16 vectors of a panel, in the time of a dozen multiply-adds of one vector.
+// AMX tiles: one tdpbf16ps multiplies up to 16 rows of 16 bf16 pairs by 16 vectors of a panel, in
+// the time of a dozen vector FMAs.
 //
-// Levels compiled with RNNKERN_AMX have them; where the instructions are not there, in plain code,
+//   tmm0..6   C (accumulators) or A: `rows` rows of 64 bytes
+//   tmm7      B: kAmxK rows of 64 bytes, a kAmxK x 16 block of a packed panel
+//
+// Levels compiled with RNNKERN_AMX have them. Without the instructions, plain code emulates them
 // for tests: the same sums in the same order.
 #pragma once
-#include "simd.h"
+#include "vec.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -15,29 +18,28 @@ constexpr bool kHasAmx = false;
 #endif
 
 constexpr int kAmxRows = 16;
-constexpr int kAmxK = 16;  // factors
+constexpr int kAmxK = 16;  // packed elements: 32 bf16
 
-// What they multiply of a depth, and a depth that is filled up for them.
+// k rounded down, and up, to whole tiles.
 constexpr int64_t amx_whole_k(int64_t depth) { return depth / kAmxK * kAmxK; }
 constexpr int64_t amx_padded_k(int64_t depth) { return amx_whole_k(depth + kAmxK - 1); }
 
 #if defined(RNNKERN_AMX)
 
-// Registers 0 to 6 are sums or left operands of as many rows as set; 7 is a block of a panel.
 constexpr int kTileB = 7;
 
 #if defined(__AMX_BF16__)
 class AmxTiles {
  public:
-  // While one lives, this thread may use the registers; in the end they are as never used, so that
-  // the system need not save them.
+  // RAII: this thread may use the tiles while one exists. The destructor releases them, so that the
+  // kernel need not save them on a context switch.
   AmxTiles() { configured_rows() = 0; }
   ~AmxTiles() {
     if (configured_rows()) asm volatile("tilerelease");
   }
   AmxTiles(const AmxTiles&) = delete;
 
-  // Costs as much as a dozen products, if it changes anything.
+  // A change costs as much as a dozen tdpbf16ps.
   static void configure(int rows) {
     if (rows == configured_rows()) return;
     configured_rows() = rows;
@@ -52,25 +54,23 @@ class AmxTiles {
     }
     asm volatile("ldtilecfg %0" ::"m"(shape));
   }
-  template <int kRegister>
+  template <int kTile>
   RNNKERN_INLINE static void zero() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(kRegister));
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
   }
-  // Rows of sums or of factors, with a stride in bytes.
-  template <int kRegister>
+  // Loads rows with a stride in bytes.
+  template <int kTile>
   RNNKERN_INLINE static void load(const void* data, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "r"(stride), "i"(kRegister)
-                 : "memory");
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "r"(stride), "i"(kTile) : "memory");
   }
-  template <int kRegister>
+  template <int kTile>
   RNNKERN_INLINE static void store(float* data, int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(data), "r"(stride), "i"(kRegister)
-                 : "memory");
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(data), "r"(stride), "i"(kTile) : "memory");
   }
-  // sums += left panel
-  template <int kSums, int kLeft>
+  // C += A B, with B in kTileB
+  template <int kC, int kA>
   RNNKERN_INLINE static void multiply() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kTileB));
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kTileB));
   }
 
  private:
@@ -85,50 +85,48 @@ class AmxTiles {
 
  public:
   static void configure(int rows) { of_this_thread().rows = rows; }
-  template <int kRegister>
+  template <int kTile>
   static void zero() {
-    std::memset(of_this_thread().sums[kRegister], 0, sizeof of_this_thread().sums[kRegister]);
+    std::memset(of_this_thread().c[kTile], 0, sizeof of_this_thread().c[kTile]);
   }
-  template <int kRegister>
+  template <int kTile>
   static void load(const float* data, int64_t stride) {
     for (int r = 0; r < of_this_thread().rows; ++r)
-      std::memcpy(of_this_thread().sums[kRegister][r],
-                  reinterpret_cast<const char*>(data) + r * stride, kBytes);
-  }
-  template <int kRegister>
-  static void load(const bf16x2* data, int64_t stride) {
-    constexpr bool kPanel = kRegister == kTileB;
-    for (int r = 0; r < (kPanel ? kAmxK : of_this_thread().rows); ++r)
-      std::memcpy(of_this_thread().factors[kRegister][r],
-                  reinterpret_cast<const char*>(data) + r * stride,
-                  kPanel ? kBytes : kAmxK * sizeof(bf16x2));
-  }
-  template <int kRegister>
-  static void store(float* data, int64_t stride) {
-    for (int r = 0; r < of_this_thread().rows; ++r)
-      std::memcpy(reinterpret_cast<char*>(data) + r * stride, of_this_thread().sums[kRegister][r],
+      std::memcpy(of_this_thread().c[kTile][r], reinterpret_cast<const char*>(data) + r * stride,
                   kBytes);
   }
-  template <int kSums, int kLeft>
+  template <int kTile>
+  static void load(const bf16x2* data, int64_t stride) {
+    constexpr bool kPanel = kTile == kTileB;
+    for (int r = 0; r < (kPanel ? kAmxK : of_this_thread().rows); ++r)
+      std::memcpy(of_this_thread().ab[kTile][r], reinterpret_cast<const char*>(data) + r * stride,
+                  kPanel ? kBytes : kAmxK * sizeof(bf16x2));
+  }
+  template <int kTile>
+  static void store(float* data, int64_t stride) {
+    for (int r = 0; r < of_this_thread().rows; ++r)
+      std::memcpy(reinterpret_cast<char*>(data) + r * stride, of_this_thread().c[kTile][r], kBytes);
+  }
+  template <int kC, int kA>
   static void multiply() {
     File& file = of_this_thread();
     for (int r = 0; r < file.rows; ++r)
       for (int c = 0; c < kLanes; ++c) {
         float first = 0, second = 0;
         for (int k = 0; k < kAmxK; ++k) {
-          const bf16x2 a = file.factors[kLeft][r][k], b = file.factors[kTileB][k][c];
-          first += value(a.first) * value(b.first);
-          second += value(a.second) * value(b.second);
+          const bf16x2 a = file.ab[kA][r][k], b = file.ab[kTileB][k][c];
+          first += to_acc(a.first) * to_acc(b.first);
+          second += to_acc(a.second) * to_acc(b.second);
         }
-        file.sums[kSums][r][c] += first + second;
+        file.c[kC][r][c] += first + second;
       }
   }
 
  private:
   struct File {
     int rows;
-    float sums[kTileB][kAmxRows][kLanes];
-    bf16x2 factors[kTileB + 1][kAmxRows][kAmxK];
+    float c[kTileB][kAmxRows][kLanes];
+    bf16x2 ab[kTileB + 1][kAmxRows][kAmxK];
   };
   static File& of_this_thread() {
     static thread_local File file;

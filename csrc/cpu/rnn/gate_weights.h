@@ -1,9 +1,9 @@
 // The weights of a direction, as the forward pass multiplies by them: packed, or as they lie.
 #pragma once
-#include "../core/layer_params.h"
-#include "arena.h"
-#include "direct.h"
-#include "plan.h"
+#include "../../core/layer_params.h"
+#include "../gemm/gemm_unpacked.h"
+#include "../runtime/arena.h"
+#include "../runtime/plan.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -53,8 +53,8 @@ class PackedGateWeights {
     const int64_t H = panels_.units;
     for (int64_t panel = begin; panel < end; ++panel) {
       if (!is_unpacked(panel)) {
-        pack_gates(panels_, panel, factors(weights_.ih), input_depth_, Cell::input_gate, ih_);
-        pack_gates(panels_, panel, factors(weights_.hh), hidden_depth_, Cell::hidden_gate, hh_);
+        pack_gates(panels_, panel, as_packed(weights_.ih), input_depth_, Cell::input_gate, ih_);
+        pack_gates(panels_, panel, as_packed(weights_.hh), hidden_depth_, Cell::hidden_gate, hh_);
       }
       S* const bias = this->bias(panel);
       const int64_t first = panels_.first_unit(panel);
@@ -65,9 +65,9 @@ class PackedGateWeights {
           const int in = s - Cell::kInputPreact, hidden = s - Cell::kHiddenPreact;
           S sum = 0;
           if (weights_.bias_ih && unit < H && in >= 0 && in < Cell::kGates)
-            sum += value(weights_.bias_ih[Cell::input_gate(in) * H + unit]);
+            sum += to_acc(weights_.bias_ih[Cell::input_gate(in) * H + unit]);
           if (weights_.bias_hh && unit < H && hidden >= 0 && hidden < Cell::kGates)
-            sum += value(weights_.bias_hh[Cell::hidden_gate(hidden) * H + unit]);
+            sum += to_acc(weights_.bias_hh[Cell::hidden_gate(hidden) * H + unit]);
           bias[s * width + l] = sum;
         }
     }
@@ -150,18 +150,19 @@ class PackedGateWeights {
   }
   GemmOperands<F> packed(StridedRows<const T> left, int64_t depth, const F* weight,
                          int64_t panel) const {
-    return {factors(left.data), left.stride / kVnniFactor<T>, 1, depth, weight, panels_.ldb(panel)};
+    return {as_packed(left.data), left.stride / kVnniFactor<T>, 1, depth, weight,
+            panels_.ldb(panel)};
   }
   UnpackedOperands<F> unpacked_input(int64_t panel, StridedRows<const T> x) const {
-    return unpacked(panel, x, factors(weights_.ih), input_depth_, Cell::input_gate);
+    return unpacked(panel, x, as_packed(weights_.ih), input_depth_, Cell::input_gate);
   }
   UnpackedOperands<F> unpacked_hidden(int64_t panel, StridedRows<const T> h) const {
-    return unpacked(panel, h, factors(weights_.hh), hidden_depth_, Cell::hidden_gate);
+    return unpacked(panel, h, as_packed(weights_.hh), hidden_depth_, Cell::hidden_gate);
   }
   template <class GateOf>
   UnpackedOperands<F> unpacked(int64_t panel, StridedRows<const T> left, const F* weight,
                                int64_t depth, GateOf gate_of) const {
-    UnpackedOperands<F> term{factors(left.data), left.stride / kVnniFactor<T>, depth, {}};
+    UnpackedOperands<F> term{as_packed(left.data), left.stride / kVnniFactor<T>, depth, {}};
     const int width = panels_.unit_vectors(panel);
     for (int v = 0; v < panels_.nr(panel); ++v) {
       const int64_t unit = panels_.first_unit(panel) + v % width * kLanes;

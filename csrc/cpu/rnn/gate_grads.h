@@ -1,8 +1,8 @@
 // The gradients of the sums ("dsums") of a chunk of steps, in the layouts that its products read.
 #pragma once
-#include "arena.h"
-#include "pack.h"
-#include "team.h"
+#include "../gemm/pack.h"
+#include "../runtime/arena.h"
+#include "../runtime/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

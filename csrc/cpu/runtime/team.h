@@ -51,22 +51,4 @@ struct Team {
 void run_team(const ParallelFor& parallel, int threads, void (*body)(void* context, Team team),
               void* context);
 
-// Asks for 2 MiB pages where a block has room for them: fewer page faults, fewer misses of the TLB.
-void advise_huge_pages(void* block, size_t bytes);
-
-// A block of memory that a thread keeps between calls, so that a call costs no page faults.
-// Contents are undefined. Blocks over kKeep bytes are given back after the call.
-class Workspace {
- public:
-  static Workspace& of_this_thread();
-  ~Workspace();
-  void* reserve(size_t bytes);
-  void trim();
-
- private:
-  static constexpr size_t kKeep = size_t(128) << 20;
-  void* block_ = nullptr;
-  size_t size_ = 0;
-};
-
 }  // namespace rnnkern

@@ -10,11 +10,12 @@
 // blocks nor chunks depend on the number of threads, and each element of a weight gradient is
 // always summed in the same order.
 #pragma once
+#include "../../core/saved_layout.h"
+#include "../simd/math.h"
 #include "backward_shared.h"
-#include "chunk_sums.h"
-#include "kept.h"
-#include "math.h"
-#include "walk.h"
+#include "gate_grads.h"
+#include "projection_backward.h"
+#include "time_loop.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -206,9 +207,9 @@ class BackwardBlock {
     const SavedValues<const S> c_next = step.of(p_.c_states, seq_.first);
     CStates<const S> c_prev;
     if (carried)
-      c_prev.kept = SavedStep(p_.sequence, d_, t_prev, H).of(p_.c_states, seq_.first);
+      c_prev.saved = SavedStep(p_.sequence, d_, t_prev, H).of(p_.c_states, seq_.first);
     else
-      c_prev.by_row = initial(p_.c0);
+      c_prev.plain = initial(p_.c0);
     // Panel by panel, as the forward pass wrote what it kept; else row by row.
     const int64_t begin = units_.first_unit(part.p0);
     const int64_t end = min(units_.first_unit(part.p1), H);
@@ -222,7 +223,7 @@ class BackwardBlock {
       if constexpr (kSaves)
         for (int64_t v = 0; first + v * kLanes < last; ++v) {
           const int64_t u = first + v * kLanes;
-          if (Cell::kSaved) of[v].saved = kept.of(u), of[v].step = kept.step(u);
+          if (Cell::kSaved) of[v].saved = kept.of(u), of[v].step = kept.value_stride(u);
           if (kHasC) of[v].c_prev = c_prev.of(u), of[v].c_next = c_next.of(u);
         }
       for (int64_t b = r0; b < r1; ++b) {

@@ -1,9 +1,10 @@
 // The right operand of the backward pass's products: a weight matrix, whose rows are multiplied by
 // the gradients of the sums they made.
 #pragma once
-#include "pack.h"
-#include "plan.h"
-#include "team.h"
+#include "../gemm/gemm.h"
+#include "../gemm/pack.h"
+#include "../runtime/plan.h"
+#include "../runtime/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -90,7 +91,7 @@ struct PackedWeights {
                     left.ld,
                     1,
                     units,
-                    factors(weight) + gate_of(s) * units * columns + panels.first_unit(panel),
+                    as_packed(weight) + gate_of(s) * units * columns + panels.first_unit(panel),
                     columns,
                     left.block_stride};
       return add(terms, gates);

@@ -6,11 +6,11 @@
 #pragma once
 #include <atomic>
 
+#include "../../core/saved_layout.h"
+#include "../simd/math.h"
 #include "gate_weights.h"
-#include "kept.h"
-#include "math.h"
-#include "projection.h"
-#include "walk.h"
+#include "projection_forward.h"
+#include "time_loop.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -171,9 +171,9 @@ class ForwardDirection {
       rows.h_prev =
           p_.h0 ? StridedRows<const T>{p_.h0 + state_row * R, R} : StridedRows<const T>{zeros, 0};
       if (p_.c0)
-        rows.c_prev.by_row = {p_.c0 + state, H};
+        rows.c_prev.plain = {p_.c0 + state, H};
       else
-        rows.c_prev.by_row = {shared_.zeros, 0};
+        rows.c_prev.plain = {shared_.zeros, 0};
       return rows;
     }
     const int64_t previous = time(s - 1);
@@ -213,7 +213,8 @@ class ForwardDirection {
         bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
       UnitOperands of{};
       if (kHasC) of.c_prev = rows.c_prev.of(unit), of.c_next = rows.c_next.of(unit);
-      if (rows.saved.data) of.saved = rows.saved.of(unit), of.saved_step = rows.saved.step(unit);
+      if (rows.saved.data)
+        of.saved = rows.saved.of(unit), of.saved_step = rows.saved.value_stride(unit);
       const auto over_rows = [&](int lanes) __attribute__((always_inline)) {
         const S* sum = sums + w * kLanes;
         int i = 0;
@@ -269,7 +270,7 @@ class ForwardDirection {
     const int64_t H = p_.hidden_size, first = d_ * seq_.batch;
     for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b)
       for (int64_t u = 0; u < H; ++u)
-        shared_.h_fp32[b * H + u] = p_.h0 ? value(p_.h0[(first + b) * H + u]) : S(0);
+        shared_.h_fp32[b * H + u] = p_.h0 ? to_acc(p_.h0[(first + b) * H + u]) : S(0);
   }
 
   // The final states: of each row, those after its last step.

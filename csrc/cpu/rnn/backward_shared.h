@@ -3,6 +3,8 @@
 #pragma once
 #include <atomic>
 
+#include "../runtime/arena.h"
+#include "packed_weights.h"
 #include "projection.h"
 
 namespace rnnkern::RNNKERN_ISA {

@@ -1,12 +1,11 @@
-// exp, sigmoid and tanh of a vector. float: at most 2 ulp from the exact value over the whole
-// range, subnormal results, infinities and NaN included (tests/test_math.py sweeps it);
-// double: at most 4 ulp.
+// exp, sigmoid and tanh of a vector. Error: at most 2 ulp in float over the whole range, with
+// subnormal results, infinities and NaN (tests/test_math.py sweeps it); at most 4 ulp in double.
 //
 // exp(x) = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and r in two pieces (Cody & Waite
-// 1980); e^r - 1 is a polynomial. sigmoid and tanh are built on exp of a negative argument, so that
-// their denominators lie in [1, 2].
+// 1980); e^r - 1 is a polynomial. sigmoid and tanh use exp of a negative argument, which keeps
+// their denominators in [1, 2].
 #pragma once
-#include "simd.h"
+#include "vec.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -17,7 +16,7 @@ struct ExpConstants<float> {
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLow = -104.f, kHigh = 89.f;
-  static constexpr int kExtra = 64;  // brings the exponent of exp(kLow) among the normal ones
+  static constexpr int kExtra = 64;  // makes the exponent of exp(kLow) a normal one
   static constexpr float kUnextra = 0x1p-64f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 };
@@ -47,13 +46,13 @@ struct ReducedExp {
   Vec<T> power;  // 2^(n + extra)
 };
 
-// x must lie in [kLow, kHigh] or be NaN, whose power is anything; and n + extra in the exponents of
-// normal numbers if power is used.
+// Requires x in [kLow, kHigh], or NaN, whose power is unspecified. If power is used, n + extra must
+// be a normal exponent.
 template <class T>
 RNNKERN_INLINE ReducedExp<T> reduce_exp(Vec<T> x, [[maybe_unused]] int extra = 0) {
   using C = ExpConstants<T>;
   using V = Vec<T>;
-  // The low bits of what is rounded are n as an integer, and here the exponent's field of power.
+  // The low bits of `rounded` are n as an integer, here in the place of power's exponent field.
   const V round(C::kRound + C::kBias + extra);
   const V rounded = x * V(T(1.44269504088896340736)) + round;
   const V n = rounded - round;
@@ -64,7 +63,7 @@ RNNKERN_INLINE ReducedExp<T> reduce_exp(Vec<T> x, [[maybe_unused]] int extra = 0
   return {n, r * r * p + r, V::from_bits(rounded.bits() << C::kMantissa)};
 }
 
-// y 2^n, for whole n between twice the exponents of the smallest and largest normal number.
+// y 2^n, for whole n up to twice the exponents of the smallest and largest normal number.
 template <class T>
 RNNKERN_INLINE Vec<T> scale(Vec<T> y, Vec<T> n) {
 #if defined(__AVX512F__)
@@ -92,15 +91,14 @@ RNNKERN_INLINE Vec<T> exp_negative(Vec<T> x) {
   const auto [n, em, power] = reduce_exp(x);
   return scale(V(1) + em, n);
 #else
-  // In two factors, because 2^n itself may be subnormal: the second is always the same.
+  // In two factors, because 2^n itself may be subnormal. The second is constant.
   using C = ExpConstants<T>;
   const auto [n, em, power] = reduce_exp(x, C::kExtra);
   return (em * power + power) * V(C::kUnextra);
 #endif
 }
 
-// NaN passes through: a comparison with it is false, and of two operands the processor's maximum is
-// then the second.
+// max(low, x) that returns NaN for NaN: x86's max returns its second operand if one is NaN.
 template <class T>
 RNNKERN_INLINE Vec<T> at_least(Vec<T> x, T low) {
   const Vec<T> bound(low);
@@ -124,15 +122,15 @@ RNNKERN_INLINE Vec<T> absolute(Vec<T> x) {
   return Vec<T>::from_bits(x.bits() & ~Vec<T>(T(-0.)).bits());
 }
 
-// numerator / (base + rest) for a denominator in [1, 2]. The quotient is corrected by its residual,
-// which sees the denominator without its rounding error. A rough reciprocal is enough for that.
+// numerator / (base + rest) for a denominator in [1, 2]. One Newton step corrects the quotient by
+// its residual, computed from the unrounded denominator; a rough reciprocal suffices for it.
 template <class T>
 RNNKERN_INLINE Vec<T> quotient(Vec<T> numerator, Vec<T> base, Vec<T> rest) {
   using V = Vec<T>;
   const V denominator = base + rest;
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
-    // 14 bits are enough for the quotient too, and a division takes four times longer.
+    // 14 bits suffice for the quotient too; a division takes four times longer.
     const V reciprocal = typename V::Raw(_mm512_rcp14_ps(denominator.v));
     const V y = numerator * reciprocal;
     return y + ((numerator - base * y) - y * rest) * reciprocal;
@@ -169,7 +167,7 @@ RNNKERN_INLINE Vec<T> tanh(Vec<T> x) {
   const V sign = V::from_bits(x.bits() & V(T(-0.)).bits());
   V y = quotient(-m, V(2), m);
 #if !defined(__FMA__)
-  // Without fused multiply-add one more rounding counts: that of m.
+  // Without FMA the rounding of m counts, too.
   y = y - (small - (m - large)) * (V(1) + y) * V(T(0.5));
 #endif
   return V::from_bits(absolute(y).bits() | sign.bits());

@@ -1,11 +1,12 @@
 // What the walks of the forward and the backward pass share: how a worker's part is named and its
 // panels are walked, and how a call gets its buffers and its team.
 #pragma once
-#include "../core/layer_params.h"
-#include "arena.h"
-#include "matrix_registers.h"
-#include "plan.h"
-#include "team.h"
+#include "../../core/layer_params.h"
+#include "../runtime/arena.h"
+#include "../runtime/plan.h"
+#include "../runtime/team.h"
+#include "../runtime/workspace.h"
+#include "../simd/amx_tiles.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

@@ -1,33 +1,27 @@
-// One SIMD register of floats or doubles, as wide as the instruction set this file is compiled for.
+// Vec<T>: one SIMD register of T at the instruction set that this file is compiled for.
 //
-// This folder is compiled once per instruction set with -DRNNKERN_ISA=<name>; everything lives in
-// rnnkern::<name>, so that the copies never mix. It must not instantiate templates of the standard
-// library that could survive as symbols of their own: the linker would keep one copy for all.
+// The engine is compiled once per instruction set with -DRNNKERN_ISA=<name>, in the namespace
+// rnnkern::<name>. It must not instantiate templates of the standard library that could leave
+// symbols of their own: the linker would keep one copy for all instruction sets.
 #pragma once
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
-#include "../core/types.h"
+#include "../../core/strided_rows.h"
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
-
-#define RNNKERN_INLINE inline __attribute__((always_inline))
 
 namespace rnnkern::RNNKERN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
-constexpr int kAccumulators = 24;  // of 32 registers
 #elif defined(__AVX2__)
 constexpr int kBytes = 32;
-constexpr int kAccumulators = 12;  // of 16 registers
 #else
 constexpr int kBytes = 16;
-constexpr int kAccumulators = 12;
 #endif
-constexpr int kMaxNR = 4;
 
 // Elements in a cache line.
 template <class T>
@@ -49,7 +43,7 @@ struct RawTypes<double> {
   typedef int64_t Bits __attribute__((vector_size(kBytes)));
 };
 
-// Pairs are only moved and multiplied.
+// Pairs of bf16 are only moved and multiplied.
 template <>
 struct RawTypes<bf16x2> {
   typedef int32_t Raw __attribute__((vector_size(kBytes)));
@@ -57,7 +51,7 @@ struct RawTypes<bf16x2> {
   typedef int32_t Bits __attribute__((vector_size(kBytes)));
 };
 
-// The bits of n bfloat16, each in a lane of 32, and zeros.
+// Zero-extends n bfloat16 to 32-bit lanes; the other lanes are zero.
 RNNKERN_INLINE RawTypes<bf16x2>::Raw wide_bits(const bfloat16* p, int n) {
 #if defined(__AVX512BF16__)
   return RawTypes<bf16x2>::Raw(
@@ -93,8 +87,8 @@ struct Vec {
   RNNKERN_INLINE static Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   RNNKERN_INLINE void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
 
-  // Past the caches, where a register is a line of them; p is the beginning of one. Other threads
-  // see it after a locked instruction, which every barrier has.
+  // Non-temporal store where a register is a cache line; p is aligned to it. Other threads see it
+  // after a locked instruction, which every barrier has.
   RNNKERN_INLINE void stream(T* p) const {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4)
@@ -142,7 +136,7 @@ struct Vec {
   }
 #endif
 
-  // Of bfloat16, and rounded to it.
+  // From bfloat16, and rounded to it.
   RNNKERN_INLINE static Vec load(const bfloat16* p, int n) { return Raw(wide_bits(p, n) << 16); }
   RNNKERN_INLINE void store(bfloat16* p, int n) const {
 #if defined(__AVX512BF16__)
@@ -152,7 +146,7 @@ struct Vec {
     else
       _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), bits);
 #else
-    for (int l = 0; l < n; ++l) p[l] = nearest(v[l]);
+    for (int l = 0; l < n; ++l) p[l] = round_to_bf16(v[l]);
 #endif
   }
 
@@ -167,14 +161,14 @@ struct Vec {
   RNNKERN_INLINE static Vec select(Bits mask, Vec yes, Vec no) { return mask ? yes.v : no.v; }
 };
 
-// sum += a b; of pairs, both products.
+// sum += a b; for a bf16x2 both products.
 template <class F>
 RNNKERN_INLINE void fma(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
                         typename Vec<F>::Raw b) {
   if constexpr (std::is_same_v<F, Acc<F>>) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    // In place: of 16 registers the compiler would spend some on shuffling sums around. It sees
-    // through arrays of sums only if they are not the operand itself.
+    // In place: with 16 registers the compiler would spend some on moving accumulators. It keeps an
+    // array of them in registers only if its elements are not asm operands themselves.
     auto s = sum;
     if constexpr (sizeof(F) == 4)
       asm("vfmadd231ps %2, %1, %0" : "+x"(s) : "x"(a), "x"(b));
@@ -186,7 +180,7 @@ RNNKERN_INLINE void fma(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
 #endif
   } else {
 #if defined(__AVX512BF16__)
-    // With the intrinsic GCC stores all sums of a tile that begins with some in every turn.
+    // With the intrinsic, GCC spills every accumulator of a tile with an initial C, in each k.
     auto s = sum;
     asm("vdpbf16ps %2, %1, %0" : "+v"(s) : "v"(a), "v"(b));
     sum = s;
@@ -198,8 +192,8 @@ RNNKERN_INLINE void fma(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
   }
 }
 
-// The same, where the compiler may take b straight from memory. Rounded once, too, at any level of
-// optimisation: a row alone must give the bits of a row among others.
+// As fma, where the compiler may fold the load of b into the instruction. Rounds once at any
+// optimisation level, too: MR = 1 must give the bits of a larger tile.
 template <class F>
 RNNKERN_INLINE void fma_from_memory(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
                                     typename Vec<F>::Raw b) {
@@ -213,7 +207,7 @@ RNNKERN_INLINE void fma_from_memory(typename Vec<Acc<F>>::Raw& sum, typename Vec
 #endif
 }
 
-// The first n lanes of a row and of the one after it, as pairs of a column; or with zeros.
+// VNNI interleave: lane l is {row[l], next[l]} for l < n; a null `next` counts as zeros.
 RNNKERN_INLINE Vec<bf16x2> vnni_interleave(const bfloat16* row, const bfloat16* next, int n) {
   RawTypes<bf16x2>::Raw pairs = wide_bits(row, n);
   if (next) pairs |= wide_bits(next, n) << 16;
@@ -224,14 +218,13 @@ RNNKERN_INLINE Vec<T> vnni_interleave(const T* row, const T*, int n) {
   return Vec<T>::load(row, n);
 }
 
-// A few registers that go through the same operations, each in turn. One chain of operations that
-// wait for each other leaves the processor idle; of several, some can always go on.
+// kCount registers that go through the same operations: independent chains hide latency.
 template <class T, int kCount>
 struct VecArray {
   Vec<T> v[kCount];
 
-  // Register by register: the compiler copies what it takes for a block of memory in pieces, which
-  // then stalls whoever reads a whole register of it.
+  // Copies register by register. The compiler would copy a block of memory in smaller pieces, and a
+  // later load of a whole register would miss store forwarding.
   VecArray() = default;
   RNNKERN_INLINE VecArray(const VecArray& other) { *this = other; }
   RNNKERN_INLINE VecArray& operator=(const VecArray& other) {

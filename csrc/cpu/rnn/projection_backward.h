@@ -1,90 +1,11 @@
-// LSTM's projection (Sak et al. 2014; torch.nn's proj_size): h' = W_hr m, R = P wide, where m, H
-// wide, is what the cell alone would hand on as h'. A step of a direction that has one is a step of
-// the cell that writes m to a buffer, and one more product; backward the other way round.
+// The backward pass's projection: dm = dh W_hr before the cell's step, and dW_hr per chunk.
 #pragma once
-#include "../core/layer_params.h"
-#include "arena.h"
-#include "direct.h"
-#include "kept.h"
-#include "plan.h"
-#include "right_operand.h"
-#include "team.h"
-#include "weight_gradient.h"
+#include "../../core/saved_layout.h"
+#include "packed_weights.h"
+#include "projection.h"
+#include "wgrad.h"
 
 namespace rnnkern::RNNKERN_ISA {
-
-inline int the_only_gate(int) { return 0; }
-
-// How the columns of h, or other units, fall into panels.
-template <class T>
-PackedLayout<PackedElem<T>> unit_layout(int64_t units, const LayerParams<T>& p, const Plan& plan) {
-  return balanced_layout<PackedElem<T>>(units, plan.split_units ? plan.team(p.directions) : 1);
-}
-
-// In the place of both for types that have none.
-struct NoProjection {
-  static constexpr bool kExists = false;
-  NoProjection(const auto&...) {}
-};
-
-template <class T>
-class ForwardProjection {
-  static constexpr int kLanes = Vec<T>::kLanes;
-
- public:
-  static constexpr bool kExists = true;
-  ForwardProjection(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
-      : weight_(p.weights[direction].hr),
-        depth_(p.hidden_size),
-        panels_(unit_layout(p.h_size(), p, plan)),
-        unpacked_(plan.unpacked_weights) {
-    if (!weight_) return;
-    packed_ = arena.alloc<T>(panels_.size(depth_));
-    m_ = arena.alloc<T>(p.sequence.batch * depth_);
-  }
-
-  // m of one step, of batch row b and those after it.
-  StridedRows<T> m(int64_t b) const { return {m_ + b * depth_, depth_}; }
-
-  void pack(Team team) const {
-    const int64_t count = panels_.count();
-    for (int64_t panel = team.begin(count); panel < team.end(count); ++panel)
-      if (!is_unpacked(panel)) pack_gates(panels_, panel, weight_, depth_, the_only_gate, packed_);
-  }
-
-  // h = W_hr m for batch rows [b0, b1), its units split over the team.
-  void run(int64_t b0, int64_t b1, StridedRows<T> h, Team team) const {
-    const int64_t count = panels_.count();
-    for (int64_t panel = team.begin(count); panel < team.end(count); ++panel) {
-      const int vectors = panels_.nr(panel), width = vectors * kLanes;
-      const int64_t first = panels_.first_unit(panel);
-      UnpackedOperands<T> rows{nullptr, depth_, depth_, {}};
-      for (int v = 0; v < vectors; ++v) rows.b[v] = weight_ + (first + v * kLanes) * depth_;
-      GemmOperands<T> packed{nullptr, depth_, 1, depth_, packed_ + panels_.offset(panel) * depth_,
-                             width};
-      for_mc_blocks(b1 - b0, [&](int64_t r, int n) {
-        alignas(64) T tile[kMC * kMaxNR * kLanes];
-        const COperand<T> out{nullptr, 0, tile, width};
-        rows.a = packed.a = m(b0 + r).data;
-        if (is_unpacked(panel))
-          gemm_unpacked(n, vectors, &rows, 1, out);
-        else
-          gemm(n, vectors, &packed, 1, out);
-        write_tile(tile, width, n, panels_.units - first, h[r] + first, h.stride, false);
-      });
-    }
-  }
-
- private:
-  // Whether W_hr is read as it lies.
-  bool is_unpacked(int64_t panel) const { return unpacked_ && panels_.is_full(panel); }
-
-  const T* weight_;  // (P, H); all else is for this one
-  int64_t depth_;
-  PackedLayout<T> panels_;
-  bool unpacked_;
-  T *packed_, *m_;
-};
 
 // Backward, dh, the total gradient by h, goes first: the cell is given dm = dh W_hr in the place of
 // its own dh, and says once more what m was, for dW_hr.
@@ -151,7 +72,7 @@ class BackwardProjection {
       for (int64_t b = b0; b < b1; ++b) {
         V saved[Cell::kSaved], next[2];
         for (int k = 0; k < Cell::kSaved; ++k)
-          saved[k] = V::load(saved_rows[b] + k * kept.step(u), lanes);
+          saved[k] = V::load(saved_rows[b] + k * kept.value_stride(u), lanes);
         next[1] = V::load(c_rows[b], lanes);
         Cell::hidden(saved, next).store(m_[row + b] + u, lanes);
       }

@@ -1,10 +1,11 @@
 // Weight gradients of a chunk of steps: products over its rows of the gate gradients with what the
 // weights were multiplied by. Each element is summed by one thread, whatever the team.
 #pragma once
-#include "../core/layer_params.h"
-#include "arena.h"
-#include "pack.h"
-#include "team.h"
+#include "../../core/layer_params.h"
+#include "../gemm/gemm.h"
+#include "../gemm/pack.h"
+#include "../runtime/arena.h"
+#include "../runtime/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
