@@ -305,16 +305,21 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
   rnnkern::PlanInput in{
       steps, batch, steps * batch,   input_size,        hidden_size, proj_size,
       0,     0,     int(directions), int(element_size), backward,    int(threads)};
-  rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.sums = c.kPreacts; });
+  rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.preacts = c.kPreacts; });
   const rnnkern::Plan plan = rnnkern::make_plan(in);
+  const auto text = [](const char* s) { return std::string("\"") + s + '"'; };
+  const rnnkern::PlanRules& rules = plan.rules;
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +
          (plan.split_units ? "units" : "rows") +
          "\", \"fused_input\": " + (plan.fused_input ? "true" : "false") +
-         ", \"direct\": " + (plan.unpacked_weights ? "true" : "false") +
+         ", \"unpacked_weights\": " + (plan.unpacked_weights ? "true" : "false") +
          ", \"row_block\": " + std::to_string(plan.row_block) +
          ", \"input_chunk\": " + std::to_string(plan.input_chunk) +
-         ", \"gradient_rows\": " + std::to_string(plan.wgrad_rows) +
-         ", \"gradient_chunk\": " + std::to_string(plan.wgrad_chunk) + "}";
+         ", \"wgrad_rows\": " + std::to_string(plan.wgrad_rows) +
+         ", \"wgrad_chunk\": " + std::to_string(plan.wgrad_chunk) +
+         ", \"rule\": {\"threads\": " + text(rules.threads) + ", \"split\": " + text(rules.split) +
+         ", \"input\": " + text(rules.input) + ", \"weights\": " + text(rules.weights) +
+         ", \"wgrad\": " + text(rules.wgrad) + "}}";
 }
 
 }  // namespace

@@ -108,7 +108,7 @@ PlanInput plan_input(const LayerParams<T>& p, bool backward, int threads) {
   in.input_size = p.input_size, in.hidden_size = p.hidden_size, in.proj_size = p.proj_size;
   in.directions = p.directions, in.element_size = sizeof(T);
   in.backward = backward, in.threads = threads;
-  visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.sums = cell.kPreacts; });
+  visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.preacts = cell.kPreacts; });
   return in;
 }
 
