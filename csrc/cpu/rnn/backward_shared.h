@@ -1,5 +1,5 @@
-// What all blocks of a direction share in the backward pass: its weights, packed, and its weight
-// gradients, block by block; those of the first are the result's place.
+// What all blocks of a direction share in the backward pass: packed weights, and the weight
+// gradients of each block. Block 0 writes to the result, to which the others are added.
 #pragma once
 #include <atomic>
 
@@ -17,7 +17,7 @@ struct BackwardShared {
   PackedWeights<T> ih, hh, hr;
   S* zeros;
   WeightGrads<S> grads[Plan::kMaxBlocks];
-  std::atomic<int> next{0};  // block that nobody has taken yet
+  std::atomic<int> next{0};  // first block that no worker has taken
 
   BackwardShared(const BackwardParams<T>& p, const Plan& plan, Arena& arena, int direction)
       : ih{{p.input_size, 1}, p.weights[direction].ih, nullptr, p.hidden_size, Cell::kGates,
@@ -48,8 +48,8 @@ struct BackwardShared {
       });
   }
 
-  // Whether dx is a part of the product that carries dh back: where this makes fewer panels, and
-  // the rows and terms of a step are enough for it.
+  // Whether propagate_dh computes dx too: where this makes fewer panels, and a step has rows and k
+  // enough for it.
   static bool appends_input(const BackwardParams<T>& p, const Plan& plan) {
     if (Cell::kInputPreact != Cell::kHiddenPreact || !p.dx.data || p.proj_size ||
         plan.split_units || plan.unpacked_weights || p.sequence.batch < max_mr(kMaxNR) ||
@@ -61,11 +61,11 @@ struct BackwardShared {
 
   template <class F>
   static void each_gradient(const BackwardParams<T>& p, F&& f) {
-    const int64_t sums = Cell::kGates * p.hidden_size;
-    f(&WeightGrads<S>::ih, sums * p.input_size);
-    f(&WeightGrads<S>::hh, sums * p.h_size());
-    f(&WeightGrads<S>::bias_ih, sums);
-    f(&WeightGrads<S>::bias_hh, sums);
+    const int64_t gate_rows = Cell::kGates * p.hidden_size;
+    f(&WeightGrads<S>::ih, gate_rows * p.input_size);
+    f(&WeightGrads<S>::hh, gate_rows * p.h_size());
+    f(&WeightGrads<S>::bias_ih, gate_rows);
+    f(&WeightGrads<S>::bias_hh, gate_rows);
     f(&WeightGrads<S>::hr, p.proj_size * p.hidden_size);
   }
 
@@ -77,7 +77,7 @@ struct BackwardShared {
       for (int64_t u = 0; u < max(p.hidden_size, int64_t(Vec<S>::kLanes)); ++u) zeros[u] = 0;
   }
 
-  void gate_gemm(const BackwardParams<T>& p, const Plan& plan, Team team) const {
+  void reduce_wgrad(const BackwardParams<T>& p, const Plan& plan, Team team) const {
     each_gradient(p, [&](S* WeightGrads<S>::* grad, int64_t size) {
       S* const sum = grads[0].*grad;
       if (!sum) return;

@@ -7,8 +7,8 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Backward, dh, the total gradient by h, goes first: the cell is given dm = dh W_hr in the place of
-// its own dh, and says once more what m was, for dW_hr.
+// Collects dh, the total gradient of h, and gives the cell dm = dh W_hr instead of its own dh. For
+// dW_hr the cell recomputes m.
 template <class Cell, class T>
 class BackwardProjection {
   using V = Vec<T>;
@@ -17,7 +17,7 @@ class BackwardProjection {
  public:
   static constexpr bool kExists = true;
   BackwardProjection(const BackwardParams<T>& p, const Sequence& sequence, int direction,
-                     const PackedWeights<T>& weight, int64_t chunk_rows, Arena& arena)
+                     const PackedWeights<T>& weight, T* grad, int64_t chunk_rows, Arena& arena)
       : p_(p),
         seq_(sequence),
         d_(direction),
@@ -25,11 +25,10 @@ class BackwardProjection {
         dh_{nullptr, pad_to_odd_lines<T>(p.proj_size)},
         m_{nullptr, p.hidden_size},
         dm_{nullptr, weight_.panels.padded_cols()},
-        narrow_(p.proj_size ? NarrowWgrad<T>::columns({p.hidden_size, 1}) : 0, 1, p.proj_size,
-                arena) {
+        wgrad_(make_wgrad(grad, p.hidden_size, p.proj_size, arena)) {
     if (!weight_.weight) return;
     dh_.data = arena.alloc<T>(chunk_rows * dh_.stride);
-    if (p.grads[direction].hr) m_.data = arena.alloc<T>(chunk_rows * m_.stride);
+    if (grad) m_.data = arena.alloc<T>(chunk_rows * m_.stride);
     dm_.data = arena.alloc<T>(seq_.batch * dm_.stride);
   }
 
@@ -38,8 +37,8 @@ class BackwardProjection {
     std::memset(dm_[first], 0, count * dm_.stride * sizeof(T));
   }
 
-  // Takes what has been carried back and the output's gradient as dh, for units [u0, u1) of batch
-  // rows [b0, b1) of step t, whose rows in the chunk begin with `row`; zeros are carried on.
+  // dh = carried gradient + dy, for units [u0, u1) of batch rows [b0, b1) of step t, whose rows in
+  // the chunk begin with `row`. Resets the carried gradient to zero.
   void collect_dh(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t u0, int64_t u1,
                   StridedRows<T> carried) const {
     const int64_t P = p_.proj_size, flow = (d_ * p_.sequence.rows() + seq_.row(t)) * P;
@@ -56,7 +55,7 @@ class BackwardProjection {
     }
   }
 
-  // dm += dh W_hr, which the cell takes and leaves as zeros, and m, for a panel of hidden units.
+  // dm += dh W_hr, and m, for a panel of hidden units. The cell resets dm to zero.
   void dgrad(int64_t t, int64_t row, int64_t b0, int64_t b1, int64_t panel) const {
     const int64_t H = p_.hidden_size, first = weight_.panels.first_unit(panel);
     weight_.gemm_accumulate({dh_[row + b0], dh_.stride, kKC}, b1 - b0, panel,
@@ -64,15 +63,15 @@ class BackwardProjection {
     if (!m_.data) return;
     const int64_t last = min(first + weight_.panels.ldb(panel), H);
     const SavedStep step(p_.sequence, d_, t, H);
-    const SavedValues<const T> kept = step.of(p_.saved, seq_.first, Cell::kSaved);
-    const SavedValues<const T> cells = step.of(p_.c_states, seq_.first);
+    const SavedValues<const T> saved_values = step.of(p_.saved, seq_.first, Cell::kSaved);
+    const SavedValues<const T> c_states = step.of(p_.c_states, seq_.first);
     for (int64_t u = first; u < last; u += kLanes) {
       const int lanes = int(min<int64_t>(last - u, kLanes));
-      const StridedRows<const T> saved_rows = kept.of(u), c_rows = cells.of(u);
+      const StridedRows<const T> saved_rows = saved_values.of(u), c_rows = c_states.of(u);
       for (int64_t b = b0; b < b1; ++b) {
         V saved[Cell::kSaved], next[2];
         for (int k = 0; k < Cell::kSaved; ++k)
-          saved[k] = V::load(saved_rows[b] + k * kept.value_stride(u), lanes);
+          saved[k] = V::load(saved_rows[b] + k * saved_values.value_stride(u), lanes);
         next[1] = V::load(c_rows[b], lanes);
         Cell::hidden(saved, next).store(m_[row + b] + u, lanes);
       }
@@ -80,29 +79,30 @@ class BackwardProjection {
   }
 
   // dW_hr += dh^T m over the chunk's rows.
-  void wgrad(WgradArgs<T> chunk, T* grad) {
+  void wgrad(WgradArgs<T> chunk) {
     if (!m_.data) return;
     chunk.dgates = {dh_.data, dh_.stride, kKC};
-    chunk.hidden = p_.proj_size, chunk.gates = 1;
-    narrow_.clear();
-    accumulate_wgrad(
-        chunk, grad, {p_.hidden_size, 1}, 0, the_only_gate,
-        [&](int64_t k, int64_t, int64_t) { return m_[k]; }, narrow_);
-    narrow_.add(chunk, 0);
+    wgrad_.accumulate(chunk, [&](int64_t k, int64_t, int64_t) { return m_[k]; });
   }
 
-  void finish(Team team) const { narrow_.finish(team, the_only_gate); }
+  void write_wgrad(Team team) const { wgrad_.write(team); }
 
   StridedRows<T> dm() const { return dm_; }
 
  private:
+  // dW_hr is the gradient of a weight with one gate, h itself.
+  static Wgrad<T> make_wgrad(T* grad, int64_t hidden, int64_t projected, Arena& arena) {
+    const WgradTarget<T> target{grad, hidden};
+    return {&target, 1, 0, 1, projected, the_only_gate, arena};
+  }
+
   const BackwardParams<T>& p_;
   const Sequence& seq_;
   const int d_;
   const PackedWeights<T>& weight_;
   StridedRows<T> dh_, m_;  // of the chunk's rows, P and H wide
   StridedRows<T> dm_;      // of one step, rows of whole vectors
-  NarrowWgrad<T> narrow_;
+  Wgrad<T> wgrad_;
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -14,52 +14,51 @@ class ForwardProjection {
   static constexpr bool kExists = true;
   ForwardProjection(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
       : weight_(p.weights[direction].hr),
-        depth_(p.hidden_size),
+        k_(p.hidden_size),
         panels_(unit_layout(p.h_size(), p, plan)),
         unpacked_(plan.unpacked_weights) {
     if (!weight_) return;
-    packed_ = arena.alloc<T>(panels_.size(depth_));
-    m_ = arena.alloc<T>(p.sequence.batch * depth_);
+    packed_ = arena.alloc<T>(panels_.size(k_));
+    m_ = arena.alloc<T>(p.sequence.batch * k_);
   }
 
-  // m of one step, of batch row b and those after it.
-  StridedRows<T> m(int64_t b) const { return {m_ + b * depth_, depth_}; }
+  // m of one step, from batch row b on.
+  StridedRows<T> m(int64_t b) const { return {m_ + b * k_, k_}; }
 
   void pack(Team team) const {
     const int64_t count = panels_.count();
     for (int64_t panel = team.begin(count); panel < team.end(count); ++panel)
-      if (!is_unpacked(panel)) pack_gates(panels_, panel, weight_, depth_, the_only_gate, packed_);
+      if (!is_unpacked(panel)) pack_gates(panels_, panel, weight_, k_, the_only_gate, packed_);
   }
 
-  // h = W_hr m for batch rows [b0, b1), its units split over the team.
+  // h = W_hr m for batch rows [b0, b1); the team splits its units.
   void run(int64_t b0, int64_t b1, StridedRows<T> h, Team team) const {
     const int64_t count = panels_.count();
     for (int64_t panel = team.begin(count); panel < team.end(count); ++panel) {
-      const int vectors = panels_.nr(panel), width = vectors * kLanes;
+      const int nr = panels_.nr(panel), width = nr * kLanes;
       const int64_t first = panels_.first_unit(panel);
-      UnpackedOperands<T> rows{nullptr, depth_, depth_, {}};
-      for (int v = 0; v < vectors; ++v) rows.b[v] = weight_ + (first + v * kLanes) * depth_;
-      GemmOperands<T> packed{nullptr, depth_, 1, depth_, packed_ + panels_.offset(panel) * depth_,
-                             width};
+      UnpackedOperands<T> unpacked{nullptr, k_, k_, {}};
+      for (int v = 0; v < nr; ++v) unpacked.b[v] = weight_ + (first + v * kLanes) * k_;
+      GemmOperands<T> packed{nullptr, k_, 1, k_, packed_ + panels_.offset(panel) * k_, width};
       for_mc_blocks(b1 - b0, [&](int64_t r, int n) {
         alignas(64) T tile[kMC * kMaxNR * kLanes];
         const COperand<T> out{nullptr, 0, tile, width};
-        rows.a = packed.a = m(b0 + r).data;
+        unpacked.a = packed.a = m(b0 + r).data;
         if (is_unpacked(panel))
-          gemm_unpacked(n, vectors, &rows, 1, out);
+          gemm_unpacked(n, nr, &unpacked, 1, out);
         else
-          gemm(n, vectors, &packed, 1, out);
+          gemm(n, nr, &packed, 1, out);
         write_tile(tile, width, n, panels_.units - first, h[r] + first, h.stride, false);
       });
     }
   }
 
  private:
-  // Whether W_hr is read as it lies.
+  // Whether W_hr's panel is read unpacked.
   bool is_unpacked(int64_t panel) const { return unpacked_ && panels_.is_full(panel); }
 
   const T* weight_;  // (P, H); all else is for this one
-  int64_t depth_;
+  int64_t k_;
   PackedLayout<T> panels_;
   bool unpacked_;
   T *packed_, *m_;

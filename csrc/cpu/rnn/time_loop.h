@@ -1,5 +1,5 @@
-// What the walks of the forward and the backward pass share: how a worker's part is named and its
-// panels are walked, and how a call gets its buffers and its team.
+// What the time loops of both passes share: a worker's range, the order of panels, the loop over
+// vectors, and how a call gets its buffers and its team.
 #pragma once
 #include "../../core/layer_params.h"
 #include "../runtime/arena.h"
@@ -15,17 +15,26 @@ struct WorkRange {
   int64_t b0, b1, p0, p1;
 };
 
-// Panels are walked back and forth, step by step: of weights larger than the cache, those that were
-// used last are still there.
-RNNKERN_INLINE int64_t serpentine(int64_t panel, int64_t step, const WorkRange& part) {
-  return step % 2 ? part.p0 + part.p1 - 1 - panel : panel;
+// Serpentine order: odd steps take the panels backwards. Of weights larger than the cache, those
+// used last are still in it.
+RNNKERN_INLINE int64_t serpentine(int64_t panel, int64_t step, const WorkRange& range) {
+  return step % 2 ? range.p0 + range.p1 - 1 - panel : panel;
 }
-// The one after it; -1 after the last, with which the next step begins.
-RNNKERN_INLINE int64_t next_serpentine(int64_t panel, int64_t step, const WorkRange& part) {
-  return panel + 1 < part.p1 ? serpentine(panel + 1, step, part) : -1;
+// The panel after it; -1 after the last, which the next step takes first.
+RNNKERN_INLINE int64_t next_serpentine(int64_t panel, int64_t step, const WorkRange& range) {
+  return panel + 1 < range.p1 ? serpentine(panel + 1, step, range) : -1;
 }
 
-// Lays a call's buffers out in the workspace, its size counted first, and runs it on a team.
+// Calls f(number, first) for pairs of [0, count) and the rest, number a constant 2 or 1: two
+// registers of a VecArray hide the latency of one.
+template <class F>
+RNNKERN_INLINE void for_pairs_and_rest(int64_t count, F&& f) {
+  int64_t i = 0;
+  for (; i + 2 <= count; i += 2) f(std::integral_constant<int, 2>(), i);
+  for (; i < count; ++i) f(std::integral_constant<int, 1>(), i);
+}
+
+// Counts the size of a call's buffers, lays them out in the workspace, and runs it on a team.
 template <class Call, class Params>
 void run_on_team(const Params& p, const Plan& plan, const ParallelFor& parallel,
                  Workspace& workspace) {
@@ -35,7 +44,7 @@ void run_on_team(const Params& p, const Plan& plan, const ParallelFor& parallel,
   run_team(
       parallel, plan.threads,
       [](void* c, Team team) {
-        [[maybe_unused]] const AmxTiles registers;
+        [[maybe_unused]] const AmxTiles tiles;
         static_cast<Call*>(c)->run(team);
       },
       &call);
