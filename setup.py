@@ -23,14 +23,18 @@ CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra
 CFLAGS += ["-Wno-maybe-uninitialized"]
 # Error messages name the source file: as it is called here, not where it was built.
 CFLAGS += [f"-ffile-prefix-map={Path.cwd()}/="]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-LEVELS = {"baseline": [], "baseline_bf16": ["-DRNNKERN_BF16", "-DRNNKERN_AMX"]}
-if platform.machine() in ("x86_64", "AMD64"):
-    LEVELS["avx2"] = ["-mavx2", "-mfma"]
-    LEVELS["avx512"] = ["-mfma", *AVX512]
-    LEVELS["avx512_bf16"] = ["-mfma", *AVX512, "-mavx512bf16", "-DRNNKERN_BF16"]
-    AMX = ["-mamx-tile", "-mamx-bf16", "-DRNNKERN_AMX"]
-    LEVELS["avx512_amx"] = [*LEVELS["avx512_bf16"], *AMX]
+
+
+LEVELS = "csrc/cpu/levels.txt"
+
+
+def levels() -> dict[str, list[str]]:
+    """Name and compiler flags of each instruction-set level of this architecture."""
+    lines = Path(LEVELS).read_text().splitlines()
+    wanted = ("any", "x86") if platform.machine() in ("x86_64", "AMD64") else ("any",)
+    rows = [line.split() for line in lines if not line.startswith("#")]
+    return {name: flags for where, name, *flags in rows if where in wanted}
+
 
 # The stable ABI of torch 2.10: what is compiled against newer headers loads in every later torch.
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -59,7 +63,7 @@ def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]
     return name, {
         "sources": sources,
         "cflags": [*CFLAGS, *flags],
-        "obj_deps": {source: dependencies(source) for source in sources},
+        "obj_deps": {source: [LEVELS, *dependencies(source)] for source in sources},
     }
 
 
@@ -72,7 +76,7 @@ libraries = [
     library("rnnkern_choice", [choice], []),
     *(
         library(f"rnnkern_{isa}", ["csrc/cpu/engine.cpp"], [*flags, f"-DRNNKERN_ISA={isa}"])
-        for isa, flags in LEVELS.items()
+        for isa, flags in levels().items()
     ),
     library("rnnkern_runtime", runtime, []),
 ]

@@ -1,6 +1,6 @@
-// Drives the CPU engine with random layers on buffers of exactly the sizes that params.h promises,
-// so that a sanitizer sees every access; asserts that results do not depend on the number of
-// threads. Built and run by run.sh, at every level that the CPU has.
+// Drives the CPU engine with random layers on buffers of exactly the sizes that layer_params.h
+// states, so that a sanitizer sees every access. Asserts that results do not depend on the number
+// of threads. run.sh builds it and runs it at every level that the CPU has.
 #include "../../csrc/cpu/engine.h"
 
 #include <bit>
@@ -56,8 +56,8 @@ void run_case() {
     G = c.kGates, V = c.kSaved, has_c = c.kStates > 1, projects = c.kProjects;
   });
   int64_t T_ = pick(1, 9), I = even * pick(1, 40), D = pick(1, 2);
-  int64_t H = even * (pick(0, 5) ? pick(1, 70) : 64 * pick(1, 3));  // more than 64 stand in blocks
-  int64_t B = pick(0, 9) ? pick(1, 20) : pick(140, 300);  // the many rows fall into blocks
+  int64_t H = even * (pick(0, 5) ? pick(1, 70) : 64 * pick(1, 3));  // above 64 in blocks of columns
+  int64_t B = pick(0, 9) ? pick(1, 20) : pick(140, 300);            // many rows: blocks of rows
   // Now and then a single step with weights that exceed the cache.
   if (!pick(0, 14)) T_ = D = 1, H = even * pick(400, 600), B = pick(9, 40);
   const int64_t P = projects && even == 1 && pick(0, 1) ? pick(0, int(H) - 1) : 0, R = P ? P : H;
