@@ -76,10 +76,9 @@ struct GemmOperands {
 
 // The pair's block that begins with k.
 template <class F>
-RNNKERN_INLINE GemmOperands<F> block_of(const GemmOperands<F>& term, int64_t k) {
-  const int64_t at = term.a_k_stride == 1 ? k / kKC * term.a_block_stride : k * term.a_k_stride;
-  return {term.a + at,           term.lda, term.a_k_stride, next_kc(term.k - k),
-          term.b + k * term.ldb, term.ldb};
+RNNKERN_INLINE GemmOperands<F> block_of(const GemmOperands<F>& ab, int64_t k) {
+  const int64_t at = ab.a_k_stride == 1 ? k / kKC * ab.a_block_stride : k * ab.a_k_stride;
+  return {ab.a + at, ab.lda, ab.a_k_stride, next_kc(ab.k - k), ab.b + k * ab.ldb, ab.ldb};
 }
 
 // C: rows of vectors. Sums begin with `init`, which may be C itself, or with zeros if it is null;

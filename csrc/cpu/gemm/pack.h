@@ -12,7 +12,7 @@ constexpr int64_t kNonTemporalBytes = 2 << 20;
 // out[k * ldb + l] = source[l * ld + k] for l < lanes; the rest is zero.
 template <class F>
 RNNKERN_INLINE void pack_transposed(const F* source, int64_t ld, int lanes, int64_t depth, F* out,
-                                    int64_t step, bool non_temporal) {
+                                    int64_t ldb, bool non_temporal) {
   using Columns = TransposeLoad<F>;
   int64_t k = 0;
   if (lanes == Vec<F>::kLanes)
@@ -21,14 +21,14 @@ RNNKERN_INLINE void pack_transposed(const F* source, int64_t ld, int lanes, int6
       Columns::load(source + k, ld, column);
 #pragma GCC unroll 8
       for (int i = 0; i < Columns::kColumns; ++i) {
-        F* const to = out + (k + i) * step;
+        F* const to = out + (k + i) * ldb;
         non_temporal ? Vec<F>(column[i]).stream(to) : Vec<F>(column[i]).store(to);
       }
     }
   for (; k < depth; ++k) {
     int l = 0;
-    for (; l < lanes; ++l) out[k * step + l] = source[l * ld + k];
-    for (; l < Vec<F>::kLanes; ++l) out[k * step + l] = F{};
+    for (; l < lanes; ++l) out[k * ldb + l] = source[l * ld + k];
+    for (; l < Vec<F>::kLanes; ++l) out[k * ldb + l] = F{};
   }
 }
 
@@ -40,11 +40,11 @@ void pack_gates(const PackedLayout<F>& panels, int64_t panel, const F* weight, i
   F* out = packed + panels.offset(panel) * depth;
   const int width = panels.unit_vectors(panel), gate_stride = panels.gate_stride(panel);
   if (gate_stride < width * Vec<F>::kLanes) {
-    const int64_t first = panels.first_unit(panel), step = panels.ldb(panel);
-    for (int64_t c = 0; c < step; ++c) {
+    const int64_t first = panels.first_unit(panel), ldb = panels.ldb(panel);
+    for (int64_t c = 0; c < ldb; ++c) {
       const int64_t s = c / gate_stride, unit = first + c % gate_stride;
       for (int64_t k = 0; k < depth; ++k)
-        out[k * step + c] =
+        out[k * ldb + c] =
             s < panels.gates ? weight[(gate_of(int(s)) * panels.units + unit) * depth + k] : F{};
     }
     return;
@@ -80,10 +80,10 @@ RNNKERN_INLINE void pack_k_row(RowOf& row_of, int64_t k, int64_t rows, int64_t f
 template <class T, class RowOf>
 RNNKERN_INLINE void pack_rows(const PackedLayout<PackedElem<T>>& panels, int64_t panel,
                               int64_t rows, RowOf row_of, int64_t depth, PackedElem<T>* out) {
-  const int64_t first = panels.first_unit(panel), step = panels.ldb(panel);
-  const int64_t columns = min(step, panels.units - first);
-  const PackedElem<T>* const end = out + depth * step;
-  for (int64_t k = 0; k < rows; k += kVnniFactor<T>, out += step)
+  const int64_t first = panels.first_unit(panel), ldb = panels.ldb(panel);
+  const int64_t columns = min(ldb, panels.units - first);
+  const PackedElem<T>* const end = out + depth * ldb;
+  for (int64_t k = 0; k < rows; k += kVnniFactor<T>, out += ldb)
     pack_k_row<T>(row_of, k, rows, first, columns, out, true);
   if (out < end) std::memset(out, 0, (end - out) * sizeof *out);
 }

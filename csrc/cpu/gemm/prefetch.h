@@ -17,15 +17,15 @@ constexpr int kMaxPrefetchLines = 2;
 // What to prefetch during the block before the one that begins with k = next: the panel's next
 // rows or, where A is column-major, A's next columns.
 template <class F>
-RNNKERN_INLINE Prefetch<F> prefetch_before(const GemmOperands<F>& term, int rows, int nr,
+RNNKERN_INLINE Prefetch<F> prefetch_before(const GemmOperands<F>& ab, int rows, int nr,
                                            int64_t next) {
-  const F* from = term.next_b;
-  if (next < term.k)
-    from = !term.prefetch_b       ? nullptr
-           : term.a_k_stride == 1 ? term.b + next * term.ldb
-                                  : term.a + next * term.a_k_stride;
+  const F* from = ab.next_b;
+  if (next < ab.k)
+    from = !ab.prefetch_b       ? nullptr
+           : ab.a_k_stride == 1 ? ab.b + next * ab.ldb
+                                : ab.a + next * ab.a_k_stride;
   if (!from) return {};
-  if (term.a_k_stride == 1) {
+  if (ab.a_k_stride == 1) {
     // All lines of a row of B; two per k where there are too few tiles for one each.
     const int wanted = int((nr * Vec<F>::kLanes + kLineElems<F> - 1) / kLineElems<F>);
     const int lines = rows > (wanted - 1) * max_mr(nr) ? 1 : kMaxPrefetchLines;
@@ -33,7 +33,7 @@ RNNKERN_INLINE Prefetch<F> prefetch_before(const GemmOperands<F>& term, int rows
             (wanted + lines - 1) / lines};
   }
   const int begin = int(reinterpret_cast<uintptr_t>(from) / sizeof(F) % kLineElems<F>);
-  return {from, term.a_k_stride, kLineElems<F>, 1,
+  return {from, ab.a_k_stride, kLineElems<F>, 1,
           int((begin + rows + kLineElems<F> - 1) / kLineElems<F>)};
 }
 

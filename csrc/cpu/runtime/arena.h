@@ -1,4 +1,4 @@
-// Hands out aligned pieces of one block; with a null block it only counts.
+// Divides one block into aligned pieces; with a null block it only counts their size.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Room for `count` elements in an odd number of cache lines, so that a column of such rows does not
-// fall into one cache set.
+// `count` elements padded to an odd number of cache lines, so that a column of such rows does not
+// map to one cache set.
 template <class T>
 constexpr int64_t pad_to_odd_lines(int64_t count) {
   return ((count + kLineElems<T> - 1) / kLineElems<T> | 1) * kLineElems<T>;
@@ -21,7 +21,7 @@ class Arena {
   template <class T>
   T* alloc(int64_t count) {
     char* p = block_ + used_;
-    used_ += (count * sizeof(T) + 127) / 64 * 64;  // a line apart, so that pieces do not share one
+    used_ += (count * sizeof(T) + 127) / 64 * 64;  // 64-byte aligned, a line apart
     return reinterpret_cast<T*>(p);
   }
   size_t used() const { return used_; }

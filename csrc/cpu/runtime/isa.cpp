@@ -1,4 +1,4 @@
-// Which instruction set runs, and how a call is planned.
+// Picks the instruction set, and starts a call: plan, then the engine of that instruction set.
 #include <cstdlib>
 #include <cstring>
 
@@ -41,7 +41,7 @@ Engine with_bf16(Engine engine, const char* name, const KernelTable<bfloat16>& b
 }
 
 #if defined(__x86_64__)
-// Matrix registers make the state of a thread so large that Linux wants to be asked for them.
+// AMX tiles enlarge a thread's state so much that Linux requires a request for them.
 bool may_use_amx() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
@@ -58,7 +58,7 @@ struct Levels {
   const Engine* chosen;
 
   Levels() {
-    // First, so that it is nobody's fastest: it emulates the instruction, for tests.
+    // First, so that it is never the fastest: it emulates the instructions, for tests.
     static const Engine emulated =
         with_bf16(baseline::engine, "baseline_bf16", baseline_bf16::engine);
     engines[count++] = &emulated;
@@ -72,7 +72,7 @@ struct Levels {
       static const Engine pairs = with_bf16(avx512::engine, "avx512_bf16", avx512_bf16::engine);
       static const Engine matrices = with_bf16(avx512::engine, "avx512_amx", avx512_amx::engine);
       const bool has_pairs = __builtin_cpu_supports("avx512bf16");
-      // Intel's processors multiply pairs at half the speed of float32.
+      // On Intel, vdpbf16ps has half the throughput of FMA.
       const bool slow = __builtin_cpu_is("intel");
       if (has_pairs && slow) engines[count++] = &pairs;
       engines[count++] = &avx512::engine;

@@ -19,27 +19,26 @@ void pause() {
 #endif
 }
 
-// Waiting threads spin for some microseconds, about as long as an even split of a step can be
-// uneven, and then let others run.
+// Spins before a waiting thread yields: some microseconds, the usual imbalance of a step.
 constexpr int kSpins = 2000;
 
 using Clock = std::chrono::steady_clock;
 
-// A thread that yields for longer than this has not only looked for others: one ran instead of it.
+// A yield that takes longer than this means that another thread ran.
 constexpr auto kTimeSlice = std::chrono::microseconds(500);
 
-// Whether others compete for this machine's cores. A team whose threads wait for each other is then
-// slower than one thread alone: each of them is away for time slices of its own, and the rest
-// waits. So after a team that lost much of its time, calls run alone for some times as long as that
-// one took, and for twice as many after each further one that did: trying again costs little, and a
-// machine that is free again is soon used.
+// Whether others compete for this machine's cores. Threads that wait for each other are then slower
+// than one thread alone: each is descheduled in turn, and the rest waits. So after a team that lost
+// much of its time, calls run on one thread for kCalls times as long as that team took. Each
+// further loss doubles the number: trying again costs little, and a free machine is soon used
+// again.
 class Contention {
  public:
   bool alone() const {
     const auto until = until_.load(std::memory_order_relaxed);
     return until.count() && Clock::now().time_since_epoch() < until;
   }
-  // A team took `elapsed` until `end`, and each of its threads was away for `lost` in the mean.
+  // A team took `elapsed` until `end`; its threads were descheduled for `lost` on average.
   void record(Clock::time_point end, Clock::duration elapsed, Clock::duration lost) {
     int calls = calls_.load(std::memory_order_relaxed);
     if (lost > elapsed / 2) {
@@ -59,7 +58,7 @@ class Contention {
 
 Contention contention;
 
-// Returns the time for which others ran meanwhile.
+// Returns the time for which the thread was descheduled meanwhile.
 template <class Done>
 Clock::duration wait_until(Done done) {
   for (int i = 0; i < kSpins; ++i) {
@@ -95,7 +94,7 @@ struct Gang {
   void (*body)(void*, Team);
   void* context;
   int threads;
-  // Members, the indices that they cover, and the door, in one word.
+  // Members, the indices that they cover, and whether the team is closed, in one word.
   std::atomic<uint64_t> state;
   Barrier barriers[3];
   Clock::time_point finished;
@@ -139,7 +138,7 @@ void run_team(const ParallelFor& parallel, int threads, void (*body)(void*, Team
   const auto end = Clock::now();
   Clock::duration lost{};
   for (const Barrier& barrier : gang.barriers) lost += Clock::duration(barrier.lost) / threads;
-  // A thread that found the door closed may have kept the others waiting at the pool's own end.
+  // A thread that came too late may have kept the others waiting at the pool's own end.
   if (end - gang.finished > kTimeSlice) lost += end - gang.finished;
   contention.record(end, end - start, lost);
 }

@@ -1,9 +1,9 @@
 // Threads that work on one call together.
 //
-// The bindings hand in a parallel-for (torch's pool, or plain threads). A team is formed by the
-// threads that really arrive: whoever comes first waits a moment for the others and then closes
-// the door, so that a region that runs with fewer threads than asked for, one after the other, or
-// on a busy machine, still finishes, and a barrier never waits for a thread that is not there.
+// Bindings provide a parallel-for (torch's pool, or plain threads). A team has the threads that
+// really arrive: rank 0 waits a moment for the others, then closes the team. So a region still
+// finishes with fewer threads than asked for, or with one after the other, and a barrier never
+// waits for an absent thread.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -19,7 +19,7 @@ struct ParallelFor {
 class Barrier {
  public:
   void wait(int size);
-  // For how long others ran on the cores of the threads that waited here, in ticks of steady_clock.
+  // Time for which waiting threads were descheduled, in ticks of steady_clock.
   std::atomic<int64_t> lost{0};
 
  private:
