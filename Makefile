@@ -13,7 +13,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
 CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
-                            'bench/*.cu' 'tests/*.cpp')
+                            'bench/*.cu' 'tests/*.cpp' 'tests/*.h')
 PY     = $(shell git ls-files '*.py')
 
 .PHONY: demo test bench lint docs cuda-check gpu sanitize clean

@@ -65,7 +65,7 @@ def plan(
     backward: bool,
     threads: int,
 ) -> dict[str, Any]:
-    """How the CPU engine would cut one layer call; the members of `Plan` in csrc/cpu/plan.h."""
+    """How the CPU engine would cut one layer call; the members of `Plan` in csrc/cpu/runtime/plan.h."""
     found = torch.ops.rnnkern.plan(
         cell, steps, batch, input_size, hidden_size, proj_size, directions, element_size, backward,
         threads,

@@ -175,8 +175,9 @@ def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -
 
     On the CPU: threads and what they split ("rows" of the batch, or "units" of the hidden state,
     with a barrier after each step); fused_input: whether the input's product is part of the step;
-    direct: whether the weights are read as they lie; row_block, input_chunk, gradient_rows and
-    gradient_chunk: rows and steps at a time. Results do not depend on the number of threads.
+    unpacked_weights: whether the weights are read in their own layout; row_block, input_chunk,
+    wgrad_rows and wgrad_chunk: rows and steps at a time; rule: for each decision the rule that
+    fired. Results do not depend on the number of threads.
 
     On CUDA: schedule, "steps" (a product and a kernel for each step) or "clusters": the recurrent
     weights stay on the chip, on `blocks` blocks that exchange h, and each of `clusters` such

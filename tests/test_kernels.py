@@ -378,14 +378,16 @@ def test_unknown_level(level: str, home: str) -> None:
 
 
 def test_plan() -> None:
-    """Many rows are split by rows over all threads; a single step reads weights as they lie."""
+    """Many rows are split by rows over all threads; a single step reads unpacked weights."""
     layer = rnnkern.LSTM(64, 256, batch_first=True)
     many = rnnkern.plan(layer, torch.zeros(600, 50, 64), training=True)
     assert (many["threads"] > 1) == (torch.get_num_threads() > 1)
     assert many["split"] == "rows"
     one = rnnkern.plan(rnnkern.LSTM(8, 16), torch.zeros(1, 1, 8))
-    assert one["direct"]
+    assert one["unpacked_weights"]
     assert one["threads"] == 1
+    assert one["rule"]["input"] == "few steps"
+    assert one["rule"].keys() == {"threads", "split", "input", "weights", "wgrad"}
 
 
 def test_plan_counts_the_projection() -> None:

@@ -13,7 +13,7 @@
 
 #include <string_view>
 
-#include "../cells/cells.h"
+#include "../cells/registry.h"
 #include "module_weights.h"
 
 namespace {

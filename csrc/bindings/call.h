@@ -18,7 +18,8 @@
 #include <utility>
 #include <vector>
 
-#include "../cells/cells.h"
+#include "../cells/registry.h"
+#include "../core/weight_list.h"
 
 namespace rnnkern {
 

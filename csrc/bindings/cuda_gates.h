@@ -17,9 +17,9 @@ struct Gates {
   explicit Gates(CellId id) {
     visit_cell(id, [&](auto cell) {
       using Cell = decltype(cell);
-      sums = Cell::kSums;
-      first_input_sum = Cell::kInputSum;
-      first_hidden_sum = Cell::kHiddenSum;
+      sums = Cell::kPreacts;
+      first_input_sum = Cell::kInputPreact;
+      first_hidden_sum = Cell::kHiddenPreact;
       input = runs(Cell::kGates, first_input_sum, Cell::input_gate);
       hidden = runs(Cell::kGates, first_hidden_sum, Cell::hidden_gate);
     });

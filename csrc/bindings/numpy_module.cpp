@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "../core/weight_list.h"
 #include "../cpu/engine.h"
 
 namespace py = pybind11;
@@ -103,7 +104,7 @@ struct Call {
   }
 
   template <class U>
-  rnnkern::Rows<U> rows_of(U* data, int64_t features) const {
+  rnnkern::SequenceView<U> rows_of(U* data, int64_t features) const {
     if (batch_first) return {data, features, steps * features};
     return {data, batch * features, features};
   }
@@ -114,7 +115,7 @@ struct Call {
     return {steps, batch, features};
   }
 
-  void fill(rnnkern::Layer<T>& p, const Array<T>& input, const std::vector<Array<T>>& state,
+  void fill(rnnkern::LayerParams<T>& p, const Array<T>& input, const std::vector<Array<T>>& state,
             const std::vector<Array<T>>& weights) const {
     p.cell = cell;
     p.sequence = {steps, batch, packed ? offsets.data() : nullptr};
@@ -152,13 +153,13 @@ py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_size
                      : std::vector<int64_t>{0});
   Array<T> cells(train && call.has_c ? std::vector<int64_t>{D, call.rows, H}
                                      : std::vector<int64_t>{0});
-  rnnkern::Forward<T> p{};
+  rnnkern::ForwardParams<T> p{};
   call.fill(p, input, state, weights);
   p.y = call.rows_of(output.mutable_data(), D * R);
   p.h_n = h_n.mutable_data();
   p.c_n = data_or_null(c_n);
   p.saved = data_or_null(saved);
-  p.cells = data_or_null(cells);
+  p.c_states = data_or_null(cells);
   if (B > 0) {
     py::gil_scoped_release release;
     rnnkern::forward(p, kThreads, g_threads);
@@ -188,11 +189,11 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
   std::vector<Array<T>> grads;
   for (const auto& w : weights)
     grads.emplace_back(std::vector<int64_t>(w.shape(), w.shape() + w.ndim()));
-  rnnkern::Backward<T> p{};
+  rnnkern::BackwardParams<T> p{};
   call.fill(p, input, state, weights);
   p.y = call.rows_of(static_cast<const T*>(output.data()), D * R);
   p.saved = data_or_null(saved);
-  p.cells = data_or_null(cells);
+  p.c_states = data_or_null(cells);
   if (grad_output) p.dy = call.rows_of(static_cast<const T*>(grad_output->data()), D * R);
   p.dh_n = grad_h ? grad_h->data() : nullptr;
   p.dc_n = call.has_c && grad_c ? grad_c->data() : nullptr;

@@ -84,13 +84,13 @@ const T* data_or_null(const MaybeTensor& t) {
 }
 
 template <class T>
-Rows<T> rows_of(const Call& call, const Tensor& t) {
+SequenceView<T> rows_of(const Call& call, const Tensor& t) {
   if (call.packed) return {data<T>(t), 0, t.stride(0)};
   return {data<T>(t), t.stride(call.batch_first ? 1 : 0), t.stride(call.batch_first ? 0 : 1)};
 }
 
 template <class T>
-void fill(Layer<T>& p, const Call& call, const Tensor& input, const Tensors& state,
+void fill(LayerParams<T>& p, const Call& call, const Tensor& input, const Tensors& state,
           const Tensors& weights) {
   p.cell = call.cell;
   p.sequence = {call.steps, call.batch, call.packed ? call.offsets.data() : nullptr};
@@ -107,7 +107,7 @@ void fill(Layer<T>& p, const Call& call, const Tensor& input, const Tensors& sta
                     call.proj_size ? data<const T>(w[call.per_direction - 1]) : nullptr};
   }
   p.h0 = state.empty() ? nullptr : data<const T>(state[0]);
-  p.c0 = state.size() < 2 ? nullptr : data<const Sum<T>>(state[1]);
+  p.c0 = state.size() < 2 ? nullptr : data<const Acc<T>>(state[1]);
 }
 
 // A tensor of rows with `features` columns, laid out in time-major order.
@@ -141,7 +141,7 @@ auto visit_type(const Call& call, ScalarType dtype, F&& f) {
                   "rnnkern: unsupported dtype");
   if (dtype == ScalarType::Double) return f(double{});
   if (dtype == ScalarType::BFloat16 &&
-      takes<bfloat16>(call.input_size, call.hidden_size, call.proj_size))
+      supports<bfloat16>(call.input_size, call.hidden_size, call.proj_size))
     return f(bfloat16{});
   return f(float{});
 }
@@ -151,13 +151,14 @@ template <class T>
 Tensor rows_as(const Tensor& t) {
   const Tensor rows = with_dense_rows(converted(t, kType<T>));
   bool whole = true;
-  for (int64_t i = 0; i + 1 < rows.dim(); ++i) whole = whole && rows.stride(i) % kTerms<T> == 0;
+  for (int64_t i = 0; i + 1 < rows.dim(); ++i)
+    whole = whole && rows.stride(i) % kVnniFactor<T> == 0;
   return whole ? rows : torch::stable::contiguous(rows);
 }
 template <class T>
 Tensors states_as(Tensors&& states) {
   for (size_t i = 0; i < states.size(); ++i)
-    states[i] = dense(converted(states[i], i ? kType<Sum<T>> : kType<T>));
+    states[i] = dense(converted(states[i], i ? kType<Acc<T>> : kType<T>));
   return std::move(states);
 }
 template <class T>
@@ -168,7 +169,7 @@ Tensors weights_as(Tensors&& weights) {
 template <class T>
 ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors& state,
                             const Tensors& weights, bool train) {
-  constexpr ScalarType dtype = kType<T>, wide = kType<Sum<T>>;
+  constexpr ScalarType dtype = kType<T>, wide = kType<Acc<T>>;
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
   Tensor output = allocate_rows(call, dtype, D * call.width);
   Tensor h_n = allocate(dtype, {D, B, call.width});
@@ -177,13 +178,13 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
                                             : nothing(dtype);
   Tensor cells = train && call.has_c ? allocate(wide, {D, call.rows, H}) : nothing(wide);
   if (B > 0) {
-    rnnkern::Forward<T> p{};
+    rnnkern::ForwardParams<T> p{};
     fill(p, call, input, state, weights);
     p.y = rows_of<T>(call, output);
     p.h_n = data<T>(h_n);
-    p.c_n = data_or_null<Sum<T>>(c_n);
+    p.c_n = data_or_null<Acc<T>>(c_n);
     p.saved = data_or_null<T>(saved);
-    p.cells = data_or_null<Sum<T>>(cells);
+    p.c_states = data_or_null<Acc<T>>(cells);
     run_engine([&] { forward(p, kTorchPool, int(torch::stable::get_num_threads())); });
   }
   return {output, h_n, c_n, saved, cells};
@@ -210,7 +211,7 @@ template <class T>
 BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor& input,
                               const Tensors& state, const Tensors& weights, const Tensor& output,
                               const Tensor& saved, const Tensor& cells, int64_t needs, bool flow) {
-  using S = Sum<T>;
+  using S = Acc<T>;
   constexpr ScalarType dtype = kType<S>;
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
   const auto when = [&](bool wanted, std::initializer_list<int64_t> sizes) {
@@ -230,11 +231,11 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
     for (Tensor& g : grads) torch::stable::zero_(g);
     return {dx, dh_0, dc_0, grads, flow_h, flow_c};
   }
-  rnnkern::Backward<T> p{};
+  rnnkern::BackwardParams<T> p{};
   fill(p, call, input, state, weights);
   p.y = rows_of<const T>(call, output);
   p.saved = data_or_null<T>(saved);
-  p.cells = data_or_null<S>(cells);
+  p.c_states = data_or_null<S>(cells);
   if (given.output) p.dy = rows_of<const T>(call, *given.output);
   p.dh_n = data_or_null<S>(given.h_n);
   p.dc_n = call.has_c ? data_or_null<S>(given.c_n) : nullptr;
@@ -263,7 +264,7 @@ BackwardResult backward_op(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTen
   call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells, dtype);
   auto [dx, dh_0, dc_0, grads, flow_h, flow_c] = visit_type(call, dtype, [&]<class T>(T) {
     const auto optional = [](const MaybeTensor& t) {
-      return t ? MaybeTensor(dense(converted(*t, kType<Sum<T>>))) : t;
+      return t ? MaybeTensor(dense(converted(*t, kType<Acc<T>>))) : t;
     };
     const Grads grads{grad_output ? MaybeTensor(rows_as<T>(*grad_output)) : grad_output,
                       optional(grad_h), optional(grad_c)};
@@ -297,7 +298,7 @@ double peak(int64_t threads) {
     std::vector<double> work(threads, 0.);
     const auto start = std::chrono::steady_clock::now();
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) work[i] = engine.burn(1'000'000);
+      for (int64_t i = begin; i < end; ++i) work[i] = engine.peak_fma_loop(1'000'000);
     });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     double sum = 0;
@@ -314,21 +315,26 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
                     int64_t hidden_size, int64_t proj_size, int64_t directions,
                     int64_t element_size, bool backward, int64_t threads) {
   STD_TORCH_CHECK(cell >= 0 && cell < rnnkern::kCellCount, "rnnkern: no cell ", cell);
-  const bool as_they_are = rnnkern::takes<rnnkern::bfloat16>(input_size, hidden_size, proj_size);
+  const bool as_they_are = rnnkern::supports<rnnkern::bfloat16>(input_size, hidden_size, proj_size);
   if (element_size == 2 && !as_they_are) element_size = sizeof(float);
   rnnkern::PlanInput in{
       steps, batch, steps * batch,   input_size,        hidden_size, proj_size,
       0,     0,     int(directions), int(element_size), backward,    int(threads)};
-  rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.sums = c.kSums; });
+  rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.preacts = c.kPreacts; });
   const rnnkern::Plan plan = rnnkern::make_plan(in);
+  const auto text = [](const char* s) { return std::string("\"") + s + '"'; };
+  const rnnkern::PlanRules& rules = plan.rules;
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +
-         (plan.by_units ? "units" : "rows") +
+         (plan.split_units ? "units" : "rows") +
          "\", \"fused_input\": " + (plan.fused_input ? "true" : "false") +
-         ", \"direct\": " + (plan.direct ? "true" : "false") +
+         ", \"unpacked_weights\": " + (plan.unpacked_weights ? "true" : "false") +
          ", \"row_block\": " + std::to_string(plan.row_block) +
          ", \"input_chunk\": " + std::to_string(plan.input_chunk) +
-         ", \"gradient_rows\": " + std::to_string(plan.gradient_rows) +
-         ", \"gradient_chunk\": " + std::to_string(plan.gradient_chunk) + "}";
+         ", \"wgrad_rows\": " + std::to_string(plan.wgrad_rows) +
+         ", \"wgrad_chunk\": " + std::to_string(plan.wgrad_chunk) +
+         ", \"rule\": {\"threads\": " + text(rules.threads) + ", \"split\": " + text(rules.split) +
+         ", \"input\": " + text(rules.input) + ", \"weights\": " + text(rules.weights) +
+         ", \"wgrad\": " + text(rules.wgrad) + "}}";
 }
 
 }  // namespace

@@ -5,22 +5,22 @@
 // hidden units on the CPU and one float or double in a CUDA thread.
 //
 //   kGates        gates per unit: the weights have kGates * H rows, in torch's order
-//   kSums         sums per unit: pre-activations after adding up what merely adds. If the input
-//                 and the recurrent product of a gate only meet in a sum they share one; GRU's
-//                 new gate multiplies the recurrent product by r first, so it needs two.
-//   kInputSum     first of the kGates consecutive sums that W_ih x + b_ih goes to
-//   kHiddenSum    first of the kGates consecutive sums that W_hh h + b_hh goes to
+//   kPreacts      pre-activations per unit. The input and the recurrent product of a gate share
+//                 one where they only meet in a sum. GRU's new gate multiplies the recurrent
+//                 product by r first, so it needs two.
+//   kInputPreact  first of the kGates consecutive pre-activations that take W_ih x + b_ih
+//   kHiddenPreact first of the kGates consecutive pre-activations that take W_hh h + b_hh
 //   input_gate(s), hidden_gate(s)
-//                 the gate, in torch's order, that is the s-th of those consecutive sums
+//                 the gate, in torch's order, of the s-th of those consecutive pre-activations
 //   kStates       1: h;  2: h and c
 //   kSaved        values per unit that backward needs besides the states
 //   kProjects     whether h may be projected before it is handed on (torch.nn.LSTM's proj_size).
 //                 Such a cell reads neither prev[0] nor, in backward, next[0], and has a third
 //                 function, hidden(saved, next): next[0] as forward made it, once more.
 //
-//   forward(sum[kSums], prev[kStates], next[kStates], saved[kSaved])
+//   forward(preact[kPreacts], prev[kStates], next[kStates], saved[kSaved])
 //       one step: the states after it, and what backward needs.
-//   backward(saved, prev, next, dnext[kStates], dprev[kStates], dsum[kSums])
+//   backward(saved, prev, next, dnext[kStates], dprev[kStates], dgates[kPreacts])
 //       the adjoint. dnext are the derivatives of the loss by the states after the step, each by
 //       what uses it later; where a state also feeds another of the same step (LSTM's c feeds h)
 //       its part is added, so that dnext holds total derivatives afterwards. dprev[0] leaves out
@@ -31,8 +31,7 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#define RNNKERN_CELL_MEMBER __host__ __device__ __forceinline__
+#define RNNKERN_HD __host__ __device__ __forceinline__
 #else
-#define RNNKERN_CELL_MEMBER inline __attribute__((always_inline))
+#define RNNKERN_HD inline __attribute__((always_inline))
 #endif
-#define RNNKERN_CELL RNNKERN_CELL_MEMBER static

@@ -1,4 +1,4 @@
-// Elman's simple recurrent network (1990), as in torch.nn.RNN:  h' = tanh(sum)  or  relu(sum).
+// Elman's simple recurrent network (1990), as in torch.nn.RNN:  h' = tanh(preact)  or relu(preact).
 // Nothing is saved: the derivative follows from h' itself.
 #pragma once
 #include "cell.h"
@@ -6,7 +6,7 @@
 namespace rnnkern {
 
 struct Elman {
-  static constexpr int kGates = 1, kSums = 1, kInputSum = 0, kHiddenSum = 0;
+  static constexpr int kGates = 1, kPreacts = 1, kInputPreact = 0, kHiddenPreact = 0;
   static constexpr int kStates = 1, kSaved = 0;
   static constexpr bool kProjects = false;
   static constexpr int input_gate(int s) { return s; }
@@ -15,26 +15,28 @@ struct Elman {
 
 struct ElmanTanh : Elman {
   template <class V>
-  RNNKERN_CELL void forward(const V* sum, const V*, V* next, V*) {
-    next[0] = tanh(sum[0]);
+  RNNKERN_HD static void forward(const V* preact, const V*, V* next, V*) {
+    next[0] = tanh(preact[0]);
   }
 
   template <class V>
-  RNNKERN_CELL void backward(const V*, const V*, const V* next, V* dnext, V* dprev, V* dsum) {
-    dsum[0] = dnext[0] * (V(1) - next[0] * next[0]);
+  RNNKERN_HD static void backward(const V*, const V*, const V* next, V* dnext, V* dprev,
+                                  V* dgates) {
+    dgates[0] = dnext[0] * (V(1) - next[0] * next[0]);
     dprev[0] = V(0);
   }
 };
 
 struct ElmanRelu : Elman {
   template <class V>
-  RNNKERN_CELL void forward(const V* sum, const V*, V* next, V*) {
-    next[0] = relu(sum[0]);
+  RNNKERN_HD static void forward(const V* preact, const V*, V* next, V*) {
+    next[0] = relu(preact[0]);
   }
 
   template <class V>
-  RNNKERN_CELL void backward(const V*, const V*, const V* next, V* dnext, V* dprev, V* dsum) {
-    dsum[0] = where_positive(next[0], dnext[0]);
+  RNNKERN_HD static void backward(const V*, const V*, const V* next, V* dnext, V* dprev,
+                                  V* dgates) {
+    dgates[0] = where_positive(next[0], dnext[0]);
     dprev[0] = V(0);
   }
 };

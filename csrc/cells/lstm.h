@@ -1,21 +1,22 @@
 // Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000),
 // as in torch.nn.LSTM:
-//   i, f, o = sigmoid(sums)   g = tanh(sum)   c' = f c + i g   h' = o tanh(c')
+//   i, f, o = sigmoid(preact)   g = tanh(preact)   c' = f c + i g   h' = o tanh(c')
 #pragma once
 #include "cell.h"
 
 namespace rnnkern {
 
 struct Lstm {
-  static constexpr int kGates = 4, kSums = 4, kInputSum = 0, kHiddenSum = 0;
+  static constexpr int kGates = 4, kPreacts = 4, kInputPreact = 0, kHiddenPreact = 0;
   static constexpr int kStates = 2, kSaved = 4;
   static constexpr bool kProjects = true;
   static constexpr int input_gate(int s) { return s; }
   static constexpr int hidden_gate(int s) { return s; }
 
   template <class V>
-  RNNKERN_CELL void forward(const V* sum, const V* prev, V* next, V* saved) {
-    const V i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
+  RNNKERN_HD static void forward(const V* preact, const V* prev, V* next, V* saved) {
+    const V i = sigmoid(preact[0]), f = sigmoid(preact[1]), g = tanh(preact[2]),
+            o = sigmoid(preact[3]);
     const V c = f * prev[1] + i * g;
     next[0] = o * tanh(c);
     next[1] = c;
@@ -23,22 +24,22 @@ struct Lstm {
   }
 
   template <class V>
-  RNNKERN_CELL void backward(const V* saved, const V* prev, const V* next, V* dnext, V* dprev,
-                             V* dsum) {
+  RNNKERN_HD static void backward(const V* saved, const V* prev, const V* next, V* dnext, V* dprev,
+                                  V* dgates) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
     const V one(1), tanh_c = tanh(next[1]);
     const V dc = dnext[1] + dnext[0] * o * (one - tanh_c * tanh_c);
-    dsum[0] = dc * g * i * (one - i);
-    dsum[1] = dc * prev[1] * f * (one - f);
-    dsum[2] = dc * i * (one - g * g);
-    dsum[3] = dnext[0] * tanh_c * o * (one - o);
+    dgates[0] = dc * g * i * (one - i);
+    dgates[1] = dc * prev[1] * f * (one - f);
+    dgates[2] = dc * i * (one - g * g);
+    dgates[3] = dnext[0] * tanh_c * o * (one - o);
     dnext[1] = dc;
     dprev[0] = V(0);
     dprev[1] = dc * f;
   }
 
   template <class V>
-  RNNKERN_CELL V hidden(const V* saved, const V* next) {
+  RNNKERN_HD static V hidden(const V* saved, const V* next) {
     return saved[3] * tanh(next[1]);
   }
 };

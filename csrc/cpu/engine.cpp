@@ -1,20 +1,22 @@
-// The engine for one instruction set, RNNKERN_ISA. Compiled once for each; where RNNKERN_BF16 says
-// that it is for bfloat16 as it is, for that alone: such a level adds nothing to other types.
+// The engine of one instruction set, RNNKERN_ISA; compiled once for each. With RNNKERN_BF16 for
+// bfloat16 alone: such a level adds nothing to other types.
 #include "engine.h"
 
-#include "backward.h"
-#include "forward.h"
+#include "rnn/backward.h"
+#include "rnn/forward.h"
 
 namespace rnnkern::RNNKERN_ISA {
 namespace {
 
 template <class T>
-void forward(const Forward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
+void forward(const ForwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,
+             Workspace& ws) {
   visit_cell(p.cell, [&](auto cell) { run_forward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
 template <class T>
-void backward(const Backward<T>& p, const Plan& plan, const ParallelFor& parallel, Workspace& ws) {
+void backward(const BackwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,
+              Workspace& ws) {
   visit_cell(p.cell, [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
@@ -23,7 +25,7 @@ template <class T>
 void math(MathFunction function, const T* in, T* out, int64_t count) {
   using V = Vec<T>;
   for (int64_t i = 0; i < count; i += V::kLanes) {
-    const int lanes = int(least<int64_t>(count - i, V::kLanes));
+    const int lanes = int(min<int64_t>(count - i, V::kLanes));
     const V x = V::load(in + i, lanes);
     const V y = function == MathFunction::exp       ? exp(x)
                 : function == MathFunction::sigmoid ? sigmoid(x)
@@ -32,28 +34,28 @@ void math(MathFunction function, const T* in, T* out, int64_t count) {
   }
 }
 
-// The same register tile as the products, with nothing to load.
-double burn(int64_t iterations) {
+// As many accumulators as a register tile, with nothing to load.
+double peak_fma_loop(int64_t iterations) {
   using V = Vec<float>;
-  constexpr int kSums = kTileSums;
-  typename V::Raw sums[kSums];
+  constexpr int kCount = kAccumulators;
+  typename V::Raw sums[kCount];
   for (auto& s : sums) s = V(1.f).v;
   typename V::Raw a = V(0.999f).v, b = V(1e-3f).v;
   for (int64_t i = 0; i < iterations; ++i) {
     asm volatile("" : "+x"(a), "+x"(b));
 #pragma GCC unroll 24
-    for (int k = 0; k < kSums; ++k) sums[k] = sums[k] * a + b;
+    for (int k = 0; k < kCount; ++k) sums[k] = sums[k] * a + b;
   }
   for (auto& s : sums) asm volatile("" ::"m"(s));
-  return 2. * kSums * V::kLanes * double(iterations);
+  return 2. * kCount * V::kLanes * double(iterations);
 }
 #endif
 
 }  // namespace
 
 #if defined(RNNKERN_BF16)
-extern const EngineOf<bfloat16> engine;
-const EngineOf<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
+extern const KernelTable<bfloat16> engine;
+const KernelTable<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
 #else
 #define RNNKERN_STRING_OF(x) #x
 #define RNNKERN_STRING(x) RNNKERN_STRING_OF(x)
@@ -63,7 +65,7 @@ const Engine engine = {RNNKERN_STRING(RNNKERN_ISA),
                        {forward<float>, backward<float>, math<float>},
                        {forward<double>, backward<double>, math<double>},
                        {},
-                       burn};
+                       peak_fma_loop};
 #endif
 
 }  // namespace rnnkern::RNNKERN_ISA

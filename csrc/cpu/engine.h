@@ -1,31 +1,32 @@
-// The engine as the bindings see it: one table of functions per instruction set, and the choice.
+// The engine as bindings see it: one table of functions per instruction set, and the choice of one.
 #pragma once
-#include "params.h"
-#include "plan.h"
-#include "team.h"
+#include "../core/layer_params.h"
+#include "runtime/plan.h"
+#include "runtime/team.h"
+#include "runtime/workspace.h"
 
 namespace rnnkern {
 
 enum class MathFunction : int { exp, sigmoid, tanh };
 
 template <class T>
-struct EngineOf {
-  void (*forward)(const Forward<T>&, const Plan&, const ParallelFor&, Workspace&);
-  void (*backward)(const Backward<T>&, const Plan&, const ParallelFor&, Workspace&);
+struct KernelTable {
+  void (*forward)(const ForwardParams<T>&, const Plan&, const ParallelFor&, Workspace&);
+  void (*backward)(const BackwardParams<T>&, const Plan&, const ParallelFor&, Workspace&);
   void (*math)(MathFunction, const T* in, T* out, int64_t count);
 };
 
 struct Engine {
   const char* name;
   int vector_bytes;
-  EngineOf<float> f32;
-  EngineOf<double> f64;
-  EngineOf<bfloat16> bf16;  // null at the levels that do not multiply them as they are
-  // Runs fused multiply-adds on registers alone; returns the floating-point operations done.
-  double (*burn)(int64_t iterations);
+  KernelTable<float> f32;
+  KernelTable<double> f64;
+  KernelTable<bfloat16> bf16;  // null at levels without bf16 FMAs
+  // FMAs on registers alone; returns the number of floating-point operations.
+  double (*peak_fma_loop)(int64_t iterations);
 
   template <class T>
-  const EngineOf<T>& of() const {
+  const KernelTable<T>& of() const {
     if constexpr (sizeof(T) == 2)
       return bf16;
     else if constexpr (sizeof(T) == 4)
@@ -41,19 +42,19 @@ const Engine* const* available_engines(int* count);
 // The fastest available level, or the one that RNNKERN_CPU names.
 const Engine& engine();
 
-// Whether the engine takes layers of T as they are. Pairs of bfloat16 need even sizes.
+// Whether the engine computes layers of T without conversion. bf16 pairs need even sizes.
 template <class T>
-bool takes(int64_t input_size, int64_t hidden_size, int64_t proj_size) {
+bool supports(int64_t input_size, int64_t hidden_size, int64_t proj_size) {
   return engine().of<T>().forward &&
-         (kTerms<T> == 1 || (input_size % 2 == 0 && hidden_size % 2 == 0 && !proj_size));
+         (kVnniFactor<T> == 1 || (input_size % 2 == 0 && hidden_size % 2 == 0 && !proj_size));
 }
 
 // Forces a level by name (for tests); false where there is none of that name.
 bool select_engine(const char* name);
 
 template <class T>
-void forward(const Forward<T>& p, const ParallelFor& parallel, int threads);
+void forward(const ForwardParams<T>& p, const ParallelFor& parallel, int threads);
 template <class T>
-void backward(const Backward<T>& p, const ParallelFor& parallel, int threads);
+void backward(const BackwardParams<T>& p, const ParallelFor& parallel, int threads);
 
 }  // namespace rnnkern

@@ -65,15 +65,15 @@ RNNKERN_DEVICE Words4 words(const float (&sum)[4]) {
 // Shared memory, handed out piece by piece.
 class Pieces {
  public:
-  RNNKERN_CELL_MEMBER explicit Pieces(char* memory) : begin_(memory), at_(memory) {}
+  RNNKERN_HD explicit Pieces(char* memory) : begin_(memory), at_(memory) {}
 
   template <class V>
-  RNNKERN_CELL_MEMBER V* take(int count) {
+  RNNKERN_HD V* take(int count) {
     V* piece = reinterpret_cast<V*>(at_);
     at_ += (size_t(count) * sizeof(V) + 127) / 128 * 128;
     return piece;
   }
-  RNNKERN_CELL_MEMBER size_t taken() const { return size_t(at_ - begin_); }
+  RNNKERN_HD size_t taken() const { return size_t(at_ - begin_); }
 
  private:
   char *begin_, *at_;

@@ -16,7 +16,7 @@ struct BackwardMemory {
   Words4* weights;
   size_t bytes;
 
-  RNNKERN_CELL_MEMBER BackwardMemory(char* memory, int blocks) {
+  RNNKERN_HD BackwardMemory(char* memory, int blocks) {
     Pieces pieces(memory);
     arrived = pieces.take<uint64_t>(2);
     dsum = pieces.take<T>(2 * kOperand);
@@ -99,13 +99,13 @@ RNNKERN_DEVICE void run_cluster(const BackwardRun& run) {
     if (i) receive(i);
     const int now = int(i) & 1;
     T* const operand = memory.dsum + now * Memory::kOperand;
-    float dnext[S::kSlots][Cell::kStates], dsum[S::kSlots][Cell::kSums];
+    float dnext[S::kSlots][Cell::kStates], dsum[S::kSlots][Cell::kPreacts];
     RNNKERN_UNROLL
     for (int slot = 0; slot < S::kSlots; ++slot) {
       const int tile = share.slot_tile[slot];
       if (tile < 0) continue;
       RNNKERN_UNROLL
-      for (int s = 0; s < Cell::kSums; ++s) dsum[slot][s] = 0.f;
+      for (int s = 0; s < Cell::kPreacts; ++s) dsum[slot][s] = 0.f;
       if (share.real[slot]) {
         float dprev[Cell::kStates];
         dnext[slot][0] = dh[slot] + recurrent[slot];
@@ -118,7 +118,7 @@ RNNKERN_DEVICE void run_cluster(const BackwardRun& run) {
       RNNKERN_UNROLL
       for (int s = 0; s < G; ++s)
         operand[(s * S::kGroups * S::kWide + tile) * kTileValues + share.element] =
-            T(dsum[slot][Cell::kHiddenSum + s]);
+            T(dsum[slot][Cell::kHiddenPreact + s]);
     }
     sync_block();
 

@@ -17,7 +17,7 @@ struct ForwardMemory {
   Words4* weights;
   size_t bytes;
 
-  RNNKERN_CELL_MEMBER explicit ForwardMemory(char* memory) {
+  RNNKERN_HD explicit ForwardMemory(char* memory) {
     Pieces pieces(memory);
     arrived = pieces.take<uint64_t>(2);
     h = pieces.take<T>(2 * kOperand);
@@ -62,7 +62,7 @@ RNNKERN_DEVICE void run_cluster(const ForwardRun& run) {
     memory.h[Memory::kOperand + i] = T(0.f);
   }
 
-  float state[S::kSlots][Cell::kStates], bias[S::kSlots][Cell::kSums], input[S::kSlots][G];
+  float state[S::kSlots][Cell::kStates], bias[S::kSlots][Cell::kPreacts], input[S::kSlots][G];
   ForwardAt at[S::kSlots];
   const ForwardAt onward{run.row_step * step.input_row, run.row_step * step.y_row, run.row_step * H,
                          0};
@@ -106,18 +106,18 @@ RNNKERN_DEVICE void run_cluster(const ForwardRun& run) {
     RNNKERN_UNROLL
     for (int slot = 0; slot < S::kSlots; ++slot)
       if (share.real[slot]) {
-        float total[Cell::kSums], next[Cell::kStates];
+        float total[Cell::kPreacts], next[Cell::kStates];
         RNNKERN_UNROLL
-        for (int s = 0; s < Cell::kSums; ++s) total[s] = bias[slot][s];
+        for (int s = 0; s < Cell::kPreacts; ++s) total[s] = bias[slot][s];
         const float* products = memory.sums + share.sum + share.slot_tile[slot] * G * kTileValues;
         RNNKERN_UNROLL
         for (int s = 0; s < G; ++s) {
-          total[Cell::kInputSum + s] += input[slot][s];
+          total[Cell::kInputPreact + s] += input[slot][s];
           float product = products[s * kTileValues];
           RNNKERN_UNROLL
           for (int p = 1; p < S::kParts; ++p)
             product += products[(p * S::kGroups * S::kWide * G + s) * kTileValues];
-          total[Cell::kHiddenSum + s] += product;
+          total[Cell::kHiddenPreact + s] += product;
         }
         cell_forward<Cell, T>(total, state[slot], next, saved[slot]);
         RNNKERN_UNROLL

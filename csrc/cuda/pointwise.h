@@ -48,11 +48,11 @@ inline Grid make_grid(int64_t rows, int64_t units) {
 
 // The cell's functions, with sums and states as they are stored.
 template <class Cell, class T>
-RNNKERN_CELL void cell_forward(const Accumulated<T>* sum, const Accumulated<T>* prev,
-                               Accumulated<T>* next, Accumulated<T>* saved) {
+RNNKERN_HD static void cell_forward(const Accumulated<T>* sum, const Accumulated<T>* prev,
+                                    Accumulated<T>* next, Accumulated<T>* saved) {
   using V = CellValue<T>;
-  V s[Cell::kSums], from[Cell::kStates], to[Cell::kStates], kept[Cell::kSaved + 1];
-  for (int i = 0; i < Cell::kSums; ++i) s[i] = V(sum[i]);
+  V s[Cell::kPreacts], from[Cell::kStates], to[Cell::kStates], kept[Cell::kSaved + 1];
+  for (int i = 0; i < Cell::kPreacts; ++i) s[i] = V(sum[i]);
   for (int i = 0; i < Cell::kStates; ++i) from[i] = V(prev[i]);
   Cell::forward(s, from, to, kept);
   for (int i = 0; i < Cell::kStates; ++i) next[i] = Accumulated<T>(to[i]);
@@ -60,7 +60,7 @@ RNNKERN_CELL void cell_forward(const Accumulated<T>* sum, const Accumulated<T>* 
 }
 
 // Where the first of `values` for each row and unit is; with one for each, it is at `row`.
-RNNKERN_CELL int64_t first_of(int values, int64_t row, int unit) {
+RNNKERN_HD static int64_t first_of(int values, int64_t row, int unit) {
   return row * values - int64_t(values - 1) * unit;
 }
 
@@ -69,40 +69,41 @@ struct ForwardAt {
   int64_t input, y, row;  // row: where there is one value for each row and unit
   int unit;
 
-  RNNKERN_CELL_MEMBER void operator+=(const ForwardAt& step) {
+  RNNKERN_HD void operator+=(const ForwardAt& step) {
     input += step.input, y += step.y, row += step.row;
   }
 };
 
-RNNKERN_CELL ForwardAt forward_at(const ForwardStep& p, int64_t b, int64_t u) {
+RNNKERN_HD static ForwardAt forward_at(const ForwardStep& p, int64_t b, int64_t u) {
   return {p.input_offset + b * p.input_row + u, p.y_offset + b * p.y_row + u,
           (p.row + b) * p.units + u, int(u)};
 }
 
 // The biases of one unit's sums.
 template <class Cell, class T>
-RNNKERN_CELL void load_bias(const ForwardStep& p, int64_t u, Accumulated<T>* bias) {
+RNNKERN_HD static void load_bias(const ForwardStep& p, int64_t u, Accumulated<T>* bias) {
   using A = Accumulated<T>;
   const auto bias_ih = static_cast<const T*>(p.bias_ih);
   const auto bias_hh = static_cast<const T*>(p.bias_hh);
-  for (int s = 0; s < Cell::kSums; ++s) bias[s] = A(0);
+  for (int s = 0; s < Cell::kPreacts; ++s) bias[s] = A(0);
   for (int s = 0; s < Cell::kGates; ++s) {
-    if (bias_ih) bias[Cell::kInputSum + s] += A(bias_ih[Cell::input_gate(s) * p.units + u]);
-    if (bias_hh) bias[Cell::kHiddenSum + s] += A(bias_hh[Cell::hidden_gate(s) * p.units + u]);
+    if (bias_ih) bias[Cell::kInputPreact + s] += A(bias_ih[Cell::input_gate(s) * p.units + u]);
+    if (bias_hh) bias[Cell::kHiddenPreact + s] += A(bias_hh[Cell::hidden_gate(s) * p.units + u]);
   }
 }
 
-// W_ih x, for the sums from kInputSum on.
+// W_ih x, for the sums from kInputPreact on.
 template <class Cell, class T>
-RNNKERN_CELL void load_input(const ForwardStep& p, const ForwardAt& at, Accumulated<T>* input) {
+RNNKERN_HD static void load_input(const ForwardStep& p, const ForwardAt& at,
+                                  Accumulated<T>* input) {
   const auto from = static_cast<const Accumulated<T>*>(p.input) + at.input;
   for (int s = 0; s < Cell::kGates; ++s) input[s] = from[Cell::input_gate(s) * p.units];
 }
 
 // All that a step leaves but the running states.
 template <class Cell, class T>
-RNNKERN_CELL void store_forward(const ForwardStep& p, const ForwardAt& at,
-                                const Accumulated<T>* next, const Accumulated<T>* saved) {
+RNNKERN_HD static void store_forward(const ForwardStep& p, const ForwardAt& at,
+                                     const Accumulated<T>* next, const Accumulated<T>* saved) {
   using A = Accumulated<T>;
   if (p.y) static_cast<T*>(p.y)[at.y] = T(next[0]);
   if (p.saved)
@@ -113,7 +114,8 @@ RNNKERN_CELL void store_forward(const ForwardStep& p, const ForwardAt& at,
 }
 
 template <class Cell, class T>
-RNNKERN_CELL void load_states(const ForwardStep& p, int64_t b, int64_t u, Accumulated<T>* state) {
+RNNKERN_HD static void load_states(const ForwardStep& p, int64_t b, int64_t u,
+                                   Accumulated<T>* state) {
   using A = Accumulated<T>;
   const int64_t at = b * p.units + u;
   state[0] = p.h ? static_cast<A*>(p.h)[at] : A(0);
@@ -121,8 +123,8 @@ RNNKERN_CELL void load_states(const ForwardStep& p, int64_t b, int64_t u, Accumu
 }
 
 template <class Cell, class T>
-RNNKERN_CELL void store_states(const ForwardStep& p, int64_t b, int64_t u,
-                               const Accumulated<T>* state) {
+RNNKERN_HD static void store_states(const ForwardStep& p, int64_t b, int64_t u,
+                                    const Accumulated<T>* state) {
   using A = Accumulated<T>;
   const int64_t at = b * p.units + u;
   if (p.h) static_cast<A*>(p.h)[at] = state[0];
@@ -131,18 +133,18 @@ RNNKERN_CELL void store_states(const ForwardStep& p, int64_t b, int64_t u,
 }
 
 template <class Cell, class T>
-RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
+RNNKERN_HD static void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
   using A = Accumulated<T>;
   constexpr int G = Cell::kGates;
   const auto hidden = static_cast<const A*>(p.hidden);
   const ForwardAt at = forward_at(p, b, u);
 
-  A sum[Cell::kSums], input[G];
+  A sum[Cell::kPreacts], input[G];
   load_bias<Cell, T>(p, u, sum);
   load_input<Cell, T>(p, at, input);
-  for (int s = 0; s < G; ++s) sum[Cell::kInputSum + s] += input[s];
+  for (int s = 0; s < G; ++s) sum[Cell::kInputPreact + s] += input[s];
   for (int s = 0; hidden && s < G; ++s)
-    sum[Cell::kHiddenSum + s] += hidden[(b * G + Cell::hidden_gate(s)) * p.units + u];
+    sum[Cell::kHiddenPreact + s] += hidden[(b * G + Cell::hidden_gate(s)) * p.units + u];
 
   A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
   load_states<Cell, T>(p, b, u, prev);
@@ -153,7 +155,7 @@ RNNKERN_CELL void forward_element(const ForwardStep& p, int64_t b, int64_t u) {
 
 // h before the step.
 template <class T>
-RNNKERN_CELL T previous_h(const BackwardStep& p, int64_t b, int64_t u) {
+RNNKERN_HD static T previous_h(const BackwardStep& p, int64_t b, int64_t u) {
   if (b < p.previous_batch)
     return static_cast<const T*>(p.y)[p.previous_y_offset + b * p.y_row + u];
   return p.h0 ? static_cast<const T*>(p.h0)[b * p.width + u] : T(0.f);
@@ -161,7 +163,7 @@ RNNKERN_CELL T previous_h(const BackwardStep& p, int64_t b, int64_t u) {
 
 // The derivative of the loss by h after the step, from all that uses it later.
 template <class T>
-RNNKERN_CELL Accumulated<T> total_dh(const BackwardStep& p, int64_t b, int64_t u) {
+RNNKERN_HD static Accumulated<T> total_dh(const BackwardStep& p, int64_t b, int64_t u) {
   using A = Accumulated<T>;
   const int64_t state = b * p.width + u;
   A sum = static_cast<const A*>(p.dh)[state] + static_cast<const A*>(p.recurrent)[state];
@@ -170,7 +172,7 @@ RNNKERN_CELL Accumulated<T> total_dh(const BackwardStep& p, int64_t b, int64_t u
 }
 
 template <class T>
-RNNKERN_CELL void total_element(const BackwardStep& p, int64_t b, int64_t u) {
+RNNKERN_HD static void total_element(const BackwardStep& p, int64_t b, int64_t u) {
   using A = Accumulated<T>;
   const int64_t R = p.width, at = (p.chunk_row + b) * R + u;
   const A total = total_dh<T>(p, b, u);
@@ -187,12 +189,12 @@ struct BackwardAt {
   int unit;
   bool began;  // at this step, from the initial states
 
-  RNNKERN_CELL_MEMBER void operator+=(const BackwardAt& step) {
+  RNNKERN_HD void operator+=(const BackwardAt& step) {
     y += step.y, dy += step.dy, row += step.row, chunk_row += step.chunk_row;
   }
 };
 
-RNNKERN_CELL BackwardAt backward_at(const BackwardStep& p, int64_t b, int64_t u) {
+RNNKERN_HD static BackwardAt backward_at(const BackwardStep& p, int64_t b, int64_t u) {
   const int64_t H = p.units;
   return {p.y_offset + b * p.y_row + u,
           p.dy_offset + b * p.dy_row + u,
@@ -208,7 +210,7 @@ struct Before {
   int64_t y, row;
 };
 
-RNNKERN_CELL Before before_step(const BackwardStep& p) {
+RNNKERN_HD static Before before_step(const BackwardStep& p) {
   return {p.previous_y_offset - p.y_offset, (p.previous_row - p.row) * p.units};
 }
 
@@ -220,8 +222,8 @@ struct Kept {
 };
 
 template <class Cell, class T>
-RNNKERN_CELL void load_kept(const BackwardStep& p, const BackwardAt& at, const Before& before,
-                            Kept<Cell, T>* kept) {
+RNNKERN_HD static void load_kept(const BackwardStep& p, const BackwardAt& at, const Before& before,
+                                 Kept<Cell, T>* kept) {
   using A = Accumulated<T>;
   const auto y = static_cast<const T*>(p.y), h0 = static_cast<const T*>(p.h0);
   const auto c0 = static_cast<const T*>(p.c0);
@@ -247,12 +249,12 @@ RNNKERN_CELL void load_kept(const BackwardStep& p, const BackwardAt& at, const B
 
 // The cell's adjoint (csrc/cells/cell.h): dnext becomes total.
 template <class Cell, class T>
-RNNKERN_CELL void cell_backward(const Kept<Cell, T>& kept, Accumulated<T>* dnext,
-                                Accumulated<T>* dprev, Accumulated<T>* dsum) {
+RNNKERN_HD static void cell_backward(const Kept<Cell, T>& kept, Accumulated<T>* dnext,
+                                     Accumulated<T>* dprev, Accumulated<T>* dsum) {
   using A = Accumulated<T>;
   using V = CellValue<T>;
   V saved[Cell::kSaved + 1], prev[Cell::kStates], next[Cell::kStates], dn[Cell::kStates];
-  V dp[Cell::kStates], ds[Cell::kSums];
+  V dp[Cell::kStates], ds[Cell::kPreacts];
   for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(kept.saved[i]);
   prev[0] = V(A(kept.h_before));
   next[0] = V(A(kept.h));
@@ -260,18 +262,18 @@ RNNKERN_CELL void cell_backward(const Kept<Cell, T>& kept, Accumulated<T>* dnext
   for (int i = 0; i < Cell::kStates; ++i) dn[i] = V(dnext[i]);
   Cell::backward(saved, prev, next, dn, dp, ds);
   for (int i = 0; i < Cell::kStates; ++i) dnext[i] = A(dn[i]), dprev[i] = A(dp[i]);
-  for (int i = 0; i < Cell::kSums; ++i) dsum[i] = A(ds[i]);
+  for (int i = 0; i < Cell::kPreacts; ++i) dsum[i] = A(ds[i]);
 }
 
 // All that a step leaves but the running derivatives by the states.
 template <class Cell, class T>
-RNNKERN_CELL void store_backward(const BackwardStep& p, const BackwardAt& at,
-                                 const Kept<Cell, T>& kept, const Accumulated<T>* dnext,
-                                 const Accumulated<T>* dsum) {
+RNNKERN_HD static void store_backward(const BackwardStep& p, const BackwardAt& at,
+                                      const Kept<Cell, T>& kept, const Accumulated<T>* dnext,
+                                      const Accumulated<T>* dsum) {
   using A = Accumulated<T>;
   using V = CellValue<T>;
-  for (int s = 0; s < Cell::kSums; ++s)
-    static_cast<T*>(p.dsum)[first_of(Cell::kSums, at.chunk_row, at.unit) + s * p.units] =
+  for (int s = 0; s < Cell::kPreacts; ++s)
+    static_cast<T*>(p.dsum)[first_of(Cell::kPreacts, at.chunk_row, at.unit) + s * p.units] =
         T(dsum[s]);
   if (!p.dm) {
     if (p.previous) static_cast<T*>(p.previous)[at.chunk_row] = kept.h_before;
@@ -289,11 +291,11 @@ RNNKERN_CELL void store_backward(const BackwardStep& p, const BackwardAt& at,
 }
 
 template <class Cell, class T>
-RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) {
+RNNKERN_HD static void backward_element(const BackwardStep& p, int64_t b, int64_t u) {
   using A = Accumulated<T>;
   const BackwardAt at = backward_at(p, b, u);
   Kept<Cell, T> kept{};
-  A dnext[Cell::kStates], dprev[Cell::kStates], dsum[Cell::kSums];
+  A dnext[Cell::kStates], dprev[Cell::kStates], dsum[Cell::kPreacts];
   load_kept<Cell, T>(p, at, before_step(p), &kept);
   dnext[0] = p.dm ? static_cast<const A*>(p.dm)[at.first] : total_dh<T>(p, b, u);
   if constexpr (Cell::kStates == 2) dnext[1] = static_cast<A*>(p.dc)[at.first];
@@ -305,28 +307,28 @@ RNNKERN_CELL void backward_element(const BackwardStep& p, int64_t b, int64_t u) 
 
 // What one thread does.
 template <class Cell, class T>
-RNNKERN_CELL void forward_lane(const ForwardStep& p, const Lane& lane) {
+RNNKERN_HD static void forward_lane(const ForwardStep& p, const Lane& lane) {
   for (int64_t b = lane.row; b < p.batch; b += lane.row_step)
     for (int64_t u = lane.unit; u < p.units; u += lane.unit_step) forward_element<Cell, T>(p, b, u);
 }
 
 template <class Cell, class T>
-RNNKERN_CELL void backward_lane(const BackwardStep& p, const Lane& lane) {
+RNNKERN_HD static void backward_lane(const BackwardStep& p, const Lane& lane) {
   for (int64_t b = lane.row; b < p.batch; b += lane.row_step)
     for (int64_t u = lane.unit; u < p.units; u += lane.unit_step)
       backward_element<Cell, T>(p, b, u);
 }
 
 template <class T>
-RNNKERN_CELL void total_lane(const BackwardStep& p, const Lane& lane) {
+RNNKERN_HD static void total_lane(const BackwardStep& p, const Lane& lane) {
   for (int64_t b = lane.row; b < p.batch; b += lane.row_step)
     for (int64_t u = lane.unit; u < p.width; u += lane.unit_step) total_element<T>(p, b, u);
 }
 
 // S is the type of both operands.
 template <class T, class S>
-RNNKERN_CELL void add_lane(int64_t count, const S* a, const S* b, T* out, int64_t first,
-                           int64_t step) {
+RNNKERN_HD static void add_lane(int64_t count, const S* a, const S* b, T* out, int64_t first,
+                                int64_t step) {
   using A = Accumulated<T>;
   for (int64_t i = first; i < count; i += step) out[i] = T(A(a[i]) + A(b[i]));
 }

@@ -11,28 +11,28 @@
 
 namespace rnnkern {
 
-RNNKERN_CELL float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
-RNNKERN_CELL double sigmoid(double x) { return 1. / (1. + exp(-x)); }
-RNNKERN_CELL float tanh(float x) { return ::tanhf(x); }
-RNNKERN_CELL double tanh(double x) { return ::tanh(x); }
+RNNKERN_HD static float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+RNNKERN_HD static double sigmoid(double x) { return 1. / (1. + exp(-x)); }
+RNNKERN_HD static float tanh(float x) { return ::tanhf(x); }
+RNNKERN_HD static double tanh(double x) { return ::tanh(x); }
 
 // A float whose functions are quick.
 struct Quick {
   float value;
 
   Quick() = default;
-  RNNKERN_CELL_MEMBER explicit Quick(float v) : value(v) {}
-  RNNKERN_CELL_MEMBER explicit operator float() const { return value; }
+  RNNKERN_HD explicit Quick(float v) : value(v) {}
+  RNNKERN_HD explicit operator float() const { return value; }
 };
 
-RNNKERN_CELL Quick operator+(Quick a, Quick b) { return Quick(a.value + b.value); }
-RNNKERN_CELL Quick operator-(Quick a, Quick b) { return Quick(a.value - b.value); }
-RNNKERN_CELL Quick operator*(Quick a, Quick b) { return Quick(a.value * b.value); }
-RNNKERN_CELL bool operator<(Quick a, Quick b) { return a.value < b.value; }
-RNNKERN_CELL bool operator<=(Quick a, Quick b) { return a.value <= b.value; }
+RNNKERN_HD static Quick operator+(Quick a, Quick b) { return Quick(a.value + b.value); }
+RNNKERN_HD static Quick operator-(Quick a, Quick b) { return Quick(a.value - b.value); }
+RNNKERN_HD static Quick operator*(Quick a, Quick b) { return Quick(a.value * b.value); }
+RNNKERN_HD static bool operator<(Quick a, Quick b) { return a.value < b.value; }
+RNNKERN_HD static bool operator<=(Quick a, Quick b) { return a.value <= b.value; }
 
 // 2^x and 1 / x, as the hardware has them.
-RNNKERN_CELL float quick_exp2(float x) {
+RNNKERN_HD static float quick_exp2(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -42,7 +42,7 @@ RNNKERN_CELL float quick_exp2(float x) {
 #endif
 }
 
-RNNKERN_CELL float quick_inverse(float x) {
+RNNKERN_HD static float quick_inverse(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -52,12 +52,12 @@ RNNKERN_CELL float quick_inverse(float x) {
 #endif
 }
 
-RNNKERN_CELL Quick sigmoid(Quick x) {
+RNNKERN_HD static Quick sigmoid(Quick x) {
   return Quick(quick_inverse(1.f + quick_exp2(-1.4426950408889634f * x.value)));
 }
 
 // Near zero, where the quotient's difference would cancel, by the series.
-RNNKERN_CELL Quick tanh(Quick x) {
+RNNKERN_HD static Quick tanh(Quick x) {
   const float a = fabsf(x.value), e = quick_exp2(-2.8853900817779268f * a), s = a * a;
   const float far = (1.f - e) * quick_inverse(1.f + e);
   const float near =
@@ -67,15 +67,15 @@ RNNKERN_CELL Quick tanh(Quick x) {
 
 // NaN stays NaN.
 template <class V>
-RNNKERN_CELL V relu(V x) {
+RNNKERN_HD static V relu(V x) {
   return x < V(0) ? V(0) : x;
 }
 
 template <class V>
-RNNKERN_CELL V where_positive(V x, V y) {
+RNNKERN_HD static V where_positive(V x, V y) {
   return x <= V(0) ? V(0) : y;
 }
 
 }  // namespace rnnkern
 
-#include "../cells/cells.h"
+#include "../cells/registry.h"

@@ -2,7 +2,7 @@
 #pragma once
 #include <type_traits>
 
-#include "../cells/cells.h"
+#include "../cells/registry.h"
 
 namespace rnnkern::cuda {
 

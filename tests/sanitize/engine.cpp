@@ -1,6 +1,6 @@
-// Drives the CPU engine with random layers on buffers of exactly the sizes that params.h promises,
-// so that a sanitizer sees every access; asserts that results do not depend on the number of
-// threads. Built and run by run.sh, at every level that the CPU has.
+// Drives the CPU engine with random layers on buffers of exactly the sizes that layer_params.h
+// states, so that a sanitizer sees every access. Asserts that results do not depend on the number
+// of threads. run.sh builds it and runs it at every level that the CPU has.
 #include "../../csrc/cpu/engine.h"
 
 #include <bit>
@@ -29,11 +29,11 @@ int pick(int low, int high) { return std::uniform_int_distribution<int>(low, hig
 
 template <class T>
 std::vector<T> normal(int64_t count) {
-  std::normal_distribution<Sum<T>> distribution(0, Sum<T>(0.5));
+  std::normal_distribution<Acc<T>> distribution(0, Acc<T>(0.5));
   std::vector<T> values(count);
   for (T& v : values) {
-    const Sum<T> x = distribution(random_engine);
-    if constexpr (kTerms<T> > 1)
+    const Acc<T> x = distribution(random_engine);
+    if constexpr (kVnniFactor<T> > 1)
       v = {uint16_t(std::bit_cast<uint32_t>(x) >> 16)};
     else
       v = x;
@@ -48,8 +48,8 @@ std::string bytes(const std::vector<T>& values) {
 
 template <class T>
 void run_case() {
-  using S = Sum<T>;
-  const int even = kTerms<T>;  // what sizes are multiples of
+  using S = Acc<T>;
+  const int even = kVnniFactor<T>;  // what sizes are multiples of
   const auto cell = CellId(pick(0, kCellCount - 1));
   int64_t G = 0, V = 0;
   bool has_c = false, projects = false;
@@ -57,8 +57,8 @@ void run_case() {
     G = c.kGates, V = c.kSaved, has_c = c.kStates > 1, projects = c.kProjects;
   });
   int64_t T_ = pick(1, 9), I = even * pick(1, 40), D = pick(1, 2);
-  int64_t H = even * (pick(0, 5) ? pick(1, 70) : 64 * pick(1, 3));  // more than 64 stand in blocks
-  int64_t B = pick(0, 9) ? pick(1, 20) : pick(140, 300);  // the many rows fall into blocks
+  int64_t H = even * (pick(0, 5) ? pick(1, 70) : 64 * pick(1, 3));  // above 64 in blocks of columns
+  int64_t B = pick(0, 9) ? pick(1, 20) : pick(140, 300);            // many rows: blocks of rows
   // Now and then a single step with weights that exceed the cache.
   if (!pick(0, 14)) T_ = D = 1, H = even * pick(400, 600), B = pick(9, 40);
   const int64_t P = projects && even == 1 && pick(0, 1) ? pick(0, int(H) - 1) : 0, R = P ? P : H;
@@ -88,7 +88,7 @@ void run_case() {
         dc_0(D * B * H), flow_h(D * rows * R), flow_c(D * rows * H);
     std::vector<std::vector<S>> grads;
     for (const auto& w : weights) grads.emplace_back(w.size());
-    Layer<T> layer{};
+    LayerParams<T> layer{};
     layer.cell = cell;
     layer.sequence = {T_, B, packed ? offsets.data() : nullptr};
     layer.input_size = I, layer.hidden_size = H, layer.proj_size = P, layer.directions = int(D);
@@ -100,26 +100,26 @@ void run_case() {
     }
     layer.h0 = state ? h0.data() : nullptr;
     layer.c0 = state && has_c ? c0.data() : nullptr;
-    Forward<T> f{};
-    static_cast<Layer<T>&>(f) = layer;
+    ForwardParams<T> f{};
+    static_cast<LayerParams<T>&>(f) = layer;
     f.y = {y.data(), B * D * R, D * R};
     f.h_n = h_n.data(), f.c_n = has_c ? c_n.data() : nullptr;
-    f.saved = V ? saved.data() : nullptr, f.cells = has_c ? cells.data() : nullptr;
+    f.saved = V ? saved.data() : nullptr, f.c_states = has_c ? cells.data() : nullptr;
     forward(f, kThreads, threads);
     if (inference) {  // the same results with nothing saved
       const auto with_saved = std::pair(bytes(y), bytes(h_n));
-      f.saved = nullptr, f.cells = nullptr;
+      f.saved = nullptr, f.c_states = nullptr;
       forward(f, kThreads, threads);
       if (std::pair(bytes(y), bytes(h_n)) != with_saved) {
         std::printf("%s: saving changes the results\n", engine().name);
         std::exit(1);
       }
-      f.saved = V ? saved.data() : nullptr, f.cells = has_c ? cells.data() : nullptr;
+      f.saved = V ? saved.data() : nullptr, f.c_states = has_c ? cells.data() : nullptr;
     }
-    Backward<T> b{};
-    static_cast<Layer<T>&>(b) = layer;
+    BackwardParams<T> b{};
+    static_cast<LayerParams<T>&>(b) = layer;
     b.y = {y.data(), B * D * R, D * R};
-    b.saved = f.saved, b.cells = f.cells;
+    b.saved = f.saved, b.c_states = f.c_states;
     if (dy_given) b.dy = {dy.data(), B * D * R, D * R};
     b.dh_n = dh_given ? dh_n.data() : nullptr;
     b.dc_n = has_c && dc_given ? dc_n.data() : nullptr;

@@ -1,0 +1,111 @@
+// One call of a layer, with all its directions, as the bindings hand it to the engine. The caller
+// owns every buffer; inputs are never written.
+//
+// Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates, P units
+// of a projection, R width of h (P with a projection, else H). T is also the element type of the
+// tensors; Acc<T> is the type of sums and of what is carried over time.
+//
+// A "row" is one (step, batch row) pair. Rows are in time-major order, t * B + b, or as packed.
+// `saved` and `c_states` have steps in that order and the layout of saved_layout.h within a step.
+#pragma once
+#include <cstdint>
+
+#include "../cells/registry.h"
+#include "types.h"
+
+namespace rnnkern {
+
+// The rows of a sequence. Packed: offsets[t] is the first row of step t, offsets[T] the number of
+// rows, and the batch never grows with t. Padded: offsets is null.
+// A part of a batch is a sequence too: it skips `first` rows of each step and leaves out `others`.
+struct Sequence {
+  int64_t steps, batch;
+  const int64_t* offsets;
+  int64_t first = 0, others = 0;
+
+  int64_t active(int64_t t) const {
+    if (!offsets) return batch;
+    const int64_t left = offsets[t + 1] - offsets[t] - first;
+    return left < 0 ? 0 : left < batch ? left : batch;
+  }
+  int64_t row(int64_t t) const { return (offsets ? offsets[t] : t * (batch + others)) + first; }
+  // Rows of steps [t0, t1).
+  int64_t rows(int64_t t0, int64_t t1) const {
+    if (!offsets) return (t1 - t0) * batch;
+    int64_t sum = 0;
+    for (int64_t t = t0; t < t1; ++t) sum += active(t);
+    return sum;
+  }
+  // All rows of the whole batch.
+  int64_t rows() const { return offsets ? offsets[steps] : steps * batch; }
+
+  Sequence part(int64_t begin, int64_t end) const {
+    const int64_t count = end - begin;
+    Sequence s{steps, count, offsets, first + begin, batch + others - count};
+    while (s.steps > 1 && s.active(s.steps - 1) == 0) --s.steps;
+    return s;
+  }
+};
+
+// A tensor of rows with contiguous features. A packed sequence uses only b_stride.
+template <class T>
+struct SequenceView {
+  T* data;
+  int64_t t_stride, b_stride;  // elements from one t, and from one b, to the next
+
+  T* at(const Sequence& s, int64_t t) const {
+    return data + (s.offsets ? s.offsets[t] * b_stride : t * t_stride) + s.first * b_stride;
+  }
+};
+
+template <class T>
+struct Weights {
+  const T *ih, *hh;            // (G H, I), (G H, R)
+  const T *bias_ih, *bias_hh;  // (G H) or null
+  const T* hr;                 // (P, H), null without a projection
+};
+
+template <class T>
+struct WeightGrads {
+  T *ih, *hh, *bias_ih, *bias_hh, *hr;  // shapes as Weights; null where not wanted
+};
+
+constexpr int kMaxDirections = 2;
+
+template <class T>
+struct LayerParams {
+  CellId cell;
+  Sequence sequence;
+  int64_t input_size, hidden_size, proj_size;  // P, 0 without a projection
+  int directions;                              // the second runs from the last step to the first
+  SequenceView<const T> x;
+  Weights<T> weights[kMaxDirections];
+  const T* h0;       // (D, B, R) or null for zeros
+  const Acc<T>* c0;  // (D, B, H) or null for zeros
+
+  int64_t h_size() const { return proj_size ? proj_size : hidden_size; }  // R
+};
+
+template <class T>
+struct ForwardParams : LayerParams<T> {
+  SequenceView<T> y;  // features (D, R)
+  T* h_n;             // (D, B, R)
+  Acc<T>* c_n;        // (D, B, H), null where the cell has no c
+  T* saved;           // D * rows * kSaved * H, null in inference
+  Acc<T>* c_states;   // D * rows * H: every c_t; null in inference
+};
+
+template <class T>
+struct BackwardParams : LayerParams<T> {
+  SequenceView<const T> y;
+  const T* saved;
+  const Acc<T>* c_states;
+  SequenceView<const T> dy;  // features (D, R); data is null for zeros
+  const Acc<T>*dh_n, *dc_n;  // as h_n, c_n, or null for zeros
+  SequenceView<Acc<T>> dx;   // contiguous (rows, I); data is null where not wanted
+  Acc<T>*dh_0, *dc_0;        // as h0, c0, or null
+  WeightGrads<Acc<T>> grads[kMaxDirections];
+  Acc<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, H): dL/dh_t and dL/dc_t; or null
+};
+
+}  // namespace rnnkern
