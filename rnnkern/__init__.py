@@ -20,21 +20,12 @@ from ._after_import import after_import
 __version__ = "0.1.0"
 
 _HOMES = {
-    "LSTM": "modules",
-    "GRU": "modules",
-    "RNN": "modules",
-    "LSTMCell": "cell_modules",
-    "GRUCell": "cell_modules",
-    "RNNCell": "cell_modules",
-    "explain": "path",
-    "plan": "path",
-    "convert": "convert",
-    "revert": "convert",
-    "patch": "patching",
-    "unpatch": "patching",
-    "trace": "trace",
-    "gradient_flow": "trace",
-    "watch": "watch",
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), "nn"),
+    **dict.fromkeys(("convert", "revert"), "convert"),
+    **dict.fromkeys(("patch", "unpatch"), "patching"),
+    **dict.fromkeys(("explain", "plan"), "inspect.explain"),
+    **dict.fromkeys(("trace", "gradient_flow"), "inspect.trace"),
+    "watch": "inspect.watch",
 }
 _ROOMS = ("numpy", "plot", "reference")
 
@@ -76,7 +67,7 @@ def __dir__() -> list[str]:
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        # Importing rnnkern.trace would bind the module over the function of that name.
+        # Importing rnnkern.convert would bind the module over the function of that name.
         if not (name in _HOMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
@@ -86,7 +77,7 @@ sys.modules[__name__].__class__ = _Package
 
 def _register_operators(_: ModuleType) -> None:
     with suppress(Exception):  # their first use says what is wrong; `import torch` must not fail
-        import_module(f"{__name__}.autograd")
+        import_module(f"{__name__}.ops")
 
 
 after_import("torch", _register_operators)

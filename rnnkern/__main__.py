@@ -12,11 +12,12 @@ from collections.abc import Iterator
 import numpy
 import torch
 
-from . import __version__, autograd, ops
+from . import __version__
+from .ops import autograd, library
 
 
 def _cuda() -> str:
-    if "cuda" in ops.DEVICES and torch.cuda.is_available():
+    if "cuda" in library.DEVICES and torch.cuda.is_available():
         return f"kernels loaded, {torch.cuda.get_device_name()}"
     built = importlib.util.find_spec("rnnkern._C_cuda") is not None
     if torch.cuda.is_available():
@@ -31,13 +32,13 @@ def _autograd() -> str:
 
 
 def _lines() -> Iterator[tuple[str, str]]:
-    library = ops.info()
+    found = library.info()
     yield "rnnkern", __version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "torch", torch.__version__
     yield "numpy", numpy.__version__
     yield "processor", platform.machine()
-    yield "instruction set", f"{library['isa']} of {', '.join(library['available'])}"
+    yield "instruction set", f"{found['isa']} of {', '.join(found['available'])}"
     yield "", "(RNNKERN_CPU forces a lower one; baseline_bf16 is an emulation for tests)"
     yield "threads", str(torch.get_num_threads())
     yield "autograd", _autograd()

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
-from . import _torch_twin
+from .nn import _torch_twin
 
 # Names by which code reaches torch's kernels or a layer's weights past its forward.
 _KERNEL = re.compile(

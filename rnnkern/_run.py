@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .cell_modules import Cell
-from .modules import Layer
+from .nn.cells import Cell
+from .nn.layers import Layer
 from .patching import patch
 
 _is_compiling = torch.compiler.is_compiling
@@ -27,8 +27,8 @@ _SHOWN = 8  # reasons in the line at the end
 class _Layers:
     """Counts the layers of the program and the paths that their calls take.
 
-    The class's `obstacle`, which every forward asks once, is wrapped for it; outside `run` nothing
-    of this is there. Inside a graph of Dynamo's nothing is counted.
+    The class's `select_backend`, which every forward asks once, is wrapped for it; outside `run`
+    nothing of this is there. Inside a graph of Dynamo's nothing is counted.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class _Layers:
     def install(self) -> None:
         for base in (Layer, Cell):
             base.__init__ = self._counting(base)  # type: ignore[method-assign]
-            base.obstacle = self._noting(base.obstacle)  # type: ignore[method-assign]
+            base.select_backend = self._noting(base.select_backend)  # type: ignore[method-assign]
 
     def _counting(self, base: type) -> Any:
         def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -49,9 +49,9 @@ class _Layers:
 
         return __init__
 
-    def _noting(self, obstacle: Any) -> Any:
+    def _noting(self, select_backend: Any) -> Any:
         def noted(module: nn.Module, *args: Any) -> Any:
-            path = obstacle(module, *args)
+            path = select_backend(module, *args)
             if not _is_compiling():
                 self._note(module, "" if path is None or path.name == "fused" else str(path))
             return path

@@ -16,9 +16,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._delegation import ask_their_class, replaces_forward
-from ._torch_twin import CLASSES, Converted
-from .cell_modules import GRUCell, LSTMCell, RNNCell
-from .modules import GRU, LSTM, RNN
+from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .nn._torch_twin import CLASSES, Converted
 
 log = logging.getLogger("rnnkern")
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from . import _numpy
-from .cells import BY_MODE, LSTM, Cell
-from .kept import places
+from .cell_spec import BY_MODE, LSTM, Cell
+from .saved_layout import offsets
 from .state_dict import Weights, layers
 
 Array = np.ndarray
@@ -149,7 +149,7 @@ class Layer:
         batch_first: bool,
     ) -> list[dict[str, Array]]:
         def of(kept: Array, d: int, names: tuple[str, ...]) -> dict[str, Array]:
-            by_row = kept[d].reshape(-1)[places(sizes, len(names), self.hidden_size)]
+            by_row = kept[d].reshape(-1)[offsets(sizes, len(names), self.hidden_size)]
             return {name: by_row[:, k] for k, name in enumerate(names)}
 
         rows = output.swapaxes(0, 1) if batch_first else output

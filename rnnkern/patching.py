@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ._torch_twin import CLASSES
 from .convert import OURS
+from .nn._torch_twin import CLASSES
 
 _PLACES: tuple[ModuleType, ...] = (nn, nn.modules, nn.modules.rnn)
 

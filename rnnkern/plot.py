@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from .trace import Flow, Trace
+from .inspect.trace import Flow, Trace
 
 try:
     import matplotlib.pyplot as plt

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import ops
-from .autograd import NATIVE
-from .cells import BY_MODE, LSTM
+from .cell_spec import BY_MODE, LSTM
+from .ops import library
+from .ops.autograd import NATIVE
 
 _mkldnn = torch.backends.mkldnn
 
 # Levels of the engine that multiply bfloat16 faster than float32.
-_FAST = ops.info()["isa"] in {"avx512_amx", "avx512_bf16"}
+_FAST = library.info()["isa"] in {"avx512_amx", "avx512_bf16"}
 # What repays converting weights, input and output: so many steps, units, and multiply-adds.
 _STEPS, _UNITS, _WORK = 8, 64, 4_000_000
 

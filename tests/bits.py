@@ -25,7 +25,7 @@ import torch
 from cases import CELLS, TABLE, Case, call, results
 
 import rnnkern
-from rnnkern import ops
+from rnnkern.ops import library
 
 F64, BF16 = torch.float64, torch.bfloat16
 Hashes = dict[str, str]
@@ -78,7 +78,7 @@ def hashes() -> Hashes:
 
 def all_levels() -> dict[str, Hashes]:
     found = {}
-    for level in ops.info()["available"]:
+    for level in library.info()["available"]:
         env = os.environ | {"RNNKERN_CPU": level}
         command = [sys.executable, __file__, "--this-level"]
         run = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)

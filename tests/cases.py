@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnkern
-from rnnkern import ops
+from rnnkern.ops import library
 
 CELLS = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 Results = Mapping[str, Tensor]
@@ -172,7 +172,7 @@ def floor(case: Case, name: str, truth: Tensor) -> float:
     longest = max(case.I, 4 * case.H)
     if name.startswith(("weight", "bias")):
         longest = max(longest, case.T * case.B)
-    if ops.info()["isa"].startswith("baseline"):
+    if library.info()["isa"].startswith("baseline"):
         longest *= 2
     size = 1.0
     if name.endswith(".grad"):

@@ -14,9 +14,9 @@ from cases import judge as judge_others
 from torch import Tensor
 
 import rnnkern
-from rnnkern import composite
-from rnnkern.cells import RNN_RELU
-from rnnkern.path import Path
+from rnnkern.backend import Backend
+from rnnkern.cell_spec import RNN_RELU
+from rnnkern.ops import decomposition
 
 
 class Differentiable:
@@ -25,7 +25,7 @@ class Differentiable:
     def __getattr__(self, name: str) -> object:
         def make(*args: object, **options: object) -> torch.nn.RNNBase:
             layer = getattr(rnnkern, name)(*args, **options)
-            layer.obstacle = lambda *_: Path("composite", "a test asks for it")
+            layer.select_backend = lambda *_: Backend("decomposition", "a test asks for it")
             return layer
 
         return make
@@ -51,7 +51,7 @@ def truth_with_units_of(case: Case, found: Results) -> Results:
         return ((x + y) * mine,)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(composite._STEPS, RNN_RELU.id, step)
+        patch.setitem(decomposition._STEPS, RNN_RELU.id, step)
         truth = results(case, Differentiable(), torch.float64)
     assert torch.cat(flipped).abs().max() <= floor(case, "output", truth["output"])
     return truth

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from twins import CELLS, LAYERS, agree, close, flat, loss, pack, state, twins
 
 import rnnkern
-import rnnkern.autograd
+import rnnkern.ops.autograd
 
 ALL = LAYERS + CELLS
 
@@ -33,9 +33,9 @@ ALL = LAYERS + CELLS
 def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything holds on the C++ autograd node, and without the library that has it."""
     if request.param == "Python":
-        monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)
+        monkeypatch.setattr(rnnkern.ops.autograd, "NATIVE", None)
     else:
-        assert rnnkern.autograd.NATIVE is not None
+        assert rnnkern.ops.autograd.NATIVE is not None
 
 
 def example(name: str, **kwargs: Any) -> tuple[nn.Module, Tensor]:

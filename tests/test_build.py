@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import rnnkern.autograd
+import rnnkern.ops.autograd
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +30,7 @@ def test_stable_abi() -> None:
 def test_autograd_library_is_of_this_torch() -> None:
     """A library built against another torch's C++ headers is never loaded: its name differs."""
     release = torch.__version__.partition("+")[0].replace(".", "_")
-    assert f"_autograd_torch{release}." in rnnkern.autograd.NATIVE.__file__
+    assert f"_autograd_torch{release}." in rnnkern.ops.autograd.NATIVE.__file__
 
 
 def test_source_archive(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from torch.library import opcheck
 from twins import CELLS, LAYERS, close, flat, loss, pack, state
 
 import rnnkern
-import rnnkern.autograd
-from rnnkern import ops
+import rnnkern.ops.autograd
+from rnnkern.ops import library
 
 # Inductor's own frames and exported programs warn about deprecated parts of Python and torch.
 pytestmark = [
@@ -272,7 +272,7 @@ def arguments(cell: int, grad: bool, packed: bool, **options: Any) -> tuple[Any,
     def ready(t: Tensor) -> Tensor:
         return t.to(dtype).requires_grad_(grad)
 
-    given = ops.optional([ready(h) for h in hidden] if options.get("given", True) else [])
+    given = library.optional([ready(h) for h in hidden] if options.get("given", True) else [])
     return ready(x), sizes, *given, [ready(w) for w in weights], cell, batch_first
 
 
@@ -299,13 +299,15 @@ def test_opcheck(cell: int, packed: bool, options: dict[str, Any]) -> None:
     if sampled and packed == (cell == 0):  # the slow one: a sample
         checks += ("test_aot_dispatch_dynamic",)
     for grad in (False, True):
-        opcheck(ops.forward, (*arguments(cell, grad, packed, **options), True), test_utils=checks)
+        opcheck(
+            library.forward, (*arguments(cell, grad, packed, **options), True), test_utils=checks
+        )
     args = arguments(cell, False, packed, **options)
-    output, h_n, c_n, saved, cells = ops.forward(*args, True)
+    output, h_n, c_n, saved, cells = library.forward(*args, True)
     grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n))
     for needs, flow in ((7, True), (1, False), (2, False), (4, False)):
         rest = (*args[:5], output, saved, cells, *args[5:], needs, flow)
-        opcheck(ops.backward, (*grads, *rest), test_utils=checks)
+        opcheck(library.backward, (*grads, *rest), test_utils=checks)
 
 
 def test_operator_alone() -> None:
@@ -313,10 +315,11 @@ def test_operator_alone() -> None:
     args = arguments(1, True, False)
     leaves = [args[0], args[2], *args[4]]
     saved, recomputed = (
-        torch.autograd.grad(loss(ops.forward(*args, train)[:2]), leaves) for train in (True, False)
+        torch.autograd.grad(loss(library.forward(*args, train)[:2]), leaves)
+        for train in (True, False)
     )
     close(recomputed, saved)
-    first = torch.autograd.grad(loss(ops.forward(*args, True)[:2]), leaves, create_graph=True)
+    first = torch.autograd.grad(loss(library.forward(*args, True)[:2]), leaves, create_graph=True)
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss(first), leaves))
 
 

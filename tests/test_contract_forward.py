@@ -308,5 +308,5 @@ def test_explain(name: str) -> None:
 
 
 def _is_composite(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    assert rnnkern.explain(layer, x).name == "composite"
+    assert rnnkern.explain(layer, x).name == "decomposition"
     return x

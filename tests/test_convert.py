@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from twins import CELLS, LAYERS, close, flat, pack
 
 import rnnkern
-from rnnkern import _torch_twin
+from rnnkern.nn import _torch_twin
 
 
 class Plain(nn.LSTM):
@@ -135,8 +135,9 @@ def test_parametrised() -> None:
 
 
 def test_import_order_keeps_the_functions() -> None:
-    import rnnkern.convert
     import rnnkern.trace
+
+    import rnnkern.convert
 
     assert callable(rnnkern.convert)
     assert callable(rnnkern.trace)

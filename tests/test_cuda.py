@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnkern
-import rnnkern.ops
+import rnnkern.ops.library
 
 pytestmark = [
     pytest.mark.skipif(
@@ -64,7 +64,7 @@ def gpu_results(case: Case) -> Results:
 
 
 def test_built() -> None:
-    assert "cuda" in rnnkern.ops.DEVICES
+    assert "cuda" in rnnkern.ops.library.DEVICES
     layer = rnnkern.LSTM(3, 4, device="cuda")
     x = torch.zeros(5, 2, 3, device="cuda")
     assert rnnkern.explain(layer, x).name == "fused"
@@ -194,9 +194,9 @@ def test_autocast(case: Case) -> None:
     call = Call(case)
     x, weights = call.x.detach(), [p.detach() for p in call.layer.parameters()]
     arguments = (x, None, [], weights, CELLS.index(case.cell), False, True)
-    expected = rnnkern.ops.forward(*arguments)
+    expected = rnnkern.ops.library.forward(*arguments)
     with torch.autocast("cuda", torch.bfloat16):
-        found = rnnkern.ops.forward(*arguments)
+        found = rnnkern.ops.library.forward(*arguments)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
 

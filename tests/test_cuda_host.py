@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import rnnkern
-import rnnkern.autograd
-import rnnkern.ops
-from rnnkern import composite
-from rnnkern.cells import BY_MODE
+import rnnkern.ops.autograd
+import rnnkern.ops.library
+from rnnkern.cell_spec import BY_MODE
+from rnnkern.ops import decomposition
 
 # The first test of all compiles the library, which takes minutes where the machine is busy.
 pytestmark = pytest.mark.timeout(600)
@@ -71,9 +71,13 @@ def _emulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     leaves unwritten shows."""
     # The CPU's matrix products may round by where their operands begin in memory.
     monkeypatch.setattr(test_kernels, "assert_same_bits", torch.testing.assert_close)
-    monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)  # it would go to the CPU engine
-    monkeypatch.setattr(rnnkern.ops, "forward", torch.ops.rnnkern_cuda_on_host.forward.default)
-    monkeypatch.setattr(rnnkern.ops, "backward", torch.ops.rnnkern_cuda_on_host.backward.default)
+    monkeypatch.setattr(rnnkern.ops.autograd, "NATIVE", None)  # it would go to the CPU engine
+    monkeypatch.setattr(
+        rnnkern.ops.library, "forward", torch.ops.rnnkern_cuda_on_host.forward.default
+    )
+    monkeypatch.setattr(
+        rnnkern.ops.library, "backward", torch.ops.rnnkern_cuda_on_host.backward.default
+    )
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)  # all tensors are small, and the emulation is serial
     chunk = torch.ops.rnnkern_cuda_on_host.set_chunk(200)
@@ -189,8 +193,10 @@ def test_on_chip_leaves_the_same(runs: None, cell: str) -> None:
     found = []
     for together in (True, False):
         torch.ops.rnnkern_cuda_on_host.set_runs(together, 1)
-        output, _, _, saved, cells = rnnkern.ops.forward(x, None, None, None, weights, *call, True)
-        *_, flow_h, flow_c = rnnkern.ops.backward(
+        output, _, _, saved, cells = rnnkern.ops.library.forward(
+            x, None, None, None, weights, *call, True
+        )
+        *_, flow_h, flow_c = rnnkern.ops.library.backward(
             dy, None, None, x, None, None, None, weights, output, saved, cells, *call, 7, True
         )
         found.append([saved, cells, flow_h, flow_c])
@@ -277,14 +283,16 @@ def test_flow(cell: str, P: int) -> None:
     state, h, c = [torch.zeros(B, R).double(), torch.zeros(B, H).double()], [], []
     for t in range(T):
         sums = linear(x[t], w_ih, b_ih), linear(state[0], w_hh, b_hh)
-        state = list(composite._STEPS[kind.id](*sums, *state[: len(kind.states)]))
+        state = list(decomposition._STEPS[kind.id](*sums, *state[: len(kind.states)]))
         state[0] = linear(state[0], *w_hr) if P else state[0]
         h.append(state[0])
         c += state[1:]
     expected = torch.autograd.grad(h + c, h + c, [*dy, *(torch.zeros_like(c_t) for c_t in c)])
     call = (kind.id, False)
-    output, _, _, saved, cells = rnnkern.ops.forward(x, None, None, None, weights, *call, True)
-    *gradients, flow_h, flow_c = rnnkern.ops.backward(
+    output, _, _, saved, cells = rnnkern.ops.library.forward(
+        x, None, None, None, weights, *call, True
+    )
+    *gradients, flow_h, flow_c = rnnkern.ops.library.backward(
         dy, None, None, x, None, None, None, weights, output, saved, cells, *call, 0, True
     )
     torch.testing.assert_close(flow_h[0], torch.cat(expected[:T]))
@@ -325,9 +333,9 @@ def test_autocast() -> None:
     """Autocast acts on a layer as a whole, not on the products inside the operators."""
     weights = [torch.randn(12, 5), torch.randn(12, 4), torch.randn(12), torch.randn(12)]
     arguments = (torch.randn(6, 3, 5), None, None, None, weights, CELLS.index("GRU"), False, True)
-    expected = rnnkern.ops.forward(*arguments)
+    expected = rnnkern.ops.library.forward(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        found = rnnkern.ops.forward(*arguments)
+        found = rnnkern.ops.library.forward(*arguments)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
 
@@ -359,7 +367,7 @@ def test_sums_are_float32() -> None:
 def test_bad_arguments(change: dict, message: str) -> None:
     given = {"x": torch.zeros(3, 2, 4), "batch_sizes": None, "state": [], "cell": 0} | change
     weights = [torch.zeros(8, 4), torch.zeros(8, 2)]
-    state = rnnkern.ops.optional(given["state"])
+    state = rnnkern.ops.library.optional(given["state"])
     arguments = (given["x"], given["batch_sizes"], *state, weights, given["cell"])
     with pytest.raises(RuntimeError, match=message):
-        rnnkern.ops.forward(*arguments, False, False)
+        rnnkern.ops.library.forward(*arguments, False, False)

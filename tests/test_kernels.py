@@ -15,8 +15,8 @@ from relu import check
 from torch import Tensor
 
 import rnnkern
-from rnnkern.autograd import layer_call
-from rnnkern.cells import BY_MODE
+from rnnkern.cell_spec import BY_MODE
+from rnnkern.ops.autograd import layer_call
 
 SIZES = [*range(1, 11), *(2**n + d for n in (4, 5, 6, 7) for d in (-1, 0, 1))]
 SPLITS = [  # few rows and many units, many rows and few units, and tails in both

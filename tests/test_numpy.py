@@ -9,7 +9,7 @@ import pytest
 
 import rnnkern.numpy
 from rnnkern import _numpy, reference
-from rnnkern.cells import BY_MODE, CELLS
+from rnnkern.cell_spec import BY_MODE, CELLS
 from rnnkern.state_dict import Weights
 
 T, B, I, H = 7, 3, 5, 6

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 from twins import LAYERS, flat, loss, pack, state, twins
 
 import rnnkern
-from rnnkern import autograd, precision
+from rnnkern import precision
+from rnnkern.ops import autograd
 
 BACKENDS = {"matmul": torch.backends.mkldnn.matmul, "rnn": torch.backends.mkldnn.rnn}
 

@@ -227,7 +227,7 @@ def test_errors():
         rnnkern.gradient_flow(layer, x, lambda output: 1.0)
     with pytest.raises(RuntimeError, match="Expected 4, got 3"):
         rnnkern.trace(layer, x[..., :3])
-    assert rnnkern.autograd.TAP.get() is None
+    assert rnnkern.ops.autograd.OBSERVER.get() is None
     complex_layer = rnnkern.GRU(I, H, dtype=torch.complex64)
     with pytest.raises(RuntimeError, match=r"does not run fused .*complex64"):
         rnnkern.trace(complex_layer, torch.randn(T, B, I, dtype=torch.complex64))

@@ -151,7 +151,7 @@ def test_a_call_that_raises_leaves_nothing_behind():
     with rnnkern.watch(layer) as w:
         with pytest.raises(RuntimeError, match="Expected 3, got 4"):
             layer(torch.randn(T, B, 4))
-        assert rnnkern.autograd.TAP.get() is None
+        assert rnnkern.ops.autograd.OBSERVER.get() is None
         layer(torch.randn(T, B, I))[0].sum().backward()
     assert w.latest["GRU"].step == 1
 

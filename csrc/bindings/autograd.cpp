@@ -117,9 +117,9 @@ variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
   return all;
 }
 
-// The differentiable composite, in Python: (grads, input, batch_sizes, state, weights, cell,
+// The decomposition, in Python: (grads, input, batch_sizes, state, weights, cell,
 // batch_first, needed) -> gradients of (input, *state, *weights).
-PyObject* composite_vjp = nullptr;
+PyObject* decomposition_vjp = nullptr;
 
 pybind11::object wrapped(const Tensor& t) {  // None for an undefined tensor
   return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t));
@@ -137,7 +137,7 @@ variable_list differentiable_backward(const Call& call, const std::array<Tensor,
   pybind11::gil_scoped_acquire gil;
   pybind11::tuple flags(needed.size());
   for (size_t i = 0; i < needed.size(); ++i) flags[i] = pybind11::bool_(needed[i]);
-  const pybind11::object found = pybind11::handle(composite_vjp)(
+  const pybind11::object found = pybind11::handle(decomposition_vjp)(
       wrapped(TensorList(grads)), wrapped(split.input),
       wrapped(call.batch_sizes.value_or(Tensor())), wrapped(split.state), wrapped(split.weights),
       call.cell, call.batch_first, flags);
@@ -149,7 +149,7 @@ variable_list differentiable_backward(const Call& call, const std::array<Tensor,
 
 // Whether a graph of this backward pass is wanted, or a transform looks on: the kernels would hide
 // what they do.
-bool needs_composite(const std::array<Tensor, 3>& grads) {
+bool needs_decomposition(const std::array<Tensor, 3>& grads) {
   if (at::GradMode::is_enabled() ||
       c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))
     return true;
@@ -199,7 +199,7 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     }
 
     variable_list found;
-    if (needs_composite(grads)) {
+    if (needs_decomposition(grads)) {
       found = differentiable_backward(call, grads, tensors, needed);
       for (int64_t i = 0; i <= call.states; ++i)
         if (call.step && found[i].defined()) found[i] = found[i].squeeze(0);
@@ -282,9 +282,9 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-PyObject* use_composite(PyObject*, PyObject* function) {
+PyObject* use_decomposition(PyObject*, PyObject* function) {
   Py_INCREF(function);
-  Py_XSETREF(composite_vjp, function);
+  Py_XSETREF(decomposition_vjp, function);
   Py_RETURN_NONE;
 }
 
@@ -294,7 +294,7 @@ PyMethodDef methods[] = {
      "h_n[, c_n])"},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
      "step(input, state, weights, cell) -> (h[, c]), without the dimensions of T and D"},
-    {"use_composite", use_composite, METH_O, "The vjp for double backward and transforms."},
+    {"use_decomposition", use_decomposition, METH_O, "The vjp for double backward and transforms."},
     {"registered_weights",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::registered_weights)),
      METH_FASTCALL,

@@ -1,5 +1,5 @@
 // The table of cells: the number that crosses the bindings, and the struct it stands for.
-// rnnkern/cells.py mirrors the order.
+// rnnkern/cell_spec.py mirrors the order.
 #pragma once
 #include "elman.h"
 #include "gru.h"

@@ -86,10 +86,10 @@ def test_other_failures_of_an_import() -> None:
     """A library that does not load, a module that does not know its torch."""
     passes("""
         import sys, types
-        sys.modules["rnnkern.modules"] = types.ModuleType("rnnkern.modules")  # without LSTM
+        sys.modules["rnnkern.nn"] = types.ModuleType("rnnkern.nn")  # without LSTM
         class Broken:
             def find_spec(self, name, path=None, target=None):
-                if name == "rnnkern.trace":
+                if name == "rnnkern.inspect.trace":
                     raise OSError("libtorch.so: no such file")
         sys.meta_path.insert(0, Broken())
         import rnnkern
@@ -153,7 +153,7 @@ def test_exported_program_loads(exported: Path, imports: str) -> None:
         f"""
         import sys
         {imports}
-        assert "rnnkern.modules" not in sys.modules
+        assert "rnnkern.nn.layers" not in sys.modules
         module = torch.export.load(sys.argv[1]).module()
         out = module(torch.ones(5, 2, 3))
         out.sum().backward()

@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensorMode
 from twins import CELLS, LAYERS, close, flat, pack
 
 import rnnkern
-import rnnkern.autograd
-from rnnkern import ops
+import rnnkern.ops.autograd
+from rnnkern.ops import library
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -51,7 +51,7 @@ class Use:
 @pytest.fixture(params=["native", "python"], autouse=True)
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "python":
-        monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)
+        monkeypatch.setattr(rnnkern.ops.autograd, "NATIVE", None)
 
 
 @pytest.mark.parametrize("part", [0, 4])
@@ -99,7 +99,7 @@ def test_freed_batch_sizes_without_a_state() -> None:
     free(use.packed.batch_sizes)
     sizes = use.packed.batch_sizes
     with pytest.raises(RuntimeError, match="memory of batch_sizes"):
-        ops.forward(use.x, sizes, None, None, list(use.module.parameters()), 1, False, False)
+        library.forward(use.x, sizes, None, None, list(use.module.parameters()), 1, False, False)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
@@ -214,13 +214,13 @@ def test_the_wrong_weight_is_named(bias: bool, given: bool) -> None:
     """One weight of a wrong shape is the one that the message names."""
     shapes = {"weight_ih": (16, 3), "weight_hh": (16, 4)}
     shapes |= {"bias_ih": (16,), "bias_hh": (16,)} if bias else {}
-    state = ops.optional([torch.zeros(1, 2, 4)] * 2 if given else [])
+    state = library.optional([torch.zeros(1, 2, 4)] * 2 if given else [])
     for wrong, shape in product(shapes, ((20, 5), (16, 5), (20, 4), (17, 3), (20,))):
         if len(shape) != len(shapes[wrong]):
             continue
         weights = [torch.zeros(shape if k == wrong else s) for k, s in shapes.items()]
         with pytest.raises(RuntimeError, match=f"rnnkern: {wrong} must have the sizes"):
-            ops.forward(torch.zeros(5, 2, 3), None, *state, weights, 0, False, False)
+            library.forward(torch.zeros(5, 2, 3), None, *state, weights, 0, False, False)
 
 
 PROGRAM = """
@@ -273,13 +273,13 @@ def test_out_of_memory_on_a_gpu_has_torchs_type(monkeypatch: pytest.MonkeyPatch)
     def fail(*args: Any) -> None:
         raise RuntimeError(words)
 
-    monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)
+    monkeypatch.setattr(rnnkern.ops.autograd, "NATIVE", None)
     use = Use("GRU")
     out = use.run()
-    monkeypatch.setattr(ops, "backward", fail)
+    monkeypatch.setattr(library, "backward", fail)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
         out[0].sum().backward()
-    monkeypatch.setattr(ops, "forward", fail)
+    monkeypatch.setattr(library, "forward", fail)
     for grad in (True, False):
         with (
             torch.set_grad_enabled(grad),

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from twins import CELLS, LAYERS, close, flat, loss, twins
 
 import rnnkern
-from rnnkern import cell_modules, module_weights, modules
+from rnnkern.nn import cells, layers, weights
 
 
 @pytest.fixture(params=["C++", "Python"], autouse=True)
 def lookup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to recognise the usual call."""
     if request.param == "Python":
-        for room in (modules, cell_modules):
-            monkeypatch.setattr(room, "registered_weights", module_weights._registered_weights)
-    elif module_weights.NATIVE is None:
+        for room in (layers, cells):
+            monkeypatch.setattr(room, "registered_weights", weights._registered_weights)
+    elif weights.NATIVE is None:
         pytest.skip("the C++ library is not built for this torch")
 
 
@@ -192,8 +192,8 @@ def test_the_usual_call_is_recognised() -> None:
     """Nothing laid over: the parameters themselves, in order, and no question to torch's code."""
     for module in usual_modules():
         cell = isinstance(module, nn.RNNCellBase)
-        names = cell_modules._NAMES if cell else module._flat_weights_names
-        found = (cell_modules if cell else modules).registered_weights(
+        names = cells._NAMES if cell else module._flat_weights_names
+        found = (cells if cell else layers).registered_weights(
             module, names, None if cell else module._flat_weights, input_of(module), None
         )
         assert [id(w) for w in found] == [id(p) for p in module.parameters()]

@@ -20,7 +20,7 @@ from torch import nn
 from twins import CELLS, LAYERS, close, flat, same_error
 
 import rnnkern
-from rnnkern import _torch_twin
+from rnnkern.nn import _torch_twin
 
 PLACES = (nn, nn.modules, nn.modules.rnn)
 OWN = {name: getattr(nn, name) for name in LAYERS + CELLS}  # torch's, as the tests are collected
@@ -90,10 +90,10 @@ ORDERS = {
                 setattr(place, name, getattr(rnnkern, name))
         """,
     "each module of ours after the names": """
-        import torch, rnnkern.modules as m
+        import torch, rnnkern.nn.layers as m
         for place in (torch.nn, torch.nn.modules.rnn):
             place.LSTM, place.GRU, place.RNN = m.LSTM, m.GRU, m.RNN
-        import rnnkern, rnnkern.cell_modules, rnnkern.convert, rnnkern.watch, rnnkern.trace
+        import rnnkern, rnnkern.nn.cells, rnnkern.convert, rnnkern.inspect.watch
         """,
     "the package imported anew": """
         import sys, torch, rnnkern

@@ -146,7 +146,7 @@ def test_dispatch_classes_that_know_aten_only(name: str, place: str) -> None:
     given = AtenOnly(x) if place == "input" else x
     if place == "hx":
         hx = tuple(map(AtenOnly, hx)) if isinstance(hx, tuple) else AtenOnly(hx)
-    assert rnnkern.explain(ours, given, hx).name == "composite"
+    assert rnnkern.explain(ours, given, hx).name == "decomposition"
     result = flat(ours(given, hx))
     assert all(type(t) is AtenOnly for t in result)
     close([t.inner for t in result], expected)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from twins import CELLS, LAYERS, close, flat, pack, twins
 
 import rnnkern
-import rnnkern.autograd
+import rnnkern.ops.autograd
 
 MODES = {
     "grad": nullcontext,
@@ -24,7 +24,7 @@ MODES = {
 @pytest.fixture(params=["native", "python"], autouse=True)
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "python":
-        monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)
+        monkeypatch.setattr(rnnkern.ops.autograd, "NATIVE", None)
 
 
 def forms(cell: bool) -> Iterator[tuple[str, dict[str, Any]]]:

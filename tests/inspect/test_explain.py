@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkern
-from rnnkern import cell_modules, composite, modules
+from rnnkern.nn import cells, layers
+from rnnkern.ops import decomposition
 
 T, B, I, H = 3, 2, 4, 5
 LAYERS, CELLS = ("LSTM", "GRU", "RNN"), ("LSTMCell", "GRUCell", "RNNCell")
@@ -18,7 +19,7 @@ class Sub(torch.Tensor):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The paths that the calls of a test take: "fused", "composite" or "torch"."""
+    """The paths that the calls of a test take: "fused", "decomposition" or "torch"."""
     seen = []
 
     def spy(owner, name, path):
@@ -30,10 +31,10 @@ def taken(monkeypatch):
 
         monkeypatch.setattr(owner, name, wrapper)
 
-    for module, names in ((modules, ("layer_call",)), (cell_modules, ("step_call",))):
+    for module, names in ((layers, ("layer_call",)), (cells, ("step_call",))):
         for name in (*names, "operator_call"):
             spy(module, name, "fused")
-    spy(composite, "layer", "composite")
+    spy(decomposition, "layer", "decomposition")
     for name in (*LAYERS, *CELLS):
         spy(getattr(nn, name), "forward", "torch")
     return seen

@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import rnnkern
-from rnnkern.autograd import TAP
-from rnnkern.trace import OBSERVING
+from rnnkern.inspect.trace import OBSERVING
+from rnnkern.ops.autograd import OBSERVER
 
 T, B, I, H = 6, 4, 3, 5
 
@@ -64,7 +64,7 @@ def in_threads(count, work):
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
     yield
-    assert TAP.get() is None
+    assert OBSERVER.get() is None
     assert OBSERVING.get() is False
 
 
@@ -81,7 +81,7 @@ def test_threads_share_a_model(every):
             loss = model(x)
             assert torch.equal(loss, wanted)
             torch.autograd.grad(loss, list(model.parameters()))
-        assert TAP.get() is None
+        assert OBSERVER.get() is None
 
     with rnnkern.watch(model, every=every, callback=seen.append):
         assert not in_threads(6, work)
@@ -148,7 +148,7 @@ def test_left_by_one_thread_while_another_calls():
 
     def work(_):
         layer(x)[0].sum().backward()
-        assert TAP.get() is None
+        assert OBSERVER.get() is None
 
     w = rnnkern.watch(layer)
     w.__enter__()
@@ -206,7 +206,7 @@ def test_a_generator_and_an_exception_between():
     with rnnkern.watch(model) as w:
         with pytest.raises(ZeroDivisionError):
             model(torch.randn(T, B, I))
-        assert TAP.get() is None
+        assert OBSERVER.get() is None
         model.encoder(torch.randn(T, B, I))[0].sum().backward()
     assert w.latest["encoder"].step == 1
 
@@ -228,7 +228,7 @@ def test_an_interrupt_in_the_middle_of_a_call():
         interrupt.append(True)
         with pytest.raises(KeyboardInterrupt):
             layer(torch.randn(T, B, I))
-    assert TAP.get() is None
+    assert OBSERVER.get() is None
 
 
 # Observers inside observers

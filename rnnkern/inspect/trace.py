@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
-from .autograd import TAP, Tap
-from .cells import CELLS, Cell
-from .kept import places
-from .modules import Layer
-from .path import explain
+from ..cell_spec import CELLS, Cell
+from ..nn.layers import Layer
+from ..ops.autograd import OBSERVER, CallObserver
+from ..saved_layout import offsets
+from .explain import explain
 
 Input = Tensor | PackedSequence
 
@@ -190,7 +190,7 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
 
 @dataclass
 class _Call:
-    """One layer with its directions, as the kernels left it (`Tap` in autograd.py says how)."""
+    """One layer with its directions, as the kernels left it (`CallObserver` in ops/autograd.py)."""
 
     cell: Cell
     output: Tensor  # as the layer's caller sees it
@@ -225,7 +225,7 @@ class _Call:
         else:
             batch, steps = self.output.shape[:2][:: 1 if self.by_batch else -1]
             sizes = [batch] * steps
-        where = torch.from_numpy(places(sizes, *kept.shape[2:]))
+        where = torch.from_numpy(offsets(sizes, *kept.shape[2:]))
         return kept.flatten(1)[:, where]
 
     @property
@@ -241,7 +241,7 @@ OBSERVING: ContextVar[bool] = ContextVar("rnnkern_observing", default=False)
 
 @dataclass
 class Recorder:
-    """A `Tap` (autograd.py) that keeps what every layer call of one module call computed.
+    """A `CallObserver` (autograd.py) that keeps what every layer call of one module call computed.
 
     layer        the module that is called
     outer        the tap that was set before; set again when the module call is complete
@@ -249,7 +249,7 @@ class Recorder:
     """
 
     layer: Layer
-    outer: Tap | None = None
+    outer: CallObserver | None = None
     calls: list[_Call] = field(default_factory=list)
     flows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     on_backward: list[Callable[[], None]] = field(default_factory=list)
@@ -276,7 +276,7 @@ class Recorder:
             _Call(CELLS[cell], output, by_batch, batch_sizes, saved, cells, h_n.shape[0])
         )
         if self.complete:  # what hooks call after the module is not part of it
-            TAP.set(self.outer)
+            OBSERVER.set(self.outer)
         return len(self.calls) - 1
 
     def backward(self, key: int, flow_h: Tensor, flow_c: Tensor) -> None:
@@ -308,7 +308,7 @@ class recording:
     """Records the next fused call of the layer. (A generator would double its cost.)"""
 
     def __init__(self, layer: Layer) -> None:
-        self.recorder = Recorder(layer, TAP.get())
+        self.recorder = Recorder(layer, OBSERVER.get())
         self.handle: RemovableHandle | None = None
 
     def __enter__(self) -> Recorder:
@@ -318,17 +318,17 @@ class recording:
             self.thread = get_ident()  # others may be calling the layer too
             self.handle = self.recorder.layer.register_forward_pre_hook(self._start)
         else:
-            TAP.set(self.recorder)
+            OBSERVER.set(self.recorder)
         return self.recorder
 
     def _start(self, *_: object) -> None:
         if get_ident() == self.thread and not self.recorder.calls:
-            TAP.set(self.recorder)
+            OBSERVER.set(self.recorder)
 
     def __exit__(self, *_: object) -> None:
         if self.handle is not None:
             self.handle.remove()
-        TAP.set(self.recorder.outer)
+        OBSERVER.set(self.recorder.outer)
         OBSERVING.set(self.observing)
 
 

@@ -1,4 +1,4 @@
-"""The table of cells, as csrc/cells/registry.h has it: what a layer's mode means to the operators."""
+"""The table of cells, as csrc/cells/registry.h has it."""
 
 from dataclasses import dataclass
 

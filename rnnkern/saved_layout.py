@@ -1,4 +1,4 @@
-"""Where the CPU kernels leave what they keep for the backward pass; csrc/core/saved_layout.h says why."""
+"""The layout of what the CPU kernels save for the backward pass: csrc/core/saved_layout.h."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 UNIT_BLOCK = 16  # kUnitBlock in csrc/core/saved_layout.h
 
 
-def places(sizes: Sequence[int], values: int, units: int) -> NDArray[np.int64]:
+def offsets(sizes: Sequence[int], values: int, units: int) -> NDArray[np.int64]:
     """The place of each value of a direction, (rows, values, units), among all of its values.
 
     sizes: rows of each step. A step's values stand in blocks of units, [block][row][value][unit].

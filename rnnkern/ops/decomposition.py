@@ -1,7 +1,7 @@
 """A layer from torch's own differentiable operations: slow, but every transform goes through it.
 
 It serves double backward, forward-mode AD, vmap and whatever else the fused kernels do not reach,
-with the operators' meaning of the arguments (see ops.py), so that one can stand for the other.
+with the operators' meaning of the arguments (see library.py), so that one can stand for the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import cells
-from .ops import split_directions
+from .. import cell_spec
+from .library import split_directions
 
 # One step: x = W_ih x + b_ih and y = W_hh h + b_hh (B, G·H), the states before -> the states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
@@ -40,10 +40,10 @@ def _rnn_relu(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor]:
 
 
 _STEPS: dict[int, Callable[..., tuple[Tensor, ...]]] = {
-    cells.LSTM.id: _lstm,
-    cells.GRU.id: _gru,
-    cells.RNN_TANH.id: _rnn_tanh,
-    cells.RNN_RELU.id: _rnn_relu,
+    cell_spec.LSTM.id: _lstm,
+    cell_spec.GRU.id: _gru,
+    cell_spec.RNN_TANH.id: _rnn_tanh,
+    cell_spec.RNN_RELU.id: _rnn_relu,
 }
 
 
@@ -57,10 +57,10 @@ def layer(
 ) -> tuple[Tensor, ...]:
     """Runs one layer; returns (output, h_n) or, with a cell state, (output, h_n, c_n).
 
-    Shapes, dtypes and strides are those of `rnnkern::forward` (ops.py).
+    Shapes, dtypes and strides are those of `rnnkern::forward` (library.py).
     """
     step = _STEPS[cell]
-    kind = cells.CELLS[cell]
+    kind = cell_spec.CELLS[cell]
     if batch_sizes is None:
         by_step = (input.transpose(0, 1) if batch_first else input).unbind(0)
         sizes = None

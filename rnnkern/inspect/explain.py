@@ -1,95 +1,34 @@
-"""Which path a call takes: the fused kernels, the differentiable composite, or torch.nn's own code.
-
-`obstacle` decides, for the layers' forward and for `explain` alike.
-"""
+"""explain and plan: which backend runs a call, and how the engine takes it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from . import compiler, ops
-from .cells import BY_MODE
-from .module_weights import PLAIN, foreign, tensors_in
-from .precision import takes_bfloat16
+from ..backend import FUSED, PLAIN, Backend, tensors_in
+from ..cell_spec import BY_MODE
+from ..nn.cells import Cell
+from ..nn.layers import Layer
+from ..ops import library
+from ..precision import takes_bfloat16
 
 _any_autocast = torch._C._is_any_autocast_enabled
-_functorch_active = torch._C._are_functorch_transforms_active
-_tracing_state = torch._C._get_tracing_state
-_is_compiling = torch.compiler.is_compiling
-_NONE = type(None)
-_DTYPES = ops.DTYPES
-_STRIDED = torch.strided
 
-
-@dataclass(frozen=True)
-class Path:
-    """name: "fused", "composite" or "torch"; reason: why, in words."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
-
-
-FUSED = Path("fused", "rnnkern's kernels")
-_ROUNDED = Path("fused", "rnnkern's kernels, factors rounded to bfloat16 as torch's setting allows")
-_TRANSFORM = Path(
-    "composite", "inside torch.func or forward-mode AD, which need torch's operations"
+_ROUNDED = Backend(
+    "fused", "rnnkern's kernels, factors rounded to bfloat16 as torch's setting allows"
 )
-_JIT = Path("torch", "torch.jit.trace or the ONNX exporter records torch's operators")
-_PROJECTION = Path("torch", "the kernels of this device do not cover proj_size yet")
-_SIZE = Path("torch", "a size is zero")
-_NOT_TENSORS = Path("torch", "input or weights are not tensors")
-_NESTED = Path("torch", "nested tensor")
-_AUTOCAST = Path("torch", "cells under autocast are torch.nn's")
-_IRREGULAR = Path("torch", "input, hx and weights do not fit together")
-
-
-def obstacle(
-    module: nn.Module, input: Any, weights: Sequence[Any], hx: Any = None, usual: bool = False
-) -> Path | None:
-    """Why the fused kernels do not take this call and who does; None if they do.
-
-    Shapes and the agreement of dtypes are not looked at: they are the same for every path. `usual`
-    says that every tensor of the call is known to be a plain one (`registered_weights`).
-    """
-    if _functorch_active() or forward_ad._current_level >= 0:
-        return _TRANSFORM
-    data = input[0] if isinstance(input, PackedSequence) else input
-    if not isinstance(data, Tensor) or (not usual and _NONE in map(type, weights)):
-        return _NOT_TENSORS
-    if not usual:
-        found = foreign(tensors_in(input, hx, weights))
-        if found is not None:
-            cls, sees_functions = found
-            name = "torch" if sees_functions else "composite"
-            return Path(name, f"{cls.__name__} may know torch's operators only")
-    if data.dtype not in _DTYPES:
-        return Path("torch", f"dtype {data.dtype}")
-    if data.layout is not _STRIDED:  # sparse and the like: torch.nn's cells take some of them
-        return Path("torch", f"layout {data.layout}")
-    if not (data.is_cpu or data.device.type in ops.DEVICES):
-        return Path("torch", f"device {data.device}")
-    if module.proj_size and data.device.type not in ops.PROJECTION:
-        return _PROJECTION
-    if not (module.input_size and module.hidden_size):
-        return _SIZE
-    if _tracing_state() is not None or (_is_compiling() and compiler.exporting_to_onnx()):
-        return _JIT
-    return None
+_NESTED = Backend("torch", "nested tensor")
+_AUTOCAST = Backend("torch", "cells under autocast are torch.nn's")
+_IRREGULAR = Backend("torch", "input, hx and weights do not fit together")
 
 
 def explain(
     layer: nn.Module,
     x: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
-) -> Path:
+) -> Backend:
     """Says which path `layer(x, hx)` would take here and now (inside vmap, say), and why.
 
     What is wrong with the shapes, the call itself says.
@@ -97,13 +36,12 @@ def explain(
     >>> print(rnnkern.explain(rnnkern.LSTM(3, 4), torch.randn(5, 2, 3)))
     fused: rnnkern's kernels
     """
-    from .cell_modules import Cell
-    from .modules import Layer
-
     if not isinstance(layer, (Layer, Cell)):
-        return Path("torch", f"{type(layer).__name__} is not rnnkern's (rnnkern.convert swaps it)")
+        return Backend(
+            "torch", f"{type(layer).__name__} is not rnnkern's (rnnkern.convert swaps it)"
+        )
     weights = layer.current_weights()
-    path = layer.obstacle(x, weights, hx)
+    path = layer.select_backend(x, weights, hx)
     if path is None and (x.data if isinstance(x, PackedSequence) else x).is_nested:
         return _NESTED
     if isinstance(layer, Cell):
@@ -141,9 +79,6 @@ def _unpacked(layer: nn.Module, x: Tensor | PackedSequence) -> tuple[Tensor, Ten
 
 
 def _require_plannable(layer: Any, x: Any) -> None:
-    from .cell_modules import Cell
-    from .modules import Layer
-
     if not isinstance(layer, (Layer, Cell)):
         raise TypeError(
             f"expected a layer or cell of rnnkern, got {type(layer).__name__}; "
@@ -156,7 +91,7 @@ def _require_plannable(layer: Any, x: Any) -> None:
         )
     data = x.data if packed else x
     ranks = (2,) if packed else (2, 3) if isinstance(layer, Layer) else (1, 2)
-    regular = data.layout is _STRIDED and not data.is_nested  # others need not have a shape
+    regular = data.layout is torch.strided and not data.is_nested  # others need not have a shape
     if regular and (
         data.dim() not in ranks or data.shape[-1] != layer.input_size or not data.numel()
     ):
@@ -201,9 +136,9 @@ def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -
     cell, directions = BY_MODE[mode].id, 2 if getattr(layer, "bidirectional", False) else 1
     sizes = layer.hidden_size, layer.proj_size
     if data.is_cuda:
-        return ops.cuda_plan(data, cell, steps, batch, *sizes, directions, packed, training)
+        return library.cuda_plan(data, cell, steps, batch, *sizes, directions, packed, training)
     dtype = torch.bfloat16 if takes_bfloat16(layer, *call) else data.dtype
-    return ops.plan(
+    return library.plan(
         cell,
         steps,
         batch,

@@ -11,25 +11,14 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
+from .._after_import import after_import
 from . import _torch_twin
-from ._after_import import after_import
 
 _BUILDER = "torch._dynamo.variables.builder"
 _REFUSED = (_torch_twin.LSTM, _torch_twin.GRU, _torch_twin.RNN)
-
-
-def exporting_to_onnx() -> bool:
-    """torch.onnx.is_in_onnx_export(), to which Dynamo answers False whatever the truth is."""
-    return torch.onnx.is_in_onnx_export()
-
-
-# Dynamo calls it then instead of tracing it. This is what torch.compiler.assume_constant_result
-# does, which would import Dynamo.
-exporting_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _refuse(builder: ModuleType, value: nn.Module) -> None:
@@ -43,7 +32,7 @@ def _refuse(builder: ModuleType, value: nn.Module) -> None:
         )
 
 
-def _patch(builder: ModuleType) -> None:
+def _patch(builder: ModuleType, kind: type[nn.Module]) -> None:
     """Wraps VariableBuilder.wrap_module; without that private name Dynamo breaks the graph."""
     original = getattr(builder.VariableBuilder, "wrap_module", None)
     if original is None:
@@ -51,9 +40,7 @@ def _patch(builder: ModuleType) -> None:
 
     @functools.wraps(original)
     def wrap_module(self: Any, value: Any) -> Any:
-        from .modules import Layer
-
-        if isinstance(value, Layer):
+        if isinstance(value, kind):
             with builder.config.patch(allow_rnn=True):
                 return original(self, value)
         if isinstance(value, _REFUSED) and not isinstance(value, (nn.LSTM, nn.GRU, nn.RNN)):
@@ -63,9 +50,12 @@ def _patch(builder: ModuleType) -> None:
     builder.VariableBuilder.wrap_module = wrap_module
 
 
-def install() -> None:
-    """Called once, when the layers are first imported; importing Dynamo itself takes seconds."""
-    after_import(_BUILDER, _patch)
+def let_dynamo_trace(kind: type[nn.Module]) -> None:
+    """Lets torch.compile into layers of this class, as soon as Dynamo is imported.
+
+    Importing Dynamo itself takes seconds.
+    """
+    after_import(_BUILDER, lambda builder: _patch(builder, kind))
 
 
 def fx_tracer(*args: Any) -> fx.Tracer | None:

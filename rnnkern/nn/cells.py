@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _torch_twin, compiler, composite, ops
-from .autograd import operator_call, step_call, without_first
-from .cells import BY_MODE
-from .module_weights import registered_weights, tensors_in
-from .path import obstacle
+from ..backend import select_backend, tensors_in
+from ..cell_spec import BY_MODE
+from ..ops import decomposition, library
+from ..ops.autograd import operator_call, step_call, without_first
+from . import _torch_twin, _tracing
+from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
@@ -19,7 +20,7 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 class Cell(_torch_twin.RNNCellBase):
     """What the three cells share. Shapes: input (B, I) or (I), states (B, H) or (H)."""
 
-    obstacle = obstacle
+    select_backend = select_backend
     proj_size = 0
     _mode: str | None
 
@@ -35,18 +36,16 @@ class Cell(_torch_twin.RNNCellBase):
             weights = registered_weights(self, _NAMES, None, input, hx)
         usual = weights is not None
         if not usual:
-            tracer = None if _is_compiling() else compiler.fx_tracer(input, hx)
+            tracer = None if _is_compiling() else _tracing.fx_tracer(input, hx)
             if tracer is not None:
-                return compiler.fx_leaf(tracer, self, input, hx)
+                return _tracing.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
 
-        path = self.obstacle(input, weights, hx, usual)
+        path = self.select_backend(input, weights, hx, usual)
         if path is not None and path.name == "torch":
             return self._torch_forward(input, hx)
         rank = input.dim()
         if not self._regular(input, rank, hx, weights):
-            if not _is_compiling():
-                ops.check_memory(input, hx, weights, _NAMES)
             return self._torch_forward(input, hx)
 
         cell = BY_MODE[self._mode]
@@ -57,7 +56,7 @@ class Cell(_torch_twin.RNNCellBase):
         if path is None and usual:
             states = step_call(input, state, weights, cell.id)
         else:
-            run = operator_call if path is None else composite.layer
+            run = operator_call if path is None else decomposition.layer
             state = [s.unsqueeze(0) for s in state]
             _, *states = run(input.unsqueeze(0), None, state, weights, cell.id, False)
             states = [without_first(s) for s in states]
@@ -70,7 +69,9 @@ class Cell(_torch_twin.RNNCellBase):
         return _torch_twin.to_torch(self)
 
     def _torch_forward(self, input: Any, hx: Any) -> Any:
-        """torch.nn's own code, which reads past a batched state if the input is unbatched."""
+        """torch.nn's own code, kept from what it would read past."""
+        if not _is_compiling():
+            library.check_memory(input, hx, self.current_weights(), _NAMES)
         if isinstance(input, Tensor) and input.dim() == 1:
             for k, s in enumerate(tensors_in(hx)):
                 if s.dim() == 2:

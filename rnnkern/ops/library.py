@@ -1,4 +1,4 @@
-"""The operators `rnnkern::forward` and `rnnkern::backward`: the library, and shapes without data.
+"""The compiled library with the operators `rnnkern::forward` and `rnnkern::backward`.
 
 One call runs one layer with all its directions; the schemas are in csrc/bindings/torch_ops.cpp.
 Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
@@ -12,10 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 from torch.nn.utils.rnn import PackedSequence
-
-from .cells import CELLS, LSTM
 
 
 def _load(name: str) -> bool:
@@ -65,7 +62,7 @@ def plan(
     backward: bool,
     threads: int,
 ) -> dict[str, Any]:
-    """How the CPU engine would cut one layer call; the members of `Plan` in csrc/cpu/runtime/plan.h."""
+    """How the CPU engine runs one layer call: the members of `Plan` (csrc/cpu/runtime/plan.h)."""
     found = torch.ops.rnnkern.plan(
         cell, steps, batch, input_size, hidden_size, proj_size, directions, element_size, backward,
         threads,
@@ -158,119 +155,3 @@ def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
     if len(weights) > each and weights[each].shape[0] < weights[0].shape[0]:
         each += 1
     return [weights[k : k + each] for k in range(0, len(weights), each)]
-
-
-def _sizes(weights: Sequence[Tensor], cell: int) -> tuple[int, int, int]:
-    """D, H and R of a layer."""
-    directions = split_directions(weights)
-    w_ih, w_hh = directions[0][:2]
-    return len(directions), w_ih.shape[0] // len(CELLS[cell].gates), w_hh.shape[1]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type that the kernels compute and save in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _check_devices(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, *weights: Tensor) -> None:
-    """A call of real and meta tensors goes to the meta kernel, which would find nothing wrong."""
-    names = ("the state h_0", "the state c_0", *["a weight"] * len(weights))
-    for name, t in zip(names, (h_0, c_0, *weights), strict=True):
-        if t is not None and t.device != input.device:
-            raise RuntimeError(f"rnnkern: {name} and input are on different devices")
-
-
-def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
-    """B of packed data, which without a state stands only in the values of batch_sizes."""
-    if h_0 is not None:
-        return h_0.shape[1]
-    if isinstance(batch_sizes, FakeTensor):
-        return torch.library.get_ctx().new_dynamic_size()
-    return int(batch_sizes[0])
-
-
-@torch.library.register_fake("rnnkern::forward")
-def _forward_shapes(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h_0: Tensor | None,
-    c_0: Tensor | None,
-    weights: list[Tensor],
-    cell: int,
-    batch_first: bool,
-    train: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_devices(input, h_0, c_0, *weights)
-    directions, hidden, width = _sizes(weights, cell)
-    if batch_sizes is None:
-        steps, batch = input.shape[:2]
-        if batch_first:
-            steps, batch = batch, steps
-        rows = steps * batch
-        output = input.new_empty(steps, batch, directions * width)
-        if batch_first:
-            output = output.transpose(0, 1)
-    else:
-        rows = input.shape[0]
-        output = input.new_empty(rows, directions * width)
-        batch = _packed_batch(batch_sizes, h_0)
-    saved = len(CELLS[cell].saved)
-    wide = _wide(input.dtype)
-    kept = wide if input.is_cuda else input.dtype
-    return (
-        output,
-        input.new_empty(directions, batch, width),
-        input.new_empty(directions, batch, hidden) if cell == LSTM.id else input.new_empty(0),
-        input.new_empty(directions, rows, saved, hidden, dtype=kept)
-        if train and saved
-        else input.new_empty(0, dtype=kept),
-        input.new_empty(directions, rows, hidden, dtype=wide)
-        if train and cell == LSTM.id
-        else input.new_empty(0, dtype=wide),
-    )
-
-
-@torch.library.register_fake("rnnkern::backward")
-def _backward_shapes(
-    grad_output: Tensor | None,
-    grad_h: Tensor | None,
-    grad_c: Tensor | None,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h_0: Tensor | None,
-    c_0: Tensor | None,
-    weights: list[Tensor],
-    output: Tensor,
-    saved: Tensor,
-    cells: Tensor,
-    cell: int,
-    batch_first: bool,
-    needs: int,
-    flow: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]:
-    _check_devices(input, h_0, c_0, *weights)
-    directions, hidden, width = _sizes(weights, cell)
-    lstm = cell == LSTM.id
-    wide = _wide(input.dtype)
-    packed = batch_sizes is not None
-    rows = input.shape[0] if packed else input.shape[0] * input.shape[1]
-    if not needs & 1:
-        grad_input = input.new_empty(0)
-    elif batch_first and not packed:
-        grad_input = input.new_empty([input.shape[k] for k in (1, 0, 2)]).transpose(0, 1)
-    else:
-        grad_input = input.new_empty(input.shape)
-    if not needs & 2:
-        batch = 0
-    elif packed:
-        batch = _packed_batch(batch_sizes, h_0)
-    else:
-        batch = input.shape[0 if batch_first else 1]
-    return (
-        grad_input,
-        input.new_empty((directions, batch, width) if needs & 2 else 0),
-        input.new_empty((directions, batch, hidden) if needs & 2 and lstm else 0),
-        [w.new_empty(w.shape) for w in weights] if needs & 4 else [],
-        input.new_empty((directions, rows, width) if flow else 0, dtype=wide),
-        input.new_empty((directions, rows, hidden) if flow and lstm else 0, dtype=wide),
-    )

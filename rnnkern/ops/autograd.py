@@ -1,8 +1,8 @@
 """One layer call with its gradient: the fused operators behind torch's autograd.
 
 `layer_call` is what the modules use: a C++ function where one was built for this very torch
-(csrc/bindings/autograd.cpp), else, and under a tap, the same in Python. The backward formula is
-also registered on the operator itself, for those who reach it through the dispatcher:
+(csrc/bindings/autograd.cpp), else, and under an observer, the same in Python. The backward formula
+is also registered on the operator itself, for those who reach it through the dispatcher:
 torch.compile, torch.export, subclasses.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import composite, ops
-from .cells import LSTM
+from ..cell_spec import LSTM
+from . import decomposition, library
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -31,25 +31,25 @@ def _native() -> Any:
     name = f"rnnkern._autograd_torch{release}"
     if importlib.util.find_spec(name) is None:
         return None
-    library = importlib.import_module(name)
-    library.use_composite(composite.vjp)
-    return library
+    native = importlib.import_module(name)
+    native.use_decomposition(decomposition.vjp)
+    return native
 
 
 #: The C++ functions, if the package was built with this very version of torch; else None.
 NATIVE: Any = _native()
 
 
-class Tap(Protocol):
-    """Hands out what a fused layer call computes besides its results; set through `TAP`.
+class CallObserver(Protocol):
+    """Receives what a fused layer call computes besides its results; set through `OBSERVER`.
 
     `forward` is called once per layer call, in order of the layers, with the tensors of the
-    operator's call (ops.py): input (T, B, I), or (B, T, I) with batch_first, or packed (N, I) with
+    operator's call: input (T, B, I), or (B, T, I) with batch_first, or packed (N, I) with
     batch_sizes (rows in sorted order); state [], [h_0] or [h_0, c_0], (D, B, R) and (D, B, H);
     output laid out as input; h_n (D, B, R); c_n (D, B, H), empty without a cell state;
     saved (D, rows, S, H), the values named in Cell.saved at every step; cells (D, rows, H), all
     c_t, empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N; on the CPU saved and
-    cells have only their number of elements from this, and kept.py says where each stands. saved,
+    cells have only their number of elements from this (layout: saved_layout.py). saved,
     cells and output serve the backward pass as well: read, do not write. They are without autograd
     and may be kept; input, state, h_n and c_n are only to be looked at (kept, they would keep the
     graph).
@@ -76,17 +76,17 @@ class Tap(Protocol):
     def backward(self, key: Any, flow_h: Tensor, flow_c: Tensor) -> None: ...
 
 
-#: The tap of the calls made in this context, if any. Calls that take another path do not reach it.
-TAP: ContextVar[Tap | None] = ContextVar("rnnkern_tap", default=None)
+#: The observer of the calls made in this context, if any. Other backends do not reach it.
+OBSERVER: ContextVar[CallObserver | None] = ContextVar("rnnkern_observer", default=None)
 
 
 def _forward(
     input: Tensor, batch_sizes: Tensor | None, state: Sequence[Tensor], *args: Any
 ) -> tuple[Tensor, ...]:
     try:
-        return ops.forward(input, batch_sizes, *ops.optional(state), *args)
+        return library.forward(input, batch_sizes, *library.optional(state), *args)
     except RuntimeError as error:
-        raise ops.typed(error) from None
+        raise library.typed(error) from None
 
 
 def _gradients(
@@ -96,7 +96,7 @@ def _gradients(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of (input, *state, *weights), from what a forward pass left on `ctx`."""
-    cell, batch_first, states, train, tap, key = ctx.call
+    cell, batch_first, states, train, observer, key = ctx.call
     input, batch_sizes, *rest = tensors
     output, saved, cells = rest[-3:]
     state, weights = rest[:states], _as_input(input, rest[states:-3])
@@ -106,20 +106,22 @@ def _gradients(
         or _functorch_active()
         or any(g is not None and _is_batched(g) for g in grads)
     ):
-        return composite.vjp(grads, input, batch_sizes, state, weights, cell, batch_first, needed)
+        return decomposition.vjp(
+            grads, input, batch_sizes, state, weights, cell, batch_first, needed
+        )
     grad_output, grad_h, grad_c = grads
     needs = (
         needed[0] + 2 * any(needed[1 : 1 + states]) + 4 * any(needed[1 + states :])
     )  # operator's bits
     try:
-        grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c = ops.backward(
-            grad_output, grad_h, grad_c, input, batch_sizes, *ops.optional(state), weights, output,
-            saved, cells, cell, batch_first, needs, tap is not None,
+        grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c = library.backward(
+            grad_output, grad_h, grad_c, input, batch_sizes, *library.optional(state), weights,
+            output, saved, cells, cell, batch_first, needs, observer is not None,
         )  # fmt: skip
     except RuntimeError as error:
-        raise ops.typed(error) from None
-    if tap is not None:
-        tap.backward(key, flow_h, flow_c)
+        raise library.typed(error) from None
+    if observer is not None:
+        observer.backward(key, flow_h, flow_c)
     found = [grad_input, *(grad_h0, grad_c0)[:states], *(grad_weights or [None] * len(weights))]
     return [g if need else None for g, need in zip(found, needed, strict=True)]
 
@@ -135,7 +137,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        tap: Tap | None,
+        observer: CallObserver | None,
         batch_sizes: Tensor | None,
         states: int,
         cell: int,
@@ -151,14 +153,14 @@ class _Layer(torch.autograd.Function):
                 input, batch_sizes, state, taken, cell, batch_first, True
             )
         key = None
-        if tap is not None:
-            key = tap.forward(
+        if observer is not None:
+            key = observer.forward(
                 cell, batch_first, input, batch_sizes, state, output.detach(),
                 h_n, c_n, saved, cells,
             )  # fmt: skip
         # In the order of the C++ node: a checkpoint may save for one and recompute for the other.
         ctx.save_for_backward(input, *tensors, output, saved, cells, batch_sizes)
-        ctx.call = (cell, batch_first, states, True, tap, key)
+        ctx.call = (cell, batch_first, states, True, observer, key)
         ctx.set_materialize_grads(False)
         return (output, h_n, c_n) if cell == LSTM.id else (output, h_n)
 
@@ -189,7 +191,7 @@ def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     needed = [input_needed, *state_needed[:states], *weights_needed]
     grad_c = grads[2] if cell == LSTM.id else None
     found = _gradients(ctx, ctx.saved_tensors, (grads[0], grads[1], grad_c), needed)
-    grad_h_0, grad_c_0 = ops.optional(found[1 : 1 + states])
+    grad_h_0, grad_c_0 = library.optional(found[1 : 1 + states])
     return found[0], None, grad_h_0, grad_c_0, found[1 + states :], None, None, None
 
 
@@ -207,26 +209,36 @@ def layer_call(
 ) -> tuple[Tensor, ...]:
     """Runs one layer by the fused kernels in eager mode; differentiable.
 
-    Arguments as `rnnkern::forward` takes them (ops.py), with [], [h_0] or [h_0, c_0] for the state.
+    Arguments as `rnnkern::forward` takes them, with [], [h_0] or [h_0, c_0] for the state.
     With `cast_weights` the weights may be wider than the input and are rounded to its dtype.
     Returns (output, h_n, c_n); without a cell state (output, h_n). What the kernels saved goes to
-    `TAP`, if set.
+    `OBSERVER`, if set.
     """
-    tap = TAP.get()
-    if tap is None and NATIVE is not None and not _function_modes():
+    observer = OBSERVER.get()
+    if observer is None and NATIVE is not None and not _function_modes():
         return NATIVE.layer(input, batch_sizes, state, weights, cell, batch_first, cast_weights)
     if torch.is_grad_enabled() and (
         input.requires_grad or any(map(_requires_grad, (*state, *weights)))
     ):
         return _Layer.apply(
-            tap, batch_sizes, len(state), cell, batch_first, cast_weights, input, *state, *weights
+            observer,
+            batch_sizes,
+            len(state),
+            cell,
+            batch_first,
+            cast_weights,
+            input,
+            *state,
+            *weights,
         )
     with _below_autograd():
         if cast_weights:
             weights = _as_input(input, weights)
-        results = _forward(input, batch_sizes, state, weights, cell, batch_first, tap is not None)
-    if tap is not None:
-        tap.forward(cell, batch_first, input, batch_sizes, state, *results)
+        results = _forward(
+            input, batch_sizes, state, weights, cell, batch_first, observer is not None
+        )
+    if observer is not None:
+        observer.forward(cell, batch_first, input, batch_sizes, state, *results)
     return results[: 3 if cell == LSTM.id else 2]
 
 

@@ -12,20 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _torch_twin, compiler, composite, ops
-from .autograd import layer_call, operator_call
-from .cells import BY_MODE
-from .module_weights import registered_weights
-from .path import obstacle
-from .precision import autocast_dtype, cast_weights, takes_bfloat16
+from ..backend import select_backend
+from ..cell_spec import BY_MODE
+from ..ops import decomposition, library
+from ..ops.autograd import layer_call, operator_call
+from ..precision import autocast_dtype, cast_weights, takes_bfloat16
+from . import _torch_twin, _tracing
+from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
 _update_flat_weights = nn.RNNBase._update_flat_weights
 
 Run = Callable[..., tuple[Tensor, ...]]
-
-compiler.install()
 
 
 def _all_to(
@@ -37,7 +36,7 @@ def _all_to(
 class Layer(_torch_twin.RNNBase):
     """What the three layers share: checks, layouts, the stack of layers, the choice of a path."""
 
-    obstacle = obstacle
+    select_backend = select_backend
 
     def current_weights(self) -> list[Tensor]:
         """The weights in torch's order, after whatever has been put in the parameters' place."""
@@ -55,17 +54,19 @@ class Layer(_torch_twin.RNNBase):
             weights = registered_weights(self, self._flat_weights_names, flat, input, hx)
         usual = weights is not None
         if not usual:
-            tracer = None if _is_compiling() else compiler.fx_tracer(input, hx)
+            tracer = None if _is_compiling() else _tracing.fx_tracer(input, hx)
             if tracer is not None:
-                return compiler.fx_leaf(tracer, self, input, hx)
+                return _tracing.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
 
-        path = self.obstacle(input, weights, hx, usual)
+        path = self.select_backend(input, weights, hx, usual)
         if path is None:
             run = layer_call if usual else operator_call
-        elif path.name == "composite":
-            run = composite.layer
+        elif path.name == "decomposition":
+            run = decomposition.layer
         else:
+            if not _is_compiling():
+                library.check_memory(input, hx, weights, self._flat_weights_names)
             return super().forward(input, hx)
 
         if isinstance(input, PackedSequence):
@@ -148,7 +149,7 @@ class Layer(_torch_twin.RNNBase):
             self.check_input(data, batch_sizes)
         if sorted_indices is not None:
             if state and not _is_compiling():
-                ops.check_memory(packed, state)
+                library.check_memory(packed, state)
             state = [s.index_select(1, sorted_indices) for s in state]
         output, *states = self._run(run, data, batch_sizes, state, weights, False)
         if unsorted_indices is not None:
@@ -311,3 +312,6 @@ class RNN(Layer, _torch_twin.RNN):
             input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
             bidirectional, device=device, dtype=dtype, **refused,
         )  # fmt: skip
+
+
+_tracing.let_dynamo_trace(Layer)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .autograd import TAP, Tap
-from .modules import Layer
+from ..nn.layers import Layer
+from ..ops.autograd import OBSERVER, CallObserver
 from .trace import OBSERVING, Flow, Layout, Recorder, Trace, map_tensors, why_not_recorded
 
 _log = logging.getLogger("rnnkern")
@@ -227,14 +227,14 @@ class _Call:
     hooks: "_Hooks"
     recorder: Recorder | None
     step: int
-    tap: Tap | None
+    tap: CallObserver | None
     outer: "_Call | None"
 
     def close(self) -> None:
         """Takes this call, and those inside it that never came to an end, from the stack."""
         _CALL.set(self.outer)
         complete = isinstance(self.tap, Recorder) and self.tap.complete
-        TAP.set(None if complete else self.tap)
+        OBSERVER.set(None if complete else self.tap)
 
 
 # State of a call belongs to its context: threads, tasks and replicas share a layer and its hooks.
@@ -260,7 +260,7 @@ class _Hooks:
     def before(self, layer: Layer, args: tuple[Any, ...]) -> None:
         if self.watch is None or _is_compiling() or OBSERVING.get():
             return
-        recorder, step, tap = None, -1, TAP.get()
+        recorder, step, tap = None, -1, OBSERVER.get()
         shared = self._shared(layer, tap)
         if layer.training and torch.is_grad_enabled() and not _recomputes():
             with self.lock:
@@ -268,9 +268,9 @@ class _Hooks:
             if step % self.watch.every == 0:
                 recorder = shared or Recorder(layer)
         _CALL.set(_Call(self, recorder, step, tap, _CALL.get()))
-        TAP.set(shared or recorder)
+        OBSERVER.set(shared or recorder)
 
-    def _shared(self, layer: Layer, tap: Tap | None) -> Recorder | None:
+    def _shared(self, layer: Layer, tap: CallObserver | None) -> Recorder | None:
         """Another watch's recorder of this very call, if there is one.
 
         The hooks of one call run in the order in which they were made; any other order says that a

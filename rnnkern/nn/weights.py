@@ -5,19 +5,14 @@ or of its class comes before the parameter, and subclasses may override the look
 call has none of that; it is recognised here without the cost of asking.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
-from .autograd import NATIVE
-
-#: Types with nothing between them and the kernels.
-PLAIN = frozenset({Tensor, nn.Parameter})
+from ..backend import PLAIN, tensors_in
+from ..ops.autograd import NATIVE
 
 # The methods by which torch.nn looks weights up; a class or an instance may override them.
 _LOOKUPS = {
@@ -35,15 +30,6 @@ def has_torch_lookups(module: nn.Module) -> bool:
     return vars(module).keys().isdisjoint(_LOOKUPS) and all(
         getattr(cls, name, method) is method for name, method in _LOOKUPS.items()
     )
-
-
-def tensors_in(*values: Any) -> Iterator[Tensor]:
-    """The tensors in a tree of tuples and lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from tensors_in(*value)
 
 
 def _registered_weights(
@@ -71,24 +57,3 @@ if NATIVE is not None:
 #: torch.nn would take (`flat`: a layer's list of them; None for a cell) and all tensors of the call
 #: are plain. None where that is not so, or not sure: torch's own code is to be asked.
 registered_weights = _registered_weights if NATIVE is None else NATIVE.registered_weights
-
-
-def foreign(tensors: Iterable[Tensor]) -> tuple[type[Tensor], bool] | None:
-    """The first class among the tensors' that may know torch's own operators alone; else None.
-
-    Second, whether it sees functions, by a `__torch_function__` of its own: it may wait for the
-    very function that torch.nn calls. Others, with a `__torch_dispatch__`, see operators.
-    """
-    for cls in map(type, tensors):
-        if cls in PLAIN or issubclass(cls, (FakeTensor, FunctionalTensor)):
-            continue
-        function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
-        if function not in _PASSIVE:
-            return cls, True
-        if cls.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
-            return cls, False
-    return None
-
-
-# What a class has that lets every function pass.
-_PASSIVE = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)

@@ -1,0 +1,13 @@
+"""The modules: torch.nn's recurrent layers and cells on rnnkern's kernels.
+
+layers       LSTM, GRU, RNN: checks, layouts, the stack of layers; no arithmetic
+cells        LSTMCell, GRUCell, RNNCell: one step of a layer
+weights      which weights a call uses
+_torch_twin  torch.nn's own classes, captured once, and the way back to them
+_tracing     what lets torch.compile and torch.fx trace the modules
+"""
+
+from .cells import GRUCell, LSTMCell, RNNCell
+from .layers import GRU, LSTM, RNN
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
