@@ -119,30 +119,30 @@ def test_chunks_of_halves(dtype: torch.dtype) -> None:
 
 
 @pytest.fixture
-def runs() -> Iterator[None]:
+def persistent() -> Iterator[None]:
     """Steps are taken together, with fibers for threads; chunks are as large as ever."""
     torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
-    torch.ops.rnnkern_cuda_on_host.set_runs(True, 0)
+    torch.ops.rnnkern_cuda_on_host.set_persistent(True, 0)
     yield
-    torch.ops.rnnkern_cuda_on_host.set_runs(False, 0)
+    torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
 
 
 @pytest.mark.parametrize("case", ON_CHIP, ids=str)
-def test_on_chip(runs: None, case: Case) -> None:
-    before = torch.ops.rnnkern_cuda_on_host.run_launches()
+def test_on_chip(persistent: None, case: Case) -> None:
+    before = torch.ops.rnnkern_cuda_on_host.persistent_launches()
     judge(case).assert_as_good_as_torch()
-    assert torch.ops.rnnkern_cuda_on_host.run_launches() >= before + 2
+    assert torch.ops.rnnkern_cuda_on_host.persistent_launches() >= before + 2
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_on_chip_in_any_order(runs: None, cell: str, dtype: torch.dtype) -> None:
+def test_on_chip_in_any_order(persistent: None, cell: str, dtype: torch.dtype) -> None:
     """However the threads of a cluster take turns and however long messages take, the bits are the
     same, also where a run ends with a chunk."""
     case = Case(cell, T=13, B=10, H=150, bidirectional=True, packed=True, hx=True, dtype=dtype)
     found = []
     for seed in range(6):
-        torch.ops.rnnkern_cuda_on_host.set_runs(True, seed)
+        torch.ops.rnnkern_cuda_on_host.set_persistent(True, seed)
         found.append(results(case, rnnkern))
     for other in found[1:]:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
@@ -170,9 +170,9 @@ def test_on_chip_at_random(case: Case, seed: int) -> None:
     found = []
     torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
     for together in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_runs(together, seed)
+        torch.ops.rnnkern_cuda_on_host.set_persistent(together, seed)
         found.append(results(case, rnnkern))
-    torch.ops.rnnkern_cuda_on_host.set_runs(False, 0)
+    torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
     close = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[case.dtype]
     for name, value in found[0].items():
         distance = (value - found[1][name]).norm() / found[1][name].norm().clamp(min=1e-3)
@@ -180,7 +180,7 @@ def test_on_chip_at_random(case: Case, seed: int) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_on_chip_leaves_the_same(runs: None, cell: str) -> None:
+def test_on_chip_leaves_the_same(persistent: None, cell: str) -> None:
     """Saved values, cell states and flows too are those of the steps one by one."""
     layer = Case(cell, I=3, H=70, bidirectional=True, batch_first=True).layer(rnnkern)
     weights = [p.detach() for p in layer.parameters()]
@@ -188,7 +188,7 @@ def test_on_chip_leaves_the_same(runs: None, cell: str) -> None:
     call = (CELLS.index(cell), True)
     found = []
     for together in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_runs(together, 1)
+        torch.ops.rnnkern_cuda_on_host.set_persistent(together, 1)
         output, _, _, saved, cells = rnnkern.ops.forward(x, None, [], weights, *call, True)
         *_, flow_h, flow_c = rnnkern.ops.backward(
             dy, None, None, x, None, [], weights, output, saved, cells, *call, 7, True
@@ -197,7 +197,7 @@ def test_on_chip_leaves_the_same(runs: None, cell: str) -> None:
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
-def test_plan(runs: None) -> None:
+def test_plan(persistent: None) -> None:
     """What stays on the chip, and what goes step by step."""
 
     def plan(dtype: torch.dtype, hidden_size: int, *more: object, steps: int = 9) -> dict:

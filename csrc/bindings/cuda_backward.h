@@ -7,7 +7,7 @@ namespace rnnkern {
 
 // What a chunk of steps leaves for the gradients of one direction's weights, a row each.
 struct ChunkOperands {
-  Tensor dsum, x, previous;
+  Tensor dgates, x, previous;
   MaybeTensor total, m;  // with a projection
 };
 
@@ -15,22 +15,22 @@ struct ChunkOperands {
 // are added up in the wide type, whatever way a product is split.
 inline Tensors chunk_weight_grads(const Call& call, const Gates& gates, const ChunkOperands& chunk,
                                   const OnDevice& device) {
-  const int64_t H = call.hidden_size, rows = chunk.dsum.size(0), stride = gates.sums * H;
-  const ScalarType type = wide_of(chunk.dsum.scalar_type());
+  const int64_t H = call.hidden_size, rows = chunk.dgates.size(0), stride = gates.sums * H;
+  const ScalarType type = wide_of(chunk.dgates.scalar_type());
   Tensors grads;
   const auto columns = [&](const Run& run) {
-    return matrix(chunk.dsum, run.sum * H, rows, run.count * H, stride);
+    return matrix(chunk.dgates, run.sum * H, rows, run.count * H, stride);
   };
   const auto weight = [&](const std::vector<Run>& runs, const Tensor& operand) {
     const int64_t width = operand.size(1);
-    Tensor grad = empty(chunk.dsum, type, {call.gates * H, width});
+    Tensor grad = empty(chunk.dgates, type, {call.gates * H, width});
     for (const Run& run : runs)
       multiply_rows(columns(run), operand,
                     matrix(grad, run.gate * H * width, run.count * H, width, width), device);
     grads.push_back(grad);
   };
   const auto bias = [&](const std::vector<Run>& runs) {
-    Tensor grad = empty(chunk.dsum, type, {call.gates * H});
+    Tensor grad = empty(chunk.dgates, type, {call.gates * H});
     const int64_t over_rows = 0;
     for (const Run& run : runs) {
       Tensor part = stable::narrow(grad, 0, run.gate * H, run.count * H);
@@ -48,7 +48,7 @@ inline Tensors chunk_weight_grads(const Call& call, const Gates& gates, const Ch
       bias(gates.hidden);
   }
   if (chunk.total) {
-    grads.push_back(empty(chunk.dsum, type, {call.proj_size, H}));
+    grads.push_back(empty(chunk.dgates, type, {call.proj_size, H}));
     multiply_rows(*chunk.total, *chunk.m, grads.back(), device);
   }
   return grads;
@@ -56,16 +56,16 @@ inline Tensors chunk_weight_grads(const Call& call, const Gates& gates, const Ch
 
 inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
                                     Tensor input, MaybeTensor batch_sizes, Tensors state,
-                                    Tensors weights, Tensor output, Tensor saved, Tensor cells,
+                                    Tensors weights, Tensor output, Tensor saved, Tensor c_states,
                                     int64_t cell, bool batch_first, int64_t needs, bool flow) {
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
-  call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells,
+  call.check_backward(input, grad_output, grad_h, grad_c, output, saved, c_states,
                       wide_of(input.scalar_type()));
   const OnDevice device(input);
   const Walk walk{call};
   const Gates gates(call.cell);
   const ScalarType dtype = input.scalar_type(), wide = wide_of(dtype);
-  const cuda::Storage storage = storage_of(dtype);
+  const cuda::DType storage = cuda_dtype(dtype);
   const int64_t T = call.steps, B = call.batch, D = call.directions, H = call.hidden_size;
   const int64_t R = call.width, S = call.saved_values, I = call.input_size;
   const int64_t sums = gates.sums * H, chunk = chunk_of_steps(call, sums);
@@ -74,7 +74,7 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
   state = dense(std::move(state));
   output = with_dense_rows(output);
   saved = dense(saved);
-  cells = dense(cells);
+  c_states = dense(c_states);
   if (grad_output) grad_output = with_dense_rows(*grad_output);
 
   const auto when = [&](bool wanted, ScalarType type, Sizes sizes) {
@@ -85,31 +85,31 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
   Tensor flow_c = when(flow && has_c, wide, {D, call.rows, H});
   Tensors grads;
 
-  // The gradient of h comes in two parts: dh from the cell, `recurrent` through W_hh. A row that
-  // has not ended yet, in a walk against time, has dh from h_n and nothing recurrent.
+  // The gradient of h comes in two parts: dh from the cell, `dh_recurrent` through W_hh. A row that
+  // has not ended yet, in a walk against time, has dh from h_n and no dh_recurrent.
   Tensor dh = start_from(grad_h, input, wide, {D, B, R});
   Tensor dc = has_c ? start_from(grad_c, input, wide, {D, B, H}) : empty(input, wide, {0});
-  Tensor recurrent = start_from({}, input, wide, {D, B, R});
+  Tensor dh_recurrent = start_from({}, input, wide, {D, B, R});
   const bool want_weights = needs & kNeedWeights;
   const int64_t chunk_rows = std::min(chunk * B, call.rows);
-  const Runnable layer{call.cell, dtype, H, projected, true};
+  const PersistentLayer layer{call.cell, dtype, H, projected, true};
   const bool together = chunk == T && layer.plan_both(T, B, D, call.packed).blocks;
   const int64_t held = together ? 2 : 1;  // chunks at a time
-  Tensor dsum = empty(input, dtype, {held * chunk_rows, sums});
+  Tensor dgates = empty(input, dtype, {held * chunk_rows, sums});
   Tensor previous = when(want_weights, dtype, {held * chunk_rows, R});
   Tensor total = when(projected, dtype, {chunk_rows, R});
   Tensor m = when(projected && want_weights, dtype, {chunk_rows, H});
   Tensor dm = when(projected, wide, {B, H});
   Tensor second_dx = when(needs & kNeedInput && D > 1, dtype, {chunk_rows, I});
   std::vector<Tensors> sum_of_grads(D);
-  std::vector<cuda::BackwardRun> runs;
+  std::vector<cuda::PersistentBackwardParams> runs;
   const auto held_row = [&](int d) { return together ? d * chunk_rows : 0; };
 
   // Steps [begin, end) of a direction, the last first.
   const auto walk_back = [&](int d, int64_t begin, int64_t end) {
     const Tensor* w = &weights[d * call.per_direction];
     const int64_t direction_rows = d * call.rows, h_state = d * B * R, c_state = d * B * H;
-    cuda::BackwardStep step{};
+    cuda::StepBackwardParams step{};
     step.units = H;
     step.width = R;
     step.y = address(output, d * R);
@@ -117,17 +117,17 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
     step.h0 = state.empty() ? nullptr : address(state[0], h_state);
     step.c0 = state.size() < 2 ? nullptr : address(state[1], c_state);
     step.saved = address(saved, direction_rows * S * H);
-    step.cells = address(cells, direction_rows * H);
+    step.c_states = address(c_states, direction_rows * H);
     step.dy = grad_output ? address(*grad_output, d * R) : nullptr;
     step.dy_row = grad_output ? walk.row_stride(*grad_output) : 0;
-    step.recurrent = address(recurrent, h_state);
+    step.dh_recurrent = address(dh_recurrent, h_state);
     step.dh = address(dh, h_state);
     step.dc = address(dc, c_state);
     step.flow_h = address(flow_h, direction_rows * R);
     step.flow_c = address(flow_c, direction_rows * H);
-    step.dsum = address(dsum, held_row(d) * sums);
-    step.previous = address(previous, held_row(d) * R);
-    step.total = address(total);
+    step.dgates = address(dgates, held_row(d) * sums);
+    step.h_prev = address(previous, held_row(d) * R);
+    step.dh_total = address(total);
     step.m = address(m);
     step.dm = address(dm);
     const int64_t first = walk.row(d ? T - end : begin);
@@ -144,7 +144,7 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
       step.chunk_row = step.row - first;
       step.y_offset = walk.offset(output, t);
       step.dy_offset = grad_output ? walk.offset(*grad_output, t) : 0;
-      set_previous(k, &step.previous_batch, &step.previous_row, &step.previous_y_offset);
+      set_previous(k, &step.prev_batch, &step.prev_row, &step.prev_y_offset);
     };
     for (int64_t k = end - 1, next; k >= begin; k = next) {
       const int64_t count = walk.alike(d, k, begin - 1), rows = walk.active(walk.time(d, k));
@@ -152,33 +152,33 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
       step.batch = rows;
       if (together || layer.plan(count, rows).blocks) {
         go_to(k);
-        cuda::BackwardRun run{};
+        cuda::PersistentBackwardParams run{};
         const int64_t before = walk.time(d, k - 1), last = walk.time(d, next + 1);
         run.step = step;
         run.steps = count;
         run.row_step = d ? rows : -rows;
         run.y_step = walk.offset(output, before) - step.y_offset;
         run.dy_step = grad_output ? walk.offset(*grad_output, before) - step.dy_offset : 0;
-        set_previous(next + 1, &run.last_previous_batch, &run.last_before_row, &run.last_before_y);
-        run.last_before_row -= walk.row(last);
-        run.last_before_y -= walk.offset(output, last);
+        set_previous(next + 1, &run.last_prev_batch, &run.last_prev_row, &run.last_prev_y);
+        run.last_prev_row -= walk.row(last);
+        run.last_prev_y -= walk.offset(output, last);
         run.w_hh = address(w[1]);
         runs.push_back(run);
-        if (!together || d == 1) start_runs(layer, runs, device);
+        if (!together || d == 1) launch_pending(layer, runs, device);
         continue;
       }
       for (; k > next; --k) {
         go_to(k);
         if (projected) {
-          check_launch(cuda::launch_total(storage, step, device.stream()));
+          check_launch(cuda::launch_dh_total(storage, step, device.stream()));
           multiply(matrix(total, step.chunk_row * R, rows, R, R), w[call.per_direction - 1],
                    matrix(dm, 0, rows, H, H));
         }
         check_launch(cuda::launch_backward(int(call.cell), storage, step, device.stream()));
         if (k || needs & kNeedState)
-          multiply(matrix(dsum, step.chunk_row * sums + gates.first_hidden_sum * H, rows,
+          multiply(matrix(dgates, step.chunk_row * sums + gates.first_hidden_sum * H, rows,
                           call.gates * H, sums),
-                   w[1], matrix(recurrent, h_state, rows, R, R));
+                   w[1], matrix(dh_recurrent, h_state, rows, R, R));
       }
     }
   };
@@ -188,7 +188,7 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
     const int64_t t0 = d ? T - end : begin, t1 = d ? T - begin : end;
     const int64_t first = walk.row(t0), rows = walk.row(t1) - first, at = held_row(d);
     if (want_weights) {
-      ChunkOperands operands{matrix(dsum, at * sums, rows, sums, sums),
+      ChunkOperands operands{matrix(dgates, at * sums, rows, sums, sums),
                              walk.rows(input, t0, t1),
                              matrix(previous, at * R, rows, R, R),
                              {},
@@ -206,7 +206,7 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
       const Tensor w_ih = Gates::in_sum_order(weights[d * call.per_direction], gates.input, H);
       Tensor to = matrix(dx, first * I, rows, I, I);
       Tensor part = d ? matrix(second_dx, 0, rows, I, I) : to;
-      multiply(matrix(dsum, at * sums + gates.first_input_sum * H, rows, call.gates * H, sums),
+      multiply(matrix(dgates, at * sums + gates.first_input_sum * H, rows, call.gates * H, sums),
                w_ih, part);
       if (d) add(to, part, to, device);
     }
@@ -223,7 +223,7 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
     for (Tensor& grad : of_direction) grads.push_back(in_dtype(grad, dtype));
 
   Tensor dh_0 = when(needs & kNeedState, dtype, {D, B, R});
-  if (needs & kNeedState) add(dh, recurrent, dh_0, device);
+  if (needs & kNeedState) add(dh, dh_recurrent, dh_0, device);
   Tensor dc_0 = needs & kNeedState && has_c ? in_dtype(dc, dtype) : empty(input, dtype, {0});
   return {needs & kNeedInput ? walk.outward(dx) : dx, dh_0, dc_0, grads, flow_h, flow_c};
 }

@@ -10,7 +10,7 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
   const OnDevice device(input);
   const Walk walk{call};
   const ScalarType dtype = input.scalar_type(), wide = wide_of(dtype);
-  const cuda::Storage storage = storage_of(dtype);
+  const cuda::DType storage = cuda_dtype(dtype);
   const int64_t T = call.steps, B = call.batch, D = call.directions, H = call.hidden_size;
   const int64_t R = call.width, S = call.saved_values, columns = call.gates * H;
   weights = dense(std::move(weights));
@@ -27,14 +27,15 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
   Tensor m = projected ? empty(input, dtype, {B, H}) : empty(input, dtype, {0});
   const bool save = train && S;
   Tensor saved = save ? empty(input, wide, {D, call.rows, S, H}) : empty(input, wide, {0});
-  Tensor cells = train && has_c ? empty(input, wide, {D, call.rows, H}) : empty(input, wide, {0});
+  Tensor c_states =
+      train && has_c ? empty(input, wide, {D, call.rows, H}) : empty(input, wide, {0});
 
   // Where values are saved, W_ih x goes there first and each thread overwrites what it has read.
   // Two directions that are one run each are walked at once.
   const int64_t chunk = chunk_of_steps(call, columns);
-  const Runnable layer{call.cell, dtype, H, projected, false};
+  const PersistentLayer layer{call.cell, dtype, H, projected, false};
   const bool together = chunk == T && layer.plan_both(T, B, D, call.packed).blocks;
-  std::vector<cuda::ForwardRun> runs;
+  std::vector<cuda::PersistentForwardParams> runs;
   Tensor scratch = save ? saved : empty(input, wide, {(together ? 2 : 1) * chunk * B, columns});
   Tensor hidden = empty(input, wide, {B, columns});
 
@@ -45,7 +46,7 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
     const int64_t direction_rows = d * call.rows, h_state = d * B * R;
     const int64_t scratch_begin =
         save ? direction_rows * S * H : (together ? direction_rows * columns : 0);
-    cuda::ForwardStep step{};
+    cuda::StepForwardParams step{};
     step.units = H;
     step.input = address(scratch, scratch_begin);
     step.input_row = save ? S * H : columns;
@@ -61,7 +62,7 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
     }
     step.y_row = D * R;
     step.saved = address(saved, direction_rows * S * H);
-    step.cells = address(cells, direction_rows * H);
+    step.c_states = address(c_states, direction_rows * H);
 
     bool h_is_zero = zeros;
     for (int64_t done = 0; done < T; done += chunk) {
@@ -83,7 +84,7 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
         if (together || layer.plan(count, rows).blocks) {
           go_to(k);
           runs.push_back({step, count, d ? -rows : rows, address(w[1])});
-          if (!together || d == 1) start_runs(layer, runs, device);
+          if (!together || d == 1) launch_pending(layer, runs, device);
           h_is_zero = false;
           continue;
         }
@@ -106,7 +107,7 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
     }
   }
   Tensor c_n = has_c && half ? start_from(c, input, dtype, {D, B, H}) : c;
-  return {walk.outward(output), h_n, c_n, saved, cells};
+  return {walk.outward(output), h_n, c_n, saved, c_states};
 }
 
 }  // namespace rnnkern

@@ -1,7 +1,7 @@
 // The operators on CUDA: any GPU, any size, every floating dtype.
 //
 // Forward: x W_ih^T for a chunk of time is one large product; then per step one product h W_hh^T
-// and one pointwise kernel. Backward: per step one pointwise kernel and one product dsum W_hh;
+// and one pointwise kernel. Backward: per step one pointwise kernel and one product dgates W_hh;
 // then, chunk by chunk, the gradients of the input and of the weights, large products again. A
 // projection adds one product per step each way. Where the recurrent weights fit on the chip
 // (Hopper; csrc/cuda/shape.h says which), all steps with the same rows are one kernel
@@ -30,8 +30,9 @@ std::string cuda_plan(Tensor input, int64_t cell, int64_t steps, int64_t batch, 
                       int64_t proj_size, int64_t directions, bool packed, bool backward) {
   STD_TORCH_CHECK(cell >= 0 && cell < kCellCount, "rnnkern: no cell ", cell);
   const OnDevice device(input);
-  const Runnable layer{CellId(cell), input.scalar_type(), hidden_size, proj_size != 0, backward};
-  cuda::OnChip plan = layer.plan_both(steps, batch, directions, packed);
+  const PersistentLayer layer{CellId(cell), input.scalar_type(), hidden_size, proj_size != 0,
+                              backward};
+  cuda::PersistentPlan plan = layer.plan_both(steps, batch, directions, packed);
   const bool both = plan.blocks;
   if (!both) plan = layer.plan(steps, batch);
   if (!plan.blocks) return "{\"schedule\": \"steps\"}";

@@ -51,12 +51,12 @@ inline void check_launch(const char* error) {
   STD_TORCH_CHECK(!error, "rnnkern: a CUDA kernel could not be launched: ", error ? error : "");
 }
 
-inline cuda::Storage storage_of(ScalarType dtype) {
+inline cuda::DType cuda_dtype(ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Double: return cuda::Storage::float64;
-    case ScalarType::Float: return cuda::Storage::float32;
-    case ScalarType::BFloat16: return cuda::Storage::bfloat16;
-    case ScalarType::Half: return cuda::Storage::float16;
+    case ScalarType::Double: return cuda::DType::float64;
+    case ScalarType::Float: return cuda::DType::float32;
+    case ScalarType::BFloat16: return cuda::DType::bfloat16;
+    case ScalarType::Half: return cuda::DType::float16;
     default: STD_TORCH_CHECK(false, "rnnkern: unsupported dtype");
   }
 }
@@ -120,7 +120,7 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
 // out = a + b for dense tensors; a and b of one type, which is that of out or the wide one to it.
 inline void add(const Tensor& a, const Tensor& b, const Tensor& out, const OnDevice& device) {
   const ScalarType dtype = out.scalar_type();
-  check_launch(cuda::launch_add(storage_of(dtype), a.scalar_type() != dtype, out.numel(),
+  check_launch(cuda::launch_add(cuda_dtype(dtype), a.scalar_type() != dtype, out.numel(),
                                 address(a), address(b), address(out), device.stream()));
 }
 

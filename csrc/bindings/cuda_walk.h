@@ -10,7 +10,7 @@
 namespace rnnkern {
 
 // A run loads the recurrent weights once: not worth it for a step or two.
-constexpr int64_t kShortestRun = 4;
+constexpr int64_t kMinPersistentSteps = 4;
 
 // Steps are taken in chunks that hold so many sums at a time, 256 MB in float32: what a call needs
 // beyond its results and what is saved stays bounded, and no product has more elements than an int
@@ -22,7 +22,7 @@ inline int64_t chunk_of_steps(const Call& call, int64_t sums) {
 }
 
 // A layer whose steps may be taken together.
-struct Runnable {
+struct PersistentLayer {
   CellId cell;
   ScalarType dtype;
   int64_t units;
@@ -30,21 +30,23 @@ struct Runnable {
 
   // How the current device takes so many steps with so many rows: its clusters, or none where it
   // goes step by step.
-  cuda::OnChip plan(int64_t steps, int64_t batch, int runs = 1) const {
-    if (projected || steps < kShortestRun) return {};
-    return cuda::on_chip(int(cell), storage_of(dtype), units, batch, backward, runs);
+  cuda::PersistentPlan plan(int64_t steps, int64_t batch, int runs = 1) const {
+    if (projected || steps < kMinPersistentSteps) return {};
+    return cuda::persistent_plan(int(cell), cuda_dtype(dtype), units, batch, backward, runs);
   }
   // The same for both directions at once; they are of the same rows unless they are packed.
-  cuda::OnChip plan_both(int64_t steps, int64_t batch, int64_t directions, bool packed) const {
-    return directions == 2 && !packed ? plan(steps, batch, 2) : cuda::OnChip{};
+  cuda::PersistentPlan plan_both(int64_t steps, int64_t batch, int64_t directions,
+                                 bool packed) const {
+    return directions == 2 && !packed ? plan(steps, batch, 2) : cuda::PersistentPlan{};
   }
 };
 
 // Starts the last of the runs, and with it those that wait for it.
 template <class AnyRun>
-void start_runs(const Runnable& layer, std::vector<AnyRun>& runs, const OnDevice& device) {
-  check_launch(cuda::launch_runs(int(layer.cell), storage_of(layer.dtype), runs.data(),
-                                 int(runs.size()), device.stream()));
+void launch_pending(const PersistentLayer& layer, std::vector<AnyRun>& runs,
+                    const OnDevice& device) {
+  check_launch(cuda::launch_persistent(int(layer.cell), cuda_dtype(layer.dtype), runs.data(),
+                                       int(runs.size()), device.stream()));
   runs.clear();
 }
 

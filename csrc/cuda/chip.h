@@ -7,11 +7,11 @@
 
 namespace rnnkern::cuda {
 
-struct alignas(16) Words4 {
-  uint32_t word[4];
+struct alignas(16) U32x4 {
+  uint32_t reg[4];
 };
-struct alignas(8) Words2 {
-  uint32_t word[2];
+struct alignas(8) U32x2 {
+  uint32_t reg[2];
 };
 
 }  // namespace rnnkern::cuda
@@ -38,12 +38,12 @@ namespace rnnkern::cuda {
 RNNKERN_DEVICE int thread_index() { return int(threadIdx.x); }
 
 // A grid is (blocks of a cluster, clusters).
-RNNKERN_DEVICE int block_index() { return int(blockIdx.x); }
-RNNKERN_DEVICE int block_count() { return int(gridDim.x); }
-RNNKERN_DEVICE int cluster_index() { return int(blockIdx.y); }
+RNNKERN_DEVICE int block_rank_in_cluster() { return int(blockIdx.x); }
+RNNKERN_DEVICE int blocks_in_cluster() { return int(gridDim.x); }
+RNNKERN_DEVICE int cluster_id_in_grid() { return int(blockIdx.y); }
 
 // The block's dynamic shared memory.
-RNNKERN_DEVICE char* shared_memory() {
+RNNKERN_DEVICE char* dynamic_smem() {
   extern __shared__ __align__(128) char memory[];
   return memory;
 }
@@ -58,22 +58,22 @@ RNNKERN_DEVICE void sync_cluster() {
           : "memory");
 }
 
-RNNKERN_DEVICE uint32_t shared_address(const void* p) {
+RNNKERN_DEVICE uint32_t smem_address(const void* p) {
   return uint32_t(__cvta_generic_to_shared(p));
 }
 
-// A barrier in shared memory counts the bytes that arrive by send(). One phase is over when as many
-// have come as were expected; phases are told apart by their parity, the first is 0. One thread
-// opens it, and before the others use it all blocks wait for each other (sync_cluster).
-RNNKERN_DEVICE void open_barrier(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+// A barrier in shared memory counts the bytes that arrive by st_async(). One phase is over when as
+// many have come as were expected; phases are told apart by their parity, the first is 0. One
+// thread opens it, and before the others use it all blocks wait for each other (sync_cluster).
+RNNKERN_DEVICE void mbarrier_init(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(smem_address(barrier)) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 // Says how many bytes the current phase is to get: once for each phase, by one thread.
-RNNKERN_DEVICE void expect(uint64_t* barrier, uint32_t bytes) {
+RNNKERN_DEVICE void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
   asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(barrier)),
       "r"(bytes)
       : "memory");
 }
@@ -81,7 +81,7 @@ RNNKERN_DEVICE void expect(uint64_t* barrier, uint32_t bytes) {
 // Waits for the end of the phase of this parity; what was sent can be read then. (To acquire for
 // the whole cluster would throw away the first-level cache as well, which what is sent does not
 // touch.)
-RNNKERN_DEVICE void wait(uint64_t* barrier, uint32_t parity) {
+RNNKERN_DEVICE void mbarrier_wait_parity(uint64_t* barrier, uint32_t parity) {
   uint32_t over;
   do {
     asm volatile(
@@ -89,44 +89,43 @@ RNNKERN_DEVICE void wait(uint64_t* barrier, uint32_t parity) {
         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}\n"
         : "=r"(over)
-        : "r"(shared_address(barrier)), "r"(parity)
+        : "r"(smem_address(barrier)), "r"(parity)
         : "memory");
   } while (!over);
 }
 
 // Stores 16 bytes to where `to` is in a block of the cluster, and counts them at its `barrier`;
 // both are given as addresses in this block's own shared memory.
-RNNKERN_DEVICE void send(void* to, uint64_t* barrier, int block, const Words4& value) {
+RNNKERN_DEVICE void st_async(void* to, uint64_t* barrier, int block, const U32x4& value) {
   asm volatile(
       "{\n.reg .b32 to, barrier;\n"
       "mapa.shared::cluster.u32 to, %0, %2;\n"
       "mapa.shared::cluster.u32 barrier, %1, %2;\n"
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%3, %4, %5, %6}, "
-      "[barrier];\n}\n" ::"r"(shared_address(to)),
-      "r"(shared_address(barrier)), "r"(block), "r"(value.word[0]), "r"(value.word[1]),
-      "r"(value.word[2]), "r"(value.word[3])
+      "[barrier];\n}\n" ::"r"(smem_address(to)),
+      "r"(smem_address(barrier)), "r"(block), "r"(value.reg[0]), "r"(value.reg[1]),
+      "r"(value.reg[2]), "r"(value.reg[3])
       : "memory");
 }
 
-// sum += a b for a warp: a is 16 x 16, b 16 x 8, their elements two to a word as PTX lays them out
-// (mma.m16n8k16): with g = lane / 4 and q = lane % 4,
+// sum += a b for a warp: a is 16 x 16, b 16 x 8, their elements two to a register as PTX lays them
+// out (mma.m16n8k16): with g = lane / 4 and q = lane % 4,
 //   a   rows g, g + 8, g, g + 8 of columns 2q, 2q + 1 (words 0, 1) and 2q + 8, 2q + 9 (words 2, 3)
 //   b   column g of rows 2q, 2q + 1 and 2q + 8, 2q + 9
 //   sum row g of columns 2q, 2q + 1, then row g + 8
-// For float a is 16 x 8, b 8 x 8 and each element a word (mma.m16n8k8): columns of a, and rows of
-// b, q and q + 4.
+// For float a is 16 x 8, b 8 x 8 and each element a register (mma.m16n8k8): columns of a, and rows
+// of b, q and q + 4.
 template <class T>
-RNNKERN_DEVICE void multiply_fragments(float (&sum)[4], const Words4& a, const Words2& b);
+RNNKERN_DEVICE void mma_sync(float (&sum)[4], const U32x4& a, const U32x2& b);
 
-#define RNNKERN_MMA(T, MMA)                                                               \
-  template <>                                                                             \
-  __device__ __forceinline__ void multiply_fragments<T>(float (&sum)[4], const Words4& a, \
-                                                        const Words2& b) {                \
-    asm("mma.sync.aligned." MMA                                                           \
-        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"          \
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                          \
-        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), \
-          "r"(b.word[1]));                                                                \
+#define RNNKERN_MMA(T, MMA)                                                                      \
+  template <>                                                                                    \
+  __device__ __forceinline__ void mma_sync<T>(float (&sum)[4], const U32x4& a, const U32x2& b) { \
+    asm("mma.sync.aligned." MMA                                                                  \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"                 \
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                 \
+        : "r"(a.reg[0]), "r"(a.reg[1]), "r"(a.reg[2]), "r"(a.reg[3]), "r"(b.reg[0]),             \
+          "r"(b.reg[1]));                                                                        \
   }
 RNNKERN_MMA(__nv_bfloat16, "m16n8k16.row.col.f32.bf16.bf16")
 RNNKERN_MMA(__half, "m16n8k16.row.col.f32.f16.f16")
@@ -140,47 +139,47 @@ namespace rnnkern::cuda {
 
 // A right operand, ready for products.
 template <class T>
-struct Right {
-  Words2 words;
+struct BFragment {
+  U32x2 regs;
 
-  RNNKERN_DEVICE_MEMBER explicit Right(const Words2& w) : words(w) {}
+  RNNKERN_DEVICE_MEMBER explicit BFragment(const U32x2& w) : regs(w) {}
 };
 
 template <class T>
-RNNKERN_DEVICE void multiply_add(float (&sum)[4], const Words4& a, const Right<T>& b) {
-  multiply_fragments<T>(sum, a, b.words);
+RNNKERN_DEVICE void mma(float (&sum)[4], const U32x4& a, const BFragment<T>& b) {
+  mma_sync<T>(sum, a, b.regs);
 }
 
 // Matrix units take 11 significant bits of a float (TF32). Split in two such parts, and without the
 // product of both lower parts, a product is right to about 2^-22.
-RNNKERN_DEVICE void split(uint32_t word, uint32_t* high, uint32_t* low) {
-  *high = (word + 0x1000u) & 0xffffe000u;
+RNNKERN_DEVICE void split_tf32(uint32_t reg, uint32_t* high, uint32_t* low) {
+  *high = (reg + 0x1000u) & 0xffffe000u;
   float whole, upper;
-  memcpy(&whole, &word, 4);
+  memcpy(&whole, &reg, 4);
   memcpy(&upper, high, 4);
   const float rest = whole - upper;
   memcpy(low, &rest, 4);
 }
 
 template <>
-struct Right<float> {
-  Words2 high, low;
+struct BFragment<float> {
+  U32x2 high, low;
 
-  RNNKERN_DEVICE_MEMBER explicit Right(const Words2& w) {
+  RNNKERN_DEVICE_MEMBER explicit BFragment(const U32x2& w) {
     RNNKERN_UNROLL
-    for (int i = 0; i < 2; ++i) split(w.word[i], &high.word[i], &low.word[i]);
+    for (int i = 0; i < 2; ++i) split_tf32(w.reg[i], &high.reg[i], &low.reg[i]);
   }
 };
 
-RNNKERN_DEVICE void multiply_add(float (&sum)[4], const Words4& a, const Right<float>& b) {
-  Words4 high, low;
+RNNKERN_DEVICE void mma(float (&sum)[4], const U32x4& a, const BFragment<float>& b) {
+  U32x4 high, low;
   RNNKERN_UNROLL
-  for (int i = 0; i < 4; ++i) split(a.word[i], &high.word[i], &low.word[i]);
+  for (int i = 0; i < 4; ++i) split_tf32(a.reg[i], &high.reg[i], &low.reg[i]);
   // Matrix units cut off what they add; so the long sum is made outside, where it is rounded.
   float part[4] = {};
-  multiply_fragments<float>(part, low, b.high);
-  multiply_fragments<float>(part, high, b.low);
-  multiply_fragments<float>(part, high, b.high);
+  mma_sync<float>(part, low, b.high);
+  mma_sync<float>(part, high, b.low);
+  mma_sync<float>(part, high, b.high);
   RNNKERN_UNROLL
   for (int i = 0; i < 4; ++i) sum[i] += part[i];
 }

@@ -1,6 +1,6 @@
-// Many time steps in one kernel: the recurrent weights stay on the chip, shared out over the blocks
-// of a cluster, and in every step the blocks exchange what the next one needs through each other's
-// shared memory. Clusters share the batch and know nothing of each other.
+// Many time steps in one kernel: the recurrent weights stay on the chip, shared out over the
+// blocks of a cluster, and in every step the blocks exchange what the next one needs through each
+// other's shared memory. Clusters share the batch and know nothing of each other.
 //
 // A block owns some tiles of 16 hidden units, with all their gates. Forward, its warps multiply the
 // rows of W_hh of those units by h of all units, finish the step for them, and send the new h to
@@ -24,140 +24,147 @@
 
 namespace rnnkern::cuda {
 
-// How elements lie in the operands of multiply_add: one or two to a word, so a fragment of the
+// How elements lie in the operands of mma: one or two to a register, so a fragment of the
 // weights is 8 or 16 units deep.
 template <class T>
-constexpr int kPerWord = 4 / int(sizeof(T));
+constexpr int kElemsPerReg = 4 / int(sizeof(T));
 template <class T>
-constexpr int kFragmentUnits = 8 * kPerWord<T>;
+constexpr int kFragmentK = 8 * kElemsPerReg<T>;
 template <class T>
-constexpr int kFragmentsOfTile = kTileUnits / kFragmentUnits<T>;
+constexpr int kFragmentsPerTile = kUnitsPerTile / kFragmentK<T>;
 template <class T>
-constexpr int kPerPiece = 16 / int(sizeof(T));  // of what is sent
+constexpr int kElemsPerVector = 16 / int(sizeof(T));  // of what is sent
 
 // A (unit, row) pair of a tile, by its place among the elements of the right operand of a product.
-struct Place {
+struct FragmentCoord {
   int unit, row;
 };
 
 template <class T>
-RNNKERN_DEVICE Place place(int element) {
-  constexpr int P = kPerWord<T>;
-  const int lane = element / (2 * P) % kLanes, word = element / P % 2;
-  const int fragment = element / (2 * P * kLanes);
-  return {fragment * kFragmentUnits<T> + word * 4 * P + lane % 4 * P + element % P, lane / 4};
+RNNKERN_DEVICE FragmentCoord fragment_coord(int element) {
+  constexpr int P = kElemsPerReg<T>;
+  const int lane = element / (2 * P) % kWarpSize, reg = element / P % 2;
+  const int fragment = element / (2 * P * kWarpSize);
+  return {fragment * kFragmentK<T> + reg * 4 * P + lane % 4 * P + element % P, lane / 4};
 }
 
 // Where a lane puts its four sums of a tile, and where the sum of a pair is found then: in such an
 // order that neither has two lanes ask the same bank of the shared memory for different words.
-RNNKERN_DEVICE int lane_slot(int lane) { return lane / 4 * 4 + (lane % 4 ^ lane / 8); }
-RNNKERN_DEVICE int sum_slot(const Place& at) {
+RNNKERN_DEVICE int swizzled_lane(int lane) { return lane / 4 * 4 + (lane % 4 ^ lane / 8); }
+RNNKERN_DEVICE int swizzled_elem(const FragmentCoord& at) {
   const int g = at.unit % 8;
   return g * 16 + (at.row / 2 ^ g / 2) * 4 + at.unit / 8 * 2 + at.row % 2;
 }
 
-RNNKERN_DEVICE Words4 words(const float (&sum)[4]) {
-  Words4 all;
+RNNKERN_DEVICE U32x4 as_u32x4(const float (&sum)[4]) {
+  U32x4 all;
   memcpy(&all, sum, sizeof(all));
   return all;
 }
 
 // Shared memory, handed out piece by piece.
-class Pieces {
+class SmemCarver {
  public:
-  RNNKERN_HD explicit Pieces(char* memory) : begin_(memory), at_(memory) {}
+  RNNKERN_HD explicit SmemCarver(char* memory) : begin_(memory), at_(memory) {}
 
   template <class V>
-  RNNKERN_HD V* take(int count) {
+  RNNKERN_HD V* alloc(int count) {
     V* piece = reinterpret_cast<V*>(at_);
     at_ += (size_t(count) * sizeof(V) + 127) / 128 * 128;
     return piece;
   }
-  RNNKERN_HD size_t taken() const { return size_t(at_ - begin_); }
+  RNNKERN_HD size_t bytes() const { return size_t(at_ - begin_); }
 
  private:
   char *begin_, *at_;
 };
 
 // A warp's share of the weights, as left operands of its products.
-template <class T, int Count, int Held, int Warps>
-class Fragments {
+template <class T, int Count, int RegFragments, int Warps>
+class WeightFragments {
  public:
   // value(fragment, row, column) is what stands there.
   template <class F>
-  RNNKERN_DEVICE_MEMBER void load(Words4* shared, int warp, int lane, F&& value) {
-    constexpr int P = kPerWord<T>;
-    rest_ = shared + warp * kLanes + lane;
+  RNNKERN_DEVICE_MEMBER void load(U32x4* shared, int warp, int lane, F&& value) {
+    constexpr int P = kElemsPerReg<T>;
+    smem_ = shared + warp * kWarpSize + lane;
     RNNKERN_UNROLL
     for (int f = 0; f < Count; ++f) {
-      Words4 words;
+      U32x4 regs;
       RNNKERN_UNROLL
       for (int w = 0; w < 4; ++w) {
         const int row = lane / 4 + w % 2 * 8, column = lane % 4 * P + w / 2 * 4 * P;
         T elements[P];
         RNNKERN_UNROLL
         for (int i = 0; i < P; ++i) elements[i] = value(f, row, column + i);
-        memcpy(&words.word[w], elements, sizeof(elements));
+        memcpy(&regs.reg[w], elements, sizeof(elements));
       }
-      if (f < Held)
-        held_[f] = words;
+      if (f < RegFragments)
+        regs_[f] = regs;
       else
-        rest_[(f - Held) * Warps * kLanes] = words;
+        smem_[(f - RegFragments) * Warps * kWarpSize] = regs;
     }
   }
-  RNNKERN_DEVICE_MEMBER Words4 operator[](int f) const {
-    return f < Held ? held_[f] : rest_[(f - Held) * Warps * kLanes];
+  RNNKERN_DEVICE_MEMBER U32x4 operator[](int f) const {
+    return f < RegFragments ? regs_[f] : smem_[(f - RegFragments) * Warps * kWarpSize];
   }
-  static constexpr int kShared = (Count - Held) * Warps * kLanes;  // words of 16 bytes
+  static constexpr int kSmemVectors =
+      (Count - RegFragments) * Warps * kWarpSize;  // vectors of 16 bytes
 
  private:
-  Words4 held_[Held];
-  Words4* rest_;
+  U32x4 regs_[RegFragments];
+  U32x4* smem_;
 };
 
-template <class T, class S, int Gates, int Count = S::fragments(Gates) * kFragmentsOfTile<T>>
-using FragmentsOf = Fragments<T, Count, (Count < S::kHeld ? Count : S::kHeld), S::kWarps>;
+template <class T, class Config, int Gates,
+          int Count = Config::fragments(Gates) * kFragmentsPerTile<T>>
+using WeightFragmentsFor =
+    WeightFragments<T, Count, (Count < Config::kRegFragments ? Count : Config::kRegFragments),
+                    Config::kWarps>;
 
-// What a thread finishes of each step: up to kSlots (unit, row) pairs of its block.
-template <class T, class S>
-struct Share {
-  int slot_tile[S::kSlots];  // (tile of units, row tile) within the block; -1: none
-  int unit[S::kSlots], row[S::kSlots];
-  bool real[S::kSlots];  // not beyond the last unit or batch row
-  int element;           // within a tile
-  int sum;               // where its sums are found
+// What a thread finishes of each step: up to kElemsPerThread (unit, row) pairs of its block.
+template <class T, class Config>
+struct ThreadPartition {
+  int tile_of[Config::kElemsPerThread];  // (tile of units, row tile) within the block; -1: none
+  int unit[Config::kElemsPerThread], row[Config::kElemsPerThread];
+  bool in_bounds[Config::kElemsPerThread];  // not beyond the last unit or batch row
+  int element;                              // within a tile
+  int sum;                                  // where its sums are found
 
-  RNNKERN_DEVICE_MEMBER Share(int64_t units, int64_t batch) {
-    element = thread_index() % kTileValues;
-    const Place at = place<T>(element);
-    sum = sum_slot(at);
+  RNNKERN_DEVICE_MEMBER ThreadPartition(int64_t units, int64_t batch) {
+    element = thread_index() % kElemsPerTile;
+    const FragmentCoord at = fragment_coord<T>(element);
+    sum = swizzled_elem(at);
     RNNKERN_UNROLL
-    for (int slot = 0; slot < S::kSlots; ++slot) {
-      const int value = slot * S::kThreads + thread_index(), tile = value / kTileValues;
-      slot_tile[slot] = value < S::kValues ? tile : -1;
-      unit[slot] = (block_index() * S::kGroups + tile / S::kWide) * kTileUnits + at.unit;
-      row[slot] = cluster_index() * S::kRows + tile % S::kWide * kTileRows + at.row;
-      real[slot] = value < S::kValues && unit[slot] < units && row[slot] < batch;
+    for (int slot = 0; slot < Config::kElemsPerThread; ++slot) {
+      const int value = slot * Config::kThreads + thread_index(), tile = value / kElemsPerTile;
+      tile_of[slot] = value < Config::kBlockElems ? tile : -1;
+      unit[slot] = (block_rank_in_cluster() * Config::kUnitTiles + tile / Config::kBatchTiles) *
+                       kUnitsPerTile +
+                   at.unit;
+      row[slot] = cluster_id_in_grid() * Config::kBatchRows +
+                  tile % Config::kBatchTiles * kRowsPerTile + at.row;
+      in_bounds[slot] = value < Config::kBlockElems && unit[slot] < units && row[slot] < batch;
     }
   }
 };
 
 // Opens the barriers of both buffers, which get so many bytes each time; all blocks are there then.
-RNNKERN_DEVICE void open_both(uint64_t* arrived, int bytes) {
+RNNKERN_DEVICE void init_mbarriers(uint64_t* mbarriers, int bytes) {
   if (thread_index() == 0)
     for (int i = 0; i < 2; ++i) {
-      open_barrier(arrived + i);
-      expect(arrived + i, uint32_t(bytes));
+      mbarrier_init(mbarriers + i);
+      mbarrier_arrive_expect_tx(mbarriers + i, uint32_t(bytes));
     }
   sync_cluster();
 }
 
 // Waits for what was sent in the step before. A block alone sends nothing: it stores.
-RNNKERN_DEVICE void wait_for_step(uint64_t* arrived, int64_t i, int bytes) {
-  if (block_count() == 1) return sync_block();
+RNNKERN_DEVICE void wait_for_exchange(uint64_t* mbarriers, int64_t i, int bytes) {
+  if (blocks_in_cluster() == 1) return sync_block();
   const auto turn = uint32_t(i);
-  wait(arrived + turn % 2, (turn - 1) / 2 % 2);
-  if (thread_index() == 0) expect(arrived + turn % 2, uint32_t(bytes));
+  mbarrier_wait_parity(mbarriers + turn % 2, (turn - 1) / 2 % 2);
+  if (thread_index() == 0) mbarrier_arrive_expect_tx(mbarriers + turn % 2, uint32_t(bytes));
 }
 
 }  // namespace rnnkern::cuda

@@ -4,119 +4,124 @@
 
 namespace rnnkern::cuda {
 
-template <class Cell, class T, class S>
-struct ForwardMemory {
+template <class Cell, class T, class Config>
+struct ForwardSmem {
   static constexpr int G = Cell::kGates;
-  using Weights = FragmentsOf<T, S, G>;
-  static constexpr int kOperand = S::kTiles * S::kWide * kTileValues;
+  using Weights = WeightFragmentsFor<T, Config, G>;
+  static constexpr int kOperandElems = Config::kLayerTiles * Config::kBatchTiles * kElemsPerTile;
 
-  uint64_t* arrived;  // of the two buffers
-  T* h;               // the right operand of all units, twice
-  float* sums;        // (warp, row tile, gate, tile)
-  T* staged;          // a warp's new h
-  Words4* weights;
+  uint64_t* mbarriers;  // of the two buffers
+  T* h;                 // the right operand of all units, twice
+  float* sums;          // (warp, row tile, gate, tile)
+  T* staging;           // a warp's new h
+  U32x4* weights;
   size_t bytes;
 
-  RNNKERN_HD explicit ForwardMemory(char* memory) {
-    Pieces pieces(memory);
-    arrived = pieces.take<uint64_t>(2);
-    h = pieces.take<T>(2 * kOperand);
-    sums = pieces.take<float>(S::kWarps * S::kWide * G * kTileValues);
-    staged = pieces.take<T>(S::kSlots * S::kThreads);
-    weights = pieces.take<Words4>(Weights::kShared);
-    bytes = pieces.taken();
+  RNNKERN_HD explicit ForwardSmem(char* memory) {
+    SmemCarver pieces(memory);
+    mbarriers = pieces.alloc<uint64_t>(2);
+    h = pieces.alloc<T>(2 * kOperandElems);
+    sums = pieces.alloc<float>(Config::kWarps * Config::kBatchTiles * G * kElemsPerTile);
+    staging = pieces.alloc<T>(Config::kElemsPerThread * Config::kThreads);
+    weights = pieces.alloc<U32x4>(Weights::kSmemVectors);
+    bytes = pieces.bytes();
   }
 };
 
-template <class Cell, class T, class S>
-size_t shared_bytes(const ForwardRun*, int) {
-  return ForwardMemory<Cell, T, S>(nullptr).bytes;
+template <class Cell, class T, class Config>
+size_t smem_bytes(const PersistentForwardParams*, int) {
+  return ForwardSmem<Cell, T, Config>(nullptr).bytes;
 }
 
-template <class Cell, class T, class S>
-RNNKERN_DEVICE void run_cluster(const ForwardRun& run) {
-  constexpr int G = Cell::kGates, kDepth = S::kGroups * S::kDeep * kFragmentsOfTile<T>;
-  using Memory = ForwardMemory<Cell, T, S>;
-  const ForwardStep& step = run.step;
-  const int thread = thread_index(), warp = thread / kLanes, lane = thread % kLanes;
-  const int group = warp % S::kGroups, part = warp / S::kGroups;
-  const int me = block_index(), blocks = block_count(), H = int(step.units);
-  const int bytes = blocks * S::kValues * int(sizeof(T));
-  const Memory memory(shared_memory());
-  const Share<T, S> share(H, step.batch);
+template <class Cell, class T, class Config>
+RNNKERN_DEVICE void run_cluster(const PersistentForwardParams& params) {
+  constexpr int G = Cell::kGates,
+                kKFragments = Config::kUnitTiles * Config::kWarpTiles * kFragmentsPerTile<T>;
+  using Memory = ForwardSmem<Cell, T, Config>;
+  const StepForwardParams& step = params.step;
+  const int thread = thread_index(), warp = thread / kWarpSize, lane = thread % kWarpSize;
+  const int group = warp % Config::kUnitTiles, part = warp / Config::kUnitTiles;
+  const int block_rank = block_rank_in_cluster(), blocks = blocks_in_cluster(), H = int(step.units);
+  const int bytes = blocks * Config::kBlockElems * int(sizeof(T));
+  const Memory memory(dynamic_smem());
+  const ThreadPartition<T, Config> elems(H, step.batch);
 
   typename Memory::Weights weights;
-  const auto w_hh = static_cast<const T*>(run.w_hh);
+  const auto w_hh = static_cast<const T*>(params.w_hh);
   weights.load(memory.weights, warp, lane, [&](int f, int row, int column) {
-    const int unit = (me * S::kGroups + group) * kTileUnits + row;
-    const int k = (part * kDepth + f / G) * kFragmentUnits<T> + column;
+    const int unit = (block_rank * Config::kUnitTiles + group) * kUnitsPerTile + row;
+    const int k = (part * kKFragments + f / G) * kFragmentK<T> + column;
     return unit < H && k < H ? w_hh[(int64_t(Cell::hidden_gate(f % G)) * H + unit) * H + k]
                              : T(0.f);
   });
   const auto first_h = static_cast<const T*>(step.h_operand ? step.h_operand : step.h);
-  for (int i = thread; i < Memory::kOperand; i += S::kThreads) {
-    const Place at = place<T>(i % kTileValues);
-    const int tile = i / kTileValues, unit = tile / S::kWide * kTileUnits + at.unit;
-    const int64_t row = cluster_index() * S::kRows + tile % S::kWide * kTileRows + at.row;
+  for (int i = thread; i < Memory::kOperandElems; i += Config::kThreads) {
+    const FragmentCoord at = fragment_coord<T>(i % kElemsPerTile);
+    const int tile = i / kElemsPerTile, unit = tile / Config::kBatchTiles * kUnitsPerTile + at.unit;
+    const int64_t row = cluster_id_in_grid() * Config::kBatchRows +
+                        tile % Config::kBatchTiles * kRowsPerTile + at.row;
     memory.h[i] = unit < H && row < step.batch ? first_h[row * H + unit] : T(0.f);
-    memory.h[Memory::kOperand + i] = T(0.f);
+    memory.h[Memory::kOperandElems + i] = T(0.f);
   }
 
-  float state[S::kSlots][Cell::kStates], bias[S::kSlots][Cell::kPreacts], input[S::kSlots][G];
-  ForwardAt at[S::kSlots];
-  const ForwardAt onward{run.row_step * step.input_row, run.row_step * step.y_row, run.row_step * H,
-                         0};
+  float state[Config::kElemsPerThread][Cell::kStates],
+      bias[Config::kElemsPerThread][Cell::kPreacts], input[Config::kElemsPerThread][G];
+  ForwardOffsets at[Config::kElemsPerThread];
+  const ForwardOffsets strides{params.row_step * step.input_row, params.row_step * step.y_row,
+                               params.row_step * H, 0};
   RNNKERN_UNROLL
-  for (int slot = 0; slot < S::kSlots; ++slot)
-    if (share.real[slot]) {
-      at[slot] = forward_at(step, share.row[slot], share.unit[slot]);
-      load_bias<Cell, T>(step, share.unit[slot], bias[slot]);
-      load_states<Cell, T>(step, share.row[slot], share.unit[slot], state[slot]);
+  for (int slot = 0; slot < Config::kElemsPerThread; ++slot)
+    if (elems.in_bounds[slot]) {
+      at[slot] = forward_offsets(step, elems.row[slot], elems.unit[slot]);
+      load_bias<Cell, T>(step, elems.unit[slot], bias[slot]);
+      load_states<Cell, T>(step, elems.row[slot], elems.unit[slot], state[slot]);
       load_input<Cell, T>(step, at[slot], input[slot]);
     }
-  open_both(memory.arrived, bytes);
+  init_mbarriers(memory.mbarriers, bytes);
 
-  for (int64_t i = 0; i < run.steps; ++i) {
-    if (i) wait_for_step(memory.arrived, i, bytes);
+  for (int64_t i = 0; i < params.steps; ++i) {
+    if (i) wait_for_exchange(memory.mbarriers, i, bytes);
     const int now = int(i) & 1;
 
-    float sum[S::kWide][G][4] = {};
-    const auto operand = reinterpret_cast<const Words2*>(memory.h + now * Memory::kOperand) +
-                         part * kDepth * S::kWide * kLanes + lane;
+    float sum[Config::kBatchTiles][G][4] = {};
+    const auto operand = reinterpret_cast<const U32x2*>(memory.h + now * Memory::kOperandElems) +
+                         part * kKFragments * Config::kBatchTiles * kWarpSize + lane;
     RNNKERN_UNROLL
-    for (int d = 0; d < kDepth; ++d) {
-      constexpr int F = kFragmentsOfTile<T>;
+    for (int d = 0; d < kKFragments; ++d) {
+      constexpr int F = kFragmentsPerTile<T>;
       RNNKERN_UNROLL
-      for (int w = 0; w < S::kWide; ++w) {
-        const Right<T> h(operand[((d / F * S::kWide + w) * F + d % F) * kLanes]);
+      for (int w = 0; w < Config::kBatchTiles; ++w) {
+        const BFragment<T> h(operand[((d / F * Config::kBatchTiles + w) * F + d % F) * kWarpSize]);
         RNNKERN_UNROLL
-        for (int s = 0; s < G; ++s) multiply_add(sum[w][s], weights[d * G + s], h);
+        for (int s = 0; s < G; ++s) mma(sum[w][s], weights[d * G + s], h);
       }
     }
-    const auto sums = reinterpret_cast<Words4*>(memory.sums);
+    const auto sums = reinterpret_cast<U32x4*>(memory.sums);
     RNNKERN_UNROLL
-    for (int w = 0; w < S::kWide; ++w) {
+    for (int w = 0; w < Config::kBatchTiles; ++w) {
       RNNKERN_UNROLL
       for (int s = 0; s < G; ++s)
-        sums[((warp * S::kWide + w) * G + s) * kLanes + lane_slot(lane)] = words(sum[w][s]);
+        sums[((warp * Config::kBatchTiles + w) * G + s) * kWarpSize + swizzled_lane(lane)] =
+            as_u32x4(sum[w][s]);
     }
     sync_block();
 
-    float saved[S::kSlots][Cell::kSaved + 1];
+    float saved[Config::kElemsPerThread][Cell::kSaved + 1];
     RNNKERN_UNROLL
-    for (int slot = 0; slot < S::kSlots; ++slot)
-      if (share.real[slot]) {
+    for (int slot = 0; slot < Config::kElemsPerThread; ++slot)
+      if (elems.in_bounds[slot]) {
         float total[Cell::kPreacts], next[Cell::kStates];
         RNNKERN_UNROLL
         for (int s = 0; s < Cell::kPreacts; ++s) total[s] = bias[slot][s];
-        const float* products = memory.sums + share.sum + share.slot_tile[slot] * G * kTileValues;
+        const float* products = memory.sums + elems.sum + elems.tile_of[slot] * G * kElemsPerTile;
         RNNKERN_UNROLL
         for (int s = 0; s < G; ++s) {
           total[Cell::kInputPreact + s] += input[slot][s];
-          float product = products[s * kTileValues];
+          float product = products[s * kElemsPerTile];
           RNNKERN_UNROLL
-          for (int p = 1; p < S::kParts; ++p)
-            product += products[(p * S::kGroups * S::kWide * G + s) * kTileValues];
+          for (int p = 1; p < Config::kSplitK; ++p)
+            product +=
+                products[(p * Config::kUnitTiles * Config::kBatchTiles * G + s) * kElemsPerTile];
           total[Cell::kHiddenPreact + s] += product;
         }
         cell_forward<Cell, T>(total, state[slot], next, saved[slot]);
@@ -125,46 +130,48 @@ RNNKERN_DEVICE void run_cluster(const ForwardRun& run) {
       }
 
     // A warp's 32 values of a slot go out together, in pieces of 16 bytes, to every block.
-    if (i + 1 < run.steps) {
-      constexpr int kPieces = kLanes / kPerPiece<T>, kAtOnce = kLanes / kPieces;
-      const int piece = lane % kPieces;
+    if (i + 1 < params.steps) {
+      constexpr int kVectorsPerWarp = kWarpSize / kElemsPerVector<T>,
+                    kBlocksPerStore = kWarpSize / kVectorsPerWarp;
+      const int piece = lane % kVectorsPerWarp;
       RNNKERN_UNROLL
-      for (int slot = 0; slot < S::kSlots; ++slot)
-        memory.staged[slot * S::kThreads + thread] = share.real[slot] ? T(state[slot][0]) : T(0.f);
+      for (int slot = 0; slot < Config::kElemsPerThread; ++slot)
+        memory.staging[slot * Config::kThreads + thread] =
+            elems.in_bounds[slot] ? T(state[slot][0]) : T(0.f);
       sync_warp();
       RNNKERN_UNROLL
-      for (int slot = 0; slot < S::kSlots; ++slot) {
-        const int tile = share.slot_tile[slot];
+      for (int slot = 0; slot < Config::kElemsPerThread; ++slot) {
+        const int tile = elems.tile_of[slot];
         if (tile < 0) continue;
-        const Words4 value = reinterpret_cast<const Words4*>(memory.staged + slot * S::kThreads +
-                                                             warp * kLanes)[piece];
-        T* to = memory.h + (1 - now) * Memory::kOperand +
-                (me * S::kGroups * S::kWide + tile) * kTileValues + share.element - lane +
-                piece * kPerPiece<T>;
+        const U32x4 value = reinterpret_cast<const U32x4*>(
+            memory.staging + slot * Config::kThreads + warp * kWarpSize)[piece];
+        T* to = memory.h + (1 - now) * Memory::kOperandElems +
+                (block_rank * Config::kUnitTiles * Config::kBatchTiles + tile) * kElemsPerTile +
+                elems.element - lane + piece * kElemsPerVector<T>;
         if (blocks == 1) {
-          if (lane < kPieces) *reinterpret_cast<Words4*>(to) = value;
+          if (lane < kVectorsPerWarp) *reinterpret_cast<U32x4*>(to) = value;
         } else {
           RNNKERN_UNROLL
-          for (int k = 0; k < kMostBlocks; k += kAtOnce)
-            if (const int block = k + lane / kPieces; block < blocks)
-              send(to, memory.arrived + 1 - now, block, value);
+          for (int k = 0; k < kMaxClusterSize; k += kBlocksPerStore)
+            if (const int block = k + lane / kVectorsPerWarp; block < blocks)
+              st_async(to, memory.mbarriers + 1 - now, block, value);
         }
       }
     }
 
     // While that is on its way.
     RNNKERN_UNROLL
-    for (int slot = 0; slot < S::kSlots; ++slot)
-      if (share.real[slot]) {
+    for (int slot = 0; slot < Config::kElemsPerThread; ++slot)
+      if (elems.in_bounds[slot]) {
         store_forward<Cell, T>(step, at[slot], state[slot], saved[slot]);
-        at[slot] += onward;
-        if (i + 1 < run.steps) load_input<Cell, T>(step, at[slot], input[slot]);
+        at[slot] += strides;
+        if (i + 1 < params.steps) load_input<Cell, T>(step, at[slot], input[slot]);
       }
   }
   RNNKERN_UNROLL
-  for (int slot = 0; slot < S::kSlots; ++slot)
-    if (share.real[slot])
-      store_states<Cell, T>(step, share.row[slot], share.unit[slot], state[slot]);
+  for (int slot = 0; slot < Config::kElemsPerThread; ++slot)
+    if (elems.in_bounds[slot])
+      store_states<Cell, T>(step, elems.row[slot], elems.unit[slot], state[slot]);
   sync_cluster();
 }
 

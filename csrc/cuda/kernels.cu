@@ -8,35 +8,35 @@
 
 namespace rnnkern::cuda {
 
-extern const Runs runs_bfloat16, runs_float16, runs_float32;
+extern const PersistentKernels persistent_bfloat16, persistent_float16, persistent_float32;
 
 namespace {
 
-__device__ Lane this_lane() {
+__device__ GridStride this_thread() {
   return {int64_t(blockIdx.y) * blockDim.y + threadIdx.y, int64_t(gridDim.y) * blockDim.y,
           int64_t(blockIdx.x) * blockDim.x + threadIdx.x, int64_t(gridDim.x) * blockDim.x};
 }
 
 template <class Cell, class T>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardStep step) {
-  forward_lane<Cell, T>(step, this_lane());
+__global__ void __launch_bounds__(kThreads) forward_kernel(const StepForwardParams step) {
+  forward_grid_stride<Cell, T>(step, this_thread());
 }
 
 template <class Cell, class T>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardStep step) {
-  backward_lane<Cell, T>(step, this_lane());
+__global__ void __launch_bounds__(kThreads) backward_kernel(const StepBackwardParams step) {
+  backward_grid_stride<Cell, T>(step, this_thread());
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) total_kernel(const BackwardStep step) {
-  total_lane<T>(step, this_lane());
+__global__ void __launch_bounds__(kThreads) dh_total_kernel(const StepBackwardParams step) {
+  dh_total_grid_stride<T>(step, this_thread());
 }
 
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     add_kernel(int64_t count, const S* a, const S* b, T* out) {
-  const Lane lane = this_lane();
-  add_lane(count, a, b, out, lane.unit, lane.unit_step);
+  const GridStride at = this_thread();
+  add_grid_stride(count, a, b, out, at.unit, at.unit_step);
 }
 
 const char* launched() {
@@ -50,48 +50,49 @@ struct Type {
 };
 
 template <class F>
-auto visit_storage(Storage storage, F&& f) {
+auto dispatch_dtype(DType storage, F&& f) {
   switch (storage) {
-    case Storage::float64: return f(Type<double>{});
-    case Storage::bfloat16: return f(Type<__nv_bfloat16>{});
-    case Storage::float16: return f(Type<__half>{});
+    case DType::float64: return f(Type<double>{});
+    case DType::bfloat16: return f(Type<__nv_bfloat16>{});
+    case DType::float16: return f(Type<__half>{});
     default: return f(Type<float>{});
   }
 }
 
 // Null for a type whose steps are never taken together.
-const Runs* runs_of(Storage storage) {
+const PersistentKernels* persistent_kernels(DType storage) {
   switch (storage) {
-    case Storage::float32: return &runs_float32;
-    case Storage::bfloat16: return &runs_bfloat16;
-    case Storage::float16: return &runs_float16;
+    case DType::float32: return &persistent_float32;
+    case DType::bfloat16: return &persistent_bfloat16;
+    case DType::float16: return &persistent_float16;
     default: return nullptr;
   }
 }
 
 }  // namespace
 
-OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward, int runs) {
-  const Runs* type = runs_of(storage);
-  return type ? type->on_chip(cell, units, batch, backward, runs) : OnChip{};
+PersistentPlan persistent_plan(int cell, DType storage, int64_t units, int64_t batch, bool backward,
+                               int directions) {
+  const PersistentKernels* type = persistent_kernels(storage);
+  return type ? type->persistent_plan(cell, units, batch, backward, directions) : PersistentPlan{};
 }
 
-const char* launch_runs(int cell, Storage storage, const ForwardRun* runs, int count,
-                        Stream stream) {
-  return runs_of(storage)->forward(cell, runs, count, stream);
+const char* launch_persistent(int cell, DType storage, const PersistentForwardParams* params,
+                              int count, Stream stream) {
+  return persistent_kernels(storage)->forward(cell, params, count, stream);
 }
 
-const char* launch_runs(int cell, Storage storage, const BackwardRun* runs, int count,
-                        Stream stream) {
-  return runs_of(storage)->backward(cell, runs, count, stream);
+const char* launch_persistent(int cell, DType storage, const PersistentBackwardParams* params,
+                              int count, Stream stream) {
+  return persistent_kernels(storage)->backward(cell, params, count, stream);
 }
 
-const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream stream) {
+const char* launch_forward(int cell, DType storage, const StepForwardParams& step, Stream stream) {
   if (step.batch == 0 || step.units == 0) return nullptr;
   const Grid g = make_grid(step.batch, step.units);
   const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
   visit_cell(CellId(cell), [&](auto c) {
-    visit_storage(storage, [&](auto type) {
+    dispatch_dtype(storage, [&](auto type) {
       using T = typename decltype(type)::type;
       forward_kernel<decltype(c), T><<<blocks, threads, 0, stream>>>(step);
     });
@@ -99,12 +100,13 @@ const char* launch_forward(int cell, Storage storage, const ForwardStep& step, S
   return launched();
 }
 
-const char* launch_backward(int cell, Storage storage, const BackwardStep& step, Stream stream) {
+const char* launch_backward(int cell, DType storage, const StepBackwardParams& step,
+                            Stream stream) {
   if (step.batch == 0 || step.units == 0) return nullptr;
   const Grid g = make_grid(step.batch, step.units);
   const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
   visit_cell(CellId(cell), [&](auto c) {
-    visit_storage(storage, [&](auto type) {
+    dispatch_dtype(storage, [&](auto type) {
       using T = typename decltype(type)::type;
       backward_kernel<decltype(c), T><<<blocks, threads, 0, stream>>>(step);
     });
@@ -112,22 +114,22 @@ const char* launch_backward(int cell, Storage storage, const BackwardStep& step,
   return launched();
 }
 
-const char* launch_total(Storage storage, const BackwardStep& step, Stream stream) {
+const char* launch_dh_total(DType storage, const StepBackwardParams& step, Stream stream) {
   if (step.batch == 0 || step.width == 0) return nullptr;
   const Grid g = make_grid(step.batch, step.width);
   const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
-  visit_storage(storage, [&](auto type) {
+  dispatch_dtype(storage, [&](auto type) {
     using T = typename decltype(type)::type;
-    total_kernel<T><<<blocks, threads, 0, stream>>>(step);
+    dh_total_kernel<T><<<blocks, threads, 0, stream>>>(step);
   });
   return launched();
 }
 
-const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
-                       const void* b, void* out, Stream stream) {
+const char* launch_add(DType storage, bool accumulated, int64_t count, const void* a, const void* b,
+                       void* out, Stream stream) {
   if (count == 0) return nullptr;
   const Grid g = make_grid(1, count);
-  visit_storage(storage, [&](auto type) {
+  dispatch_dtype(storage, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto add = [&](auto operand) {
       using S = typename decltype(operand)::type;
@@ -135,7 +137,7 @@ const char* launch_add(Storage storage, bool accumulated, int64_t count, const v
           count, static_cast<const S*>(a), static_cast<const S*>(b), static_cast<T*>(out));
     };
     if (accumulated)
-      add(Type<Accumulated<T>>{});
+      add(Type<Acc<T>>{});
     else
       add(type);
   });
