@@ -36,7 +36,9 @@ if platform.machine() in ("x86_64", "AMD64"):
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 
-ENGINE = [str(path) for part in ("cells", "core", "cpu") for path in sorted(Path("csrc", part).iterdir())]
+ENGINE = [
+    str(path) for part in ("cells", "core", "cpu") for path in sorted(Path("csrc", part).iterdir())
+]
 
 
 def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]:
@@ -134,16 +136,21 @@ def cuda_ops() -> list[Extension]:
     nvcc += ["-gencode=arch=compute_90,code=compute_90"]
     # torch's build takes the conversions of the half types away, which its own headers define too.
     nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
+    sources = sorted(
+        [*Path("csrc/bindings").glob("torch_cuda_*.cpp"), *Path("csrc/cuda").rglob("*.cu")]
+    )
     extension = CUDAExtension(
         "rnnkern._C_cuda",
-        ["csrc/bindings/cuda_ops.cpp", *map(str, sorted(Path("csrc/cuda").glob("*.cu")))],
+        [str(p) for p in sources],
         extra_compile_args={
             "cxx": [*CFLAGS, *TORCH, "-DUSE_CUDA", "-Wno-unused-parameter"],
             "nvcc": nvcc,
         },
         extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
         depends=[
-            str(p) for d in ("bindings", "cells", "core", "cuda") for p in Path("csrc", d).glob("*.h")
+            str(p)
+            for d in ("bindings", "cells", "core", "cuda")
+            for p in Path("csrc", d).rglob("*.h")
         ],
         py_limited_api=True,
     )

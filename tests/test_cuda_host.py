@@ -37,7 +37,11 @@ from rnnkern.cells import BY_MODE
 # The first test of all compiles the library, which takes minutes where the machine is busy.
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("csrc/bindings/cuda_ops.cpp", "tests/cuda_on_host/launch.cpp")
+SOURCES = sorted(
+    str(path)
+    for pattern in ("csrc/bindings/torch_cuda_*.cpp", "tests/cuda_on_host/*.cpp")
+    for path in ROOT.glob(pattern)
+)
 TORCH = Path(torch.__file__).parent
 
 
@@ -51,8 +55,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
     flags += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
     link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
-    sources = [str(ROOT / source) for source in SOURCES]
-    subprocess.run([compiler, *flags, *sources, "-o", str(path), *link], check=True)
+    subprocess.run([compiler, *flags, *SOURCES, "-o", str(path), *link], check=True)
     torch.ops.load_library(path)
 
     # torch has this one on CUDA only: products of half types with a float32 result.

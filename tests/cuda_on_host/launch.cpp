@@ -1,6 +1,6 @@
 // The CUDA engine without a GPU: each launch runs every thread of its grid on the CPU, one after
-// the other, with the index arithmetic of the kernels (pointwise.h). Together with
-// csrc/bindings/cuda_ops.cpp this makes operators that torch calls on CPU tensors.
+// the other, with the index arithmetic of the kernels (stepwise/elements.h). Together with
+// csrc/bindings/torch_cuda_ops.cpp this makes operators that torch calls on CPU tensors.
 //
 // torch::stable's mm in the half types with a float32 result exists on CUDA only; test_cuda_host.py
 // supplies it.
@@ -10,8 +10,9 @@
 
 #include <vector>
 
-#include "../../csrc/cuda/cluster_backward.h"
-#include "../../csrc/cuda/cluster_forward.h"
+#include "../../csrc/cuda/cluster/backward.h"
+#include "../../csrc/cuda/cluster/forward.h"
+#include "../../csrc/cuda/stepwise/elements.h"
 
 namespace rnnkern::cuda {
 namespace {
@@ -142,7 +143,7 @@ const char* launch_each(int cell, DType storage, const Params* params, int count
     for (const Params* each = params; each < params + count; ++each, ++persistent_launches)
       launch_clusters(chosen.blocks, chosen.clusters, S::kThreads,
                       smem_bytes<Cell, T, S>(each, chosen.blocks),
-                      [&] { run_cluster<Cell, T, S>(*each); });
+                      [&] { persistent_thread<Cell, T, S>(*each); });
   });
   return nullptr;
 }

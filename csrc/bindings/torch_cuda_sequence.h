@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "../cuda/run.h"
-#include "cuda_tensors.h"
+#include "../cuda/params.h"
+#include "torch_cuda_tensors.h"
 
 namespace rnnkern {
 

@@ -4,10 +4,10 @@
 // and one pointwise kernel. Backward: per step one pointwise kernel and one product dgates W_hh;
 // then, chunk by chunk, the gradients of the input and of the weights, large products again. A
 // projection adds one product per step each way. Where the recurrent weights fit on the chip
-// (Hopper; csrc/cuda/shape.h says which), all steps with the same rows are one kernel
-// (csrc/cuda/run.h). Products go through torch's dispatcher, so that its settings (tf32, workspace,
-// deterministic) hold; everything is put on torch's current stream, memory comes from torch's
-// allocator, and nothing waits for the device: a call can be captured in a CUDA graph.
+// (Hopper; csrc/cuda/cluster/config.h says which), all steps with the same rows are one kernel
+// (cs../cuda/params.h). Products go through torch's dispatcher, so that its settings (tf32,
+// workspace, deterministic) hold; everything is put on torch's current stream, memory comes from
+// torch's allocator, and nothing waits for the device: a call can be captured in a CUDA graph.
 //
 // For bfloat16 and float16 the operands of a product have that type; its result, the running
 // states, `saved` and `cells` are float32.
@@ -18,8 +18,8 @@
 
 #include <string>
 
-#include "cuda_backward.h"
-#include "cuda_forward.h"
+#include "torch_cuda_backward.h"
+#include "torch_cuda_forward.h"
 
 namespace {
 

@@ -1,7 +1,8 @@
-// The functions of csrc/cuda/chip.h without a GPU, and launch_clusters() in place of a launch.
-// Every thread of a cluster is a fiber, all of them in one thread of the CPU. A fiber runs until it
-// has to wait; who goes on then, and when the sent bytes arrive, is left to chance (schedule_seed),
-// and kernels must be right whatever the outcome. What is undefined on the chip ends the process.
+// The functions of csrc/cuda/ptx.h and mma_sync without a GPU, and launch_clusters() in place of a
+// launch. Every thread of a cluster is a fiber, all of them in one thread of the CPU. A fiber runs
+// until it has to wait; who goes on then, and when the sent bytes arrive, is left to chance
+// (schedule_seed), and kernels must be right whatever the outcome. What is undefined on the chip
+// ends the process.
 #pragma once
 #include <algorithm>
 #include <cstdarg>
@@ -105,7 +106,7 @@ inline Block& block() { return machine.blocks[self().block]; }
 inline Warp& warp() { return machine.warps[(&self() - machine.fibers.data()) / 32]; }
 
 [[noreturn, gnu::format(printf, 1, 2)]] inline void fail(const char* format, ...) {
-  fprintf(stderr, "chip_on_host: cluster %d, seed %d, ", machine.cluster, schedule_seed);
+  fprintf(stderr, "ptx_on_host: cluster %d, seed %d, ", machine.cluster, schedule_seed);
   if (const Fiber* f = machine.running)
     fprintf(stderr, "block %d thread %d: ", f->block, f->thread);
   va_list args;
@@ -216,7 +217,7 @@ inline bool schedule_round(std::vector<size_t>& order, bool all) {
   std::vector<int> in(machine.blocks.size() * kStateCount);
   for (const Fiber& fiber : machine.fibers) ++in[fiber.block * kStateCount + fiber.state];
   for (size_t i = 0; i < in.size(); ++i) {
-    if (i % kStateCount == 0) fprintf(stderr, "chip_on_host: block %zu:", i / kStateCount);
+    if (i % kStateCount == 0) fprintf(stderr, "ptx_on_host: block %zu:", i / kStateCount);
     if (in[i]) fprintf(stderr, " %d %s", in[i], kNames[i % kStateCount]);
     if (i % kStateCount == kStateCount - 1) fputc('\n', stderr);
   }
@@ -249,7 +250,7 @@ inline void simulate_cluster() {
   if (!machine.in_flight.empty()) deliver(1);  // which fails: there is nobody left
 }
 
-// sum += a b of all lanes, laid out as chip.h says.
+// sum += a b of all lanes, laid out as csrc/cuda/mma.h says.
 template <class T>
 void mma_of_warp(Warp& warp) {
   using Row [[gnu::vector_size(32)]] = float;

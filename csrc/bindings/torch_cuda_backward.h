@@ -1,7 +1,7 @@
-// The backward operator on CUDA; cuda_ops.cpp says what it consists of.
+// The backward operator on CUDA; torch_cuda_ops.cpp says what it consists of.
 #pragma once
-#include "cuda_gates.h"
-#include "cuda_walk.h"
+#include "torch_cuda_gates.h"
+#include "torch_cuda_sequence.h"
 
 namespace rnnkern {
 
@@ -113,13 +113,13 @@ inline BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h,
     step.units = H;
     step.width = R;
     step.y = address(output, d * R);
-    step.y_row = walk.row_stride(output);
+    step.y_stride = walk.row_stride(output);
     step.h0 = state.empty() ? nullptr : address(state[0], h_state);
     step.c0 = state.size() < 2 ? nullptr : address(state[1], c_state);
     step.saved = address(saved, direction_rows * S * H);
     step.c_states = address(c_states, direction_rows * H);
     step.dy = grad_output ? address(*grad_output, d * R) : nullptr;
-    step.dy_row = grad_output ? walk.row_stride(*grad_output) : 0;
+    step.dy_stride = grad_output ? walk.row_stride(*grad_output) : 0;
     step.dh_recurrent = address(dh_recurrent, h_state);
     step.dh = address(dh, h_state);
     step.dc = address(dc, c_state);

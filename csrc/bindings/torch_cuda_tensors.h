@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../cuda/step.h"
+#include "../cuda/params.h"
 #include "call.h"
 
 namespace rnnkern {

@@ -1,6 +1,6 @@
 // How a cell's gates lie in torch's weights and among the sums of the kernels.
 #pragma once
-#include "cuda_tensors.h"
+#include "torch_cuda_tensors.h"
 
 namespace rnnkern {
 

@@ -1,6 +1,6 @@
-// The forward operator on CUDA; cuda_ops.cpp says what it consists of.
+// The forward operator on CUDA; torch_cuda_ops.cpp says what it consists of.
 #pragma once
-#include "cuda_walk.h"
+#include "torch_cuda_sequence.h"
 
 namespace rnnkern {
 
@@ -49,7 +49,7 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
     cuda::StepForwardParams step{};
     step.units = H;
     step.input = address(scratch, scratch_begin);
-    step.input_row = save ? S * H : columns;
+    step.input_stride = save ? S * H : columns;
     step.bias_ih = call.bias ? address(w[2]) : nullptr;
     step.bias_hh = call.bias ? address(w[3]) : nullptr;
     step.c = address(c, d * B * H);
@@ -60,7 +60,7 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
       step.h_operand = half ? address(h_n, h_state) : nullptr;
       step.y = address(output, d * R);
     }
-    step.y_row = D * R;
+    step.y_stride = D * R;
     step.saved = address(saved, direction_rows * S * H);
     step.c_states = address(c_states, direction_rows * H);
 
@@ -70,12 +70,12 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
       const int64_t begin = d ? T - ready : done, end = d ? T - done : ready;
       const int64_t first = save ? 0 : walk.row(begin);
       multiply(walk.rows(input, begin, end), w_ih,
-               matrix(scratch, scratch_begin + (walk.row(begin) - first) * step.input_row,
-                      walk.row(end) - walk.row(begin), columns, step.input_row));
+               matrix(scratch, scratch_begin + (walk.row(begin) - first) * step.input_stride,
+                      walk.row(end) - walk.row(begin), columns, step.input_stride));
       const auto go_to = [&](int64_t k) {
         step.row = walk.row(walk.time(d, k));
-        step.input_offset = (step.row - first) * step.input_row;
-        step.y_offset = step.row * step.y_row;
+        step.input_offset = (step.row - first) * step.input_stride;
+        step.y_offset = step.row * step.y_stride;
       };
       for (int64_t k = done, next; k < ready; k = next) {
         const int64_t count = walk.alike(d, k, ready), rows = walk.active(walk.time(d, k));
@@ -99,7 +99,7 @@ inline ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors
           check_launch(cuda::launch_forward(int(call.cell), storage, step, device.stream()));
           if (projected) {
             multiply(m_rows, w_hr, h_rows);
-            Tensor y = matrix(output, step.y_offset + d * R, rows, R, step.y_row);
+            Tensor y = matrix(output, step.y_offset + d * R, rows, R, step.y_stride);
             stable::copy_(y, h_rows);
           }
         }

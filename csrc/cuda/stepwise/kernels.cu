@@ -1,15 +1,12 @@
-// The kernels themselves: each hands its thread's share to a function of pointwise.h.
+// The kernels of the stepwise engine and their launches. A kernel only says which thread it is;
+// what the thread does is in elements.h.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
-#include "pointwise.h"
-#include "run.h"
+#include "elements.h"
 
 namespace rnnkern::cuda {
-
-extern const PersistentKernels persistent_bfloat16, persistent_float16, persistent_float32;
-
 namespace {
 
 __device__ GridStride this_thread() {
@@ -50,8 +47,8 @@ struct Type {
 };
 
 template <class F>
-auto dispatch_dtype(DType storage, F&& f) {
-  switch (storage) {
+auto dispatch_dtype(DType dtype, F&& f) {
+  switch (dtype) {
     case DType::float64: return f(Type<double>{});
     case DType::bfloat16: return f(Type<__nv_bfloat16>{});
     case DType::float16: return f(Type<__half>{});
@@ -59,40 +56,14 @@ auto dispatch_dtype(DType storage, F&& f) {
   }
 }
 
-// Null for a type whose steps are never taken together.
-const PersistentKernels* persistent_kernels(DType storage) {
-  switch (storage) {
-    case DType::float32: return &persistent_float32;
-    case DType::bfloat16: return &persistent_bfloat16;
-    case DType::float16: return &persistent_float16;
-    default: return nullptr;
-  }
-}
-
 }  // namespace
 
-PersistentPlan persistent_plan(int cell, DType storage, int64_t units, int64_t batch, bool backward,
-                               int directions) {
-  const PersistentKernels* type = persistent_kernels(storage);
-  return type ? type->persistent_plan(cell, units, batch, backward, directions) : PersistentPlan{};
-}
-
-const char* launch_persistent(int cell, DType storage, const PersistentForwardParams* params,
-                              int count, Stream stream) {
-  return persistent_kernels(storage)->forward(cell, params, count, stream);
-}
-
-const char* launch_persistent(int cell, DType storage, const PersistentBackwardParams* params,
-                              int count, Stream stream) {
-  return persistent_kernels(storage)->backward(cell, params, count, stream);
-}
-
-const char* launch_forward(int cell, DType storage, const StepForwardParams& step, Stream stream) {
+const char* launch_forward(int cell, DType dtype, const StepForwardParams& step, Stream stream) {
   if (step.batch == 0 || step.units == 0) return nullptr;
   const Grid g = make_grid(step.batch, step.units);
   const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
   visit_cell(CellId(cell), [&](auto c) {
-    dispatch_dtype(storage, [&](auto type) {
+    dispatch_dtype(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       forward_kernel<decltype(c), T><<<blocks, threads, 0, stream>>>(step);
     });
@@ -100,13 +71,12 @@ const char* launch_forward(int cell, DType storage, const StepForwardParams& ste
   return launched();
 }
 
-const char* launch_backward(int cell, DType storage, const StepBackwardParams& step,
-                            Stream stream) {
+const char* launch_backward(int cell, DType dtype, const StepBackwardParams& step, Stream stream) {
   if (step.batch == 0 || step.units == 0) return nullptr;
   const Grid g = make_grid(step.batch, step.units);
   const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
   visit_cell(CellId(cell), [&](auto c) {
-    dispatch_dtype(storage, [&](auto type) {
+    dispatch_dtype(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       backward_kernel<decltype(c), T><<<blocks, threads, 0, stream>>>(step);
     });
@@ -114,22 +84,22 @@ const char* launch_backward(int cell, DType storage, const StepBackwardParams& s
   return launched();
 }
 
-const char* launch_dh_total(DType storage, const StepBackwardParams& step, Stream stream) {
+const char* launch_dh_total(DType dtype, const StepBackwardParams& step, Stream stream) {
   if (step.batch == 0 || step.width == 0) return nullptr;
   const Grid g = make_grid(step.batch, step.width);
   const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
-  dispatch_dtype(storage, [&](auto type) {
+  dispatch_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     dh_total_kernel<T><<<blocks, threads, 0, stream>>>(step);
   });
   return launched();
 }
 
-const char* launch_add(DType storage, bool accumulated, int64_t count, const void* a, const void* b,
+const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
                        void* out, Stream stream) {
   if (count == 0) return nullptr;
   const Grid g = make_grid(1, count);
-  dispatch_dtype(storage, [&](auto type) {
+  dispatch_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto add = [&](auto operand) {
       using S = typename decltype(operand)::type;

@@ -1,11 +1,13 @@
-// The cells, and before them the functions that they ask of their value type (csrc/cells/cell.h),
-// here one float or double: what is declared later would not be found for these.
+// The arithmetic of a cell on the device: sigmoid, tanh and relu of its value type, which is one
+// float or double (csrc/cells/cell.h says what a cell asks for), the accumulation type of each
+// storage type, and then the cells. The order matters: a cell finds only what is declared before.
 //
-// For float and double sigmoid and tanh are the accurate ones of the CUDA math library (at most 3
-// ulp in float). For the two halves they need a third of the instructions, with errors of some
-// 2^-21 (FastMathFloat). The hardware's tanh.approx has 11 good bits, too few for states in float.
+// For float and double, sigmoid and tanh are those of the CUDA math library (at most 3 ulp in
+// float). For the two halves FastMathFloat needs a third of the instructions, with errors of about
+// 2^-21. The hardware's tanh.approx has 11 good bits, too few for states in float.
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "../cells/cell.h"
 
@@ -16,7 +18,7 @@ RNNKERN_HD static double sigmoid(double x) { return 1. / (1. + exp(-x)); }
 RNNKERN_HD static float tanh(float x) { return ::tanhf(x); }
 RNNKERN_HD static double tanh(double x) { return ::tanh(x); }
 
-// A float whose functions are quick.
+// A float whose functions use the approximations of the special function unit.
 struct FastMathFloat {
   float value;
 
@@ -37,7 +39,7 @@ RNNKERN_HD static FastMathFloat operator*(FastMathFloat a, FastMathFloat b) {
 RNNKERN_HD static bool operator<(FastMathFloat a, FastMathFloat b) { return a.value < b.value; }
 RNNKERN_HD static bool operator<=(FastMathFloat a, FastMathFloat b) { return a.value <= b.value; }
 
-// 2^x and 1 / x, as the hardware has them.
+// 2^x and 1 / x by the special function unit.
 RNNKERN_HD static float ex2_approx(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -62,7 +64,7 @@ RNNKERN_HD static FastMathFloat sigmoid(FastMathFloat x) {
   return FastMathFloat(rcp_approx(1.f + ex2_approx(-1.4426950408889634f * x.value)));
 }
 
-// Near zero, where the quotient's difference would cancel, by the series.
+// Taylor series near zero, where 1 - e would cancel.
 RNNKERN_HD static FastMathFloat tanh(FastMathFloat x) {
   const float a = fabsf(x.value), e = ex2_approx(-2.8853900817779268f * a), s = a * a;
   const float far = (1.f - e) * rcp_approx(1.f + e);
@@ -85,3 +87,22 @@ RNNKERN_HD static V where_positive(V x, V y) {
 }  // namespace rnnkern
 
 #include "../cells/registry.h"
+
+namespace rnnkern::cuda {
+
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename AccOf<T>::type;
+
+// What the cell computes with.
+template <class T>
+using CellMath = std::conditional_t<sizeof(T) == 2, FastMathFloat, Acc<T>>;
+
+}  // namespace rnnkern::cuda
