@@ -20,7 +20,9 @@
 #pragma once
 #include "ptx.h"
 
-#if !defined(RNNKERN_CUDA_ON_HOST)
+#if defined(RNNKERN_CUDA_ON_HOST)
+#include "mma_on_host.h"
+#else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

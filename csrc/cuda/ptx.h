@@ -1,7 +1,7 @@
 // Thin names for the PTX of Hopper (sm_90) that the persistent kernels use: thread and cluster
 // coordinates, synchronisation, mbarriers, stores into the shared memory of other blocks.
 // Each function is one instruction or a few; nothing here knows of layers or tiles.
-// The tests replace this file by ptx_on_host.h, where every thread is a fiber on the CPU.
+// The tests bring ptx_on_host.h in its place, where every thread is a fiber on the CPU.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,9 +1,8 @@
-// The CUDA engine without a GPU: each launch runs every thread of its grid on the CPU, one after
-// the other, with the index arithmetic of the kernels (stepwise/elements.h). Together with
-// csrc/bindings/torch_cuda_ops.cpp this makes operators that torch calls on CPU tensors.
+// The launches of csrc/cuda/params.h without a GPU. A stepwise launch runs the threads of its grid
+// one after the other, a persistent one on the simulated chip. Together with
+// csrc/bindings/torch_cuda_*.cpp this makes operators that torch calls on CPU tensors.
 //
-// torch::stable's mm in the half types with a float32 result exists on CUDA only; test_cuda_host.py
-// supplies it.
+// torch's mm of half types with a float32 result exists on CUDA only; test_cuda_host.py brings one.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -31,8 +30,8 @@ void for_each_thread(const Grid& g, F&& body) {
 }
 
 template <class F>
-void dispatch_dtype(DType storage, F&& f) {
-  switch (storage) {
+void dispatch_dtype(DType dtype, F&& f) {
+  switch (dtype) {
     case DType::float64: return f(double{});
     case DType::bfloat16: return f(c10::BFloat16{});
     case DType::float16: return f(c10::Half{});
@@ -42,9 +41,9 @@ void dispatch_dtype(DType storage, F&& f) {
 
 }  // namespace
 
-const char* launch_forward(int cell, DType storage, const StepForwardParams& step, Stream) {
+const char* launch_forward(int cell, DType dtype, const StepForwardParams& step, Stream) {
   visit_cell(CellId(cell), [&](auto c) {
-    dispatch_dtype(storage, [&](auto type) {
+    dispatch_dtype(dtype, [&](auto type) {
       for_each_thread(make_grid(step.batch, step.units), [&](const GridStride& at) {
         forward_grid_stride<decltype(c), decltype(type)>(step, at);
       });
@@ -53,9 +52,9 @@ const char* launch_forward(int cell, DType storage, const StepForwardParams& ste
   return nullptr;
 }
 
-const char* launch_backward(int cell, DType storage, const StepBackwardParams& step, Stream) {
+const char* launch_backward(int cell, DType dtype, const StepBackwardParams& step, Stream) {
   visit_cell(CellId(cell), [&](auto c) {
-    dispatch_dtype(storage, [&](auto type) {
+    dispatch_dtype(dtype, [&](auto type) {
       for_each_thread(make_grid(step.batch, step.units), [&](const GridStride& at) {
         backward_grid_stride<decltype(c), decltype(type)>(step, at);
       });
@@ -64,17 +63,17 @@ const char* launch_backward(int cell, DType storage, const StepBackwardParams& s
   return nullptr;
 }
 
-const char* launch_dh_total(DType storage, const StepBackwardParams& step, Stream) {
-  dispatch_dtype(storage, [&](auto type) {
+const char* launch_dh_total(DType dtype, const StepBackwardParams& step, Stream) {
+  dispatch_dtype(dtype, [&](auto type) {
     for_each_thread(make_grid(step.batch, step.width),
                     [&](const GridStride& at) { dh_total_grid_stride<decltype(type)>(step, at); });
   });
   return nullptr;
 }
 
-const char* launch_add(DType storage, bool accumulated, int64_t count, const void* a, const void* b,
+const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
                        void* out, Stream) {
-  dispatch_dtype(storage, [&](auto type) {
+  dispatch_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     const auto add = [&](auto operand) {
       using S = decltype(operand);
@@ -95,81 +94,81 @@ const char* launch_add(DType storage, bool accumulated, int64_t count, const voi
 
 namespace {
 
-bool persistent = false;  // whether steps are taken together where a shape serves
+bool persistent = false;  // whether the persistent engine is taken where it has a tiling
 int64_t persistent_launches = 0;
 
-// float16 has sixteen batch rows to a cluster, the others eight: both widths run, and no more than
-// these are compiled.
+// float16 has two batch tiles to a cluster, the others one: each is compiled for one type alone.
 template <class F>
-bool dispatch_persistent(int cell, DType storage, int64_t units, F&& f) {
+bool dispatch_persistent(int cell, DType dtype, int64_t units, F&& f) {
   bool found = false;
   visit_cell(CellId(cell), [&](auto c) {
     using Cell = decltype(c);
-    if (storage == DType::bfloat16)
+    if (dtype == DType::bfloat16)
       found = dispatch_config<Cell, c10::BFloat16, 1>(
-          units, [&](auto shape) { f(c, c10::BFloat16{}, shape); });
-    else if (storage == DType::float16)
-      found =
-          dispatch_config<Cell, c10::Half, 2>(units, [&](auto shape) { f(c, c10::Half{}, shape); });
-    else if (storage == DType::float32)
-      found = dispatch_config<Cell, float, 1>(units, [&](auto shape) { f(c, float{}, shape); });
+          units, [&](auto config) { f(c, c10::BFloat16{}, config); });
+    else if (dtype == DType::float16)
+      found = dispatch_config<Cell, c10::Half, 2>(units,
+                                                  [&](auto config) { f(c, c10::Half{}, config); });
+    else if (dtype == DType::float32)
+      found = dispatch_config<Cell, float, 1>(units, [&](auto config) { f(c, float{}, config); });
   });
   return found;
 }
 
-constexpr size_t kSharedBytes = 227 << 10;  // of a block on Hopper
+constexpr size_t kMaxSmemBytes = 227 << 10;  // of a block on Hopper
 
 template <class Params>
-PersistentPlan plan(int cell, DType storage, int64_t units, int64_t batch) {
+PersistentPlan plan(int cell, DType dtype, int64_t units, int64_t batch) {
   PersistentPlan chosen;
-  dispatch_persistent(cell, storage, units, [&](auto c, auto type, auto shape) {
-    using S = decltype(shape);
-    const int blocks = cluster_size_for<S>(units);
-    if (smem_bytes<decltype(c), decltype(type), S>(static_cast<const Params*>(nullptr), blocks) <=
-        kSharedBytes)
-      chosen = {blocks, int((batch + S::kBatchRows - 1) / S::kBatchRows), S::kBatchRows};
+  dispatch_persistent(cell, dtype, units, [&](auto c, auto type, auto config) {
+    using Config = decltype(config);
+    const int blocks = cluster_size_for<Config>(units);
+    if (smem_bytes<decltype(c), decltype(type), Config>(static_cast<const Params*>(nullptr),
+                                                        blocks) <= kMaxSmemBytes)
+      chosen = {blocks, int((batch + Config::kBatchRows - 1) / Config::kBatchRows),
+                Config::kBatchRows};
   });
   return chosen;
 }
 
 template <class Params>
-const char* launch_each(int cell, DType storage, const Params* params, int count) {
+const char* launch_each(int cell, DType dtype, const Params* params, int directions) {
   const auto& step = params->step;
-  const PersistentPlan chosen = plan<Params>(cell, storage, step.units, step.batch);
-  dispatch_persistent(cell, storage, step.units, [&](auto c, auto type, auto shape) {
+  const PersistentPlan chosen = plan<Params>(cell, dtype, step.units, step.batch);
+  dispatch_persistent(cell, dtype, step.units, [&](auto c, auto type, auto config) {
     using Cell = decltype(c);
     using T = decltype(type);
-    using S = decltype(shape);
-    for (const Params* each = params; each < params + count; ++each, ++persistent_launches)
-      launch_clusters(chosen.blocks, chosen.clusters, S::kThreads,
-                      smem_bytes<Cell, T, S>(each, chosen.blocks),
-                      [&] { persistent_thread<Cell, T, S>(*each); });
+    using Config = decltype(config);
+    for (const Params* each = params; each < params + directions; ++each, ++persistent_launches)
+      launch_clusters(chosen.blocks, chosen.clusters, Config::kThreads,
+                      smem_bytes<Cell, T, Config>(each, chosen.blocks),
+                      [&] { persistent_thread<Cell, T, Config>(*each); });
   });
   return nullptr;
 }
 
 }  // namespace
 
-PersistentPlan persistent_plan(int cell, DType storage, int64_t units, int64_t batch, bool backward,
+PersistentPlan persistent_plan(int cell, DType dtype, int64_t units, int64_t batch, bool backward,
                                int) {
   if (!persistent || !batch) return {};
-  return backward ? plan<PersistentBackwardParams>(cell, storage, units, batch)
-                  : plan<PersistentForwardParams>(cell, storage, units, batch);
+  return backward ? plan<PersistentBackwardParams>(cell, dtype, units, batch)
+                  : plan<PersistentForwardParams>(cell, dtype, units, batch);
 }
 
-const char* launch_persistent(int cell, DType storage, const PersistentForwardParams* params,
-                              int count, Stream) {
-  return launch_each(cell, storage, params, count);
+const char* launch_persistent(int cell, DType dtype, const PersistentForwardParams* params,
+                              int directions, Stream) {
+  return launch_each(cell, dtype, params, directions);
 }
 
-const char* launch_persistent(int cell, DType storage, const PersistentBackwardParams* params,
-                              int count, Stream) {
-  return launch_each(cell, storage, params, count);
+const char* launch_persistent(int cell, DType dtype, const PersistentBackwardParams* params,
+                              int directions, Stream) {
+  return launch_each(cell, dtype, params, directions);
 }
 
 namespace {
 
-int64_t count() { return launches; }
+int64_t count_launches() { return launches; }
 int64_t count_persistent() { return persistent_launches; }
 bool set_persistent(bool enabled, int64_t seed) {
   schedule_seed = int(seed);
@@ -205,7 +204,7 @@ STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern_cuda_on_host, CompositeExplicitAutograd, m) {
-  m.impl("launches", TORCH_BOX(&rnnkern::cuda::count));
+  m.impl("launches", TORCH_BOX(&rnnkern::cuda::count_launches));
   m.impl("persistent_launches", TORCH_BOX(&rnnkern::cuda::count_persistent));
   m.impl("set_persistent", TORCH_BOX(&rnnkern::cuda::set_persistent));
   m.impl("grid", TORCH_BOX(&rnnkern::cuda::grid));

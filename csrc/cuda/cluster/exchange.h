@@ -1,23 +1,32 @@
 // The exchange of a cluster: in every step each block stores what the others need directly into
 // their shared memory, and an mbarrier there counts the bytes. Clusters do not communicate.
 //
-//   forward, h:                                 backward, parts of W_hh^T dgates:
+// Forward: a block computes h of its units and sends it to every block, itself included.
 //
-//   block 0   block 1   block 2                 block 0   block 1   block 2
-//   owns u0   owns u1   owns u2                 dgates 0  dgates 1  dgates 2
-//     |  \    / |  \    / |                       |  each multiplies its rows of W_hh by its own
-//     |   all to all, T   |                       |  dgates, for the units of all blocks
-//     v         v         v                       v         v         v
-//   h u0 u1 u2 in every block                   block b: dh(ub) = part 0 + part 1 + part 2,
-//   (B operand of the next step)                always added in this order
+//   sender    to block 0          to block 1          to block 2
+//   block 0   h of units of 0     h of units of 0     h of units of 0
+//   block 1   h of units of 1     h of units of 1     h of units of 1
+//   block 2   h of units of 2     h of units of 2     h of units of 2
+//             = B operand of the next step, complete in every block
 //
-// Two buffers, each with an mbarrier, used by steps in turn:
+// Backward: a block multiplies its rows of W_hh, transposed, by its own dgates. That is one term of
+// dh for all units; each part goes to the block that owns the units.
 //
-//   step i    wait(i) for the bytes of buffer i % 2, compute, put() into buffer (i + 1) % 2
+//   sender    to block 0          to block 1          to block 2
+//   block 0   dh of units of 0    dh of units of 1    dh of units of 2
+//   block 1   dh of units of 0    dh of units of 1    dh of units of 2
+//   block 2   dh of units of 0    dh of units of 1    dh of units of 2
+//             + over the senders, always in this order: deterministic
 //
-// No block can overwrite what another still reads. A block puts into buffer (i + 1) % 2, which its
-// neighbour read in step i - 1, only after that neighbour's values for step i have arrived, and the
-// neighbour sends those after it has read.
+// Each block has two buffers with an mbarrier each. Step i reads one and fills the other:
+//
+//   step         0            1            2            3
+//   reads        initial      buffer 1     buffer 0     buffer 1      wait(i): buffer i % 2
+//   puts into    buffer 1     buffer 0     buffer 1     buffer 0      put(): buffer (i + 1) % 2
+//
+// No block overwrites what another still reads. Buffer (i + 1) % 2 of a neighbour was read by it in
+// step i - 1. A block puts into it in step i, after wait(i): the neighbour's values for step i have
+// come, and the neighbour sent them after it had read.
 #pragma once
 #include "../ptx.h"
 #include "config.h"
@@ -29,7 +38,7 @@ struct Exchange {
   int blocks;           // of the cluster
   int bytes;            // that a buffer receives in a step
 
-  // Sets up both buffers; afterwards every block of the cluster has.
+  // Sets up both buffers. On return every block of the cluster has.
   RNNKERN_DEVICE_MEMBER void init() const {
     if (thread_index() == 0)
       for (int i = 0; i < 2; ++i) {
@@ -39,7 +48,7 @@ struct Exchange {
     sync_cluster();
   }
 
-  // Waits for what was put for step i > 0. A block alone puts by plain stores.
+  // Waits for what was put for step i > 0. With one block, puts are plain stores.
   RNNKERN_DEVICE_MEMBER void wait(int64_t i) const {
     if (blocks == 1) return sync_block();
     const auto step = uint32_t(i);
