@@ -16,7 +16,7 @@ import hypothesis.strategies as st
 import pytest
 import test_kernels
 import torch
-from cases import CELLS, ON_CHIP, TABLE, Case, check, results
+from cases import CELLS, PERSISTENT, TABLE, Case, check, results
 from hypothesis import given, settings
 from relu import judge
 from test_kernels import (  # noqa: F401
@@ -123,15 +123,15 @@ def test_chunks_of_halves(dtype: torch.dtype) -> None:
 
 @pytest.fixture
 def persistent() -> Iterator[None]:
-    """Steps are taken together, with fibers for threads; chunks are as large as ever."""
+    """The persistent engine on the simulated chip, with chunks of the usual size."""
     torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
     torch.ops.rnnkern_cuda_on_host.set_persistent(True, 0)
     yield
     torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
 
 
-@pytest.mark.parametrize("case", ON_CHIP, ids=str)
-def test_on_chip(persistent: None, case: Case) -> None:
+@pytest.mark.parametrize("case", PERSISTENT, ids=str)
+def test_persistent(persistent: None, case: Case) -> None:
     before = torch.ops.rnnkern_cuda_on_host.persistent_launches()
     judge(case).assert_as_good_as_torch()
     assert torch.ops.rnnkern_cuda_on_host.persistent_launches() >= before + 2
@@ -139,9 +139,9 @@ def test_on_chip(persistent: None, case: Case) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_on_chip_in_any_order(persistent: None, cell: str, dtype: torch.dtype) -> None:
-    """However the threads of a cluster take turns and however long messages take, the bits are the
-    same, also where a run ends with a chunk."""
+def test_persistent_in_any_order(persistent: None, cell: str, dtype: torch.dtype) -> None:
+    """The bits do not depend on the order of threads and on the latency of messages, also where a
+    persistent launch ends with a chunk."""
     case = Case(cell, T=13, B=10, H=150, bidirectional=True, packed=True, hx=True, dtype=dtype)
     found = []
     for seed in range(6):
@@ -168,12 +168,12 @@ def test_on_chip_in_any_order(persistent: None, cell: str, dtype: torch.dtype) -
     ),
     seed=st.integers(0, 1000),
 )
-def test_on_chip_at_random(case: Case, seed: int) -> None:
-    """Whatever the sizes, steps taken together and one by one give the same, to rounding."""
+def test_persistent_at_random(case: Case, seed: int) -> None:
+    """The persistent and the stepwise engine agree to rounding, for random sizes."""
     found = []
     torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
-    for together in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_persistent(together, seed)
+    for enabled in (True, False):
+        torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, seed)
         found.append(results(case, rnnkern))
     torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
     close = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[case.dtype]
@@ -183,15 +183,15 @@ def test_on_chip_at_random(case: Case, seed: int) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_on_chip_leaves_the_same(persistent: None, cell: str) -> None:
-    """Saved values, cell states and flows too are those of the steps one by one."""
+def test_persistent_leaves_the_same(persistent: None, cell: str) -> None:
+    """Saved values, cell states and flows are those of the stepwise engine, too."""
     layer = Case(cell, I=3, H=70, bidirectional=True, batch_first=True).layer(rnnkern)
     weights = [p.detach() for p in layer.parameters()]
     x, dy = torch.randn(6, 5, 3), torch.randn(6, 5, 140)
     call = (CELLS.index(cell), True)
     found = []
-    for together in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_persistent(together, 1)
+    for enabled in (True, False):
+        torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, 1)
         output, _, _, saved, cells = rnnkern.ops.forward(x, None, [], weights, *call, True)
         *_, flow_h, flow_c = rnnkern.ops.backward(
             dy, None, None, x, None, [], weights, output, saved, cells, *call, 7, True
@@ -201,7 +201,7 @@ def test_on_chip_leaves_the_same(persistent: None, cell: str) -> None:
 
 
 def test_plan(persistent: None) -> None:
-    """What stays on the chip, and what goes step by step."""
+    """Which sizes get the persistent engine, and which the stepwise one."""
 
     def plan(dtype: torch.dtype, hidden_size: int, *more: object, steps: int = 9) -> dict:
         arguments = (
