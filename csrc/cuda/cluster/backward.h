@@ -22,7 +22,7 @@ struct BackwardSmem {
 
   uint64_t* mbarriers;
   T* dgates;           // two buffers: B operand of the block's units, (gate, tile)
-  float* dh_partials;  // two buffers: accumulators, see dh_partial()
+  float* dh_partials;  // two buffers: accumulators, at dh_partial()
   AFragment* weights;
   size_t bytes;
 
@@ -35,6 +35,9 @@ struct BackwardSmem {
     bytes = carver.bytes();
   }
 
+  RNNKERN_DEVICE_MEMBER static int dgates_tile(int gate, int tile) {
+    return (gate * Config::kBlockTiles + tile) * kElemsPerTile;
+  }
   // (buffer and block that sent it, tile of the receiving block).
   RNNKERN_DEVICE_MEMBER static int dh_partial(int buffer_and_block, int tile) {
     return buffer_and_block * Config::kBlockElems + tile * kElemsPerTile;
@@ -163,7 +166,7 @@ struct BackwardThread {
       }
       RNNKERN_UNROLL
       for (int s = 0; s < G; ++s)
-        operand[(s * Config::kBlockTiles + elems.tile[e]) * kElemsPerTile + elems.element] =
+        operand[Smem::dgates_tile(s, elems.tile[e]) + elems.element] =
             T(grads.dgates[e][Cell::kHiddenPreact + s]);
     }
   }

@@ -22,7 +22,7 @@ struct ForwardSmem {
 
   uint64_t* mbarriers;
   T* h;             // two buffers: B operand of all units
-  float* partials;  // accumulators, see partial()
+  float* partials;  // accumulators, at partial()
   T* staging;       // (element of a thread, thread): new h
   AFragment* weights;
   size_t bytes;
@@ -37,6 +37,9 @@ struct ForwardSmem {
     bytes = carver.bytes();
   }
 
+  RNNKERN_DEVICE_MEMBER T* h_tile(int buffer, int tile) const {
+    return h + buffer * kHElems + tile * kElemsPerTile;
+  }
   // (warp, batch tile, gate); of a part of K the warps of all unit tiles follow each other, so that
   // (warp, batch tile) is (part of K, tile of the block) as well.
   RNNKERN_DEVICE_MEMBER static int partial(int warp_tile, int gate) {
@@ -130,7 +133,7 @@ struct ForwardThread {
   // The warp's part of W_hh h: M = 16 units of each gate, N = the cluster's rows.
   RNNKERN_DEVICE_MEMBER void mma_mainloop(const Weights& weights, int buffer,
                                           Accumulators& acc) const {
-    const auto h = reinterpret_cast<const U32x2*>(smem.h + buffer * Smem::kHElems) +
+    const auto h = reinterpret_cast<const U32x2*>(smem.h_tile(buffer, 0)) +
                    b_fragment_index<T, Config>(split * kKFragments, 0) + lane;
     RNNKERN_UNROLL
     for (int k = 0; k < kKFragments; ++k) {
@@ -195,8 +198,7 @@ struct ForwardThread {
       const T* staged = smem.staging + e * Config::kThreads + warp * kWarpSize;
       const U32x4 value = reinterpret_cast<const U32x4*>(staged)[vector];
       const int tile = block_rank * Config::kBlockTiles + elems.tile[e];
-      T* to = smem.h + buffer * Smem::kHElems + tile * kElemsPerTile + elems.element - lane +
-              vector * kElemsPerVector<T>;
+      T* to = smem.h_tile(buffer, tile) + elems.element - lane + vector * kElemsPerVector<T>;
       if (blocks == 1) {
         if (lane < kVectors) *reinterpret_cast<U32x4*>(to) = value;
       } else {

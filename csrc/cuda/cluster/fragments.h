@@ -1,11 +1,15 @@
-// How the operands of mma (../mma.h) are stored: W_hh in registers and shared memory, h or dgates
-// and the accumulators in shared memory. All index sums of the persistent kernels are here.
+// The layouts of the operands of mma (../mma.h): W_hh in registers and shared memory; h or dgates,
+// and the accumulators, in shared memory. Where each pass has its arrays is in its Smem struct.
 //
-//   operand B, forward h, backward dgates:     [k tile][batch tile][fragment][lane][2 registers]
-//     a k tile is 16 units (backward: of one gate), which is one fragment for halves, two for
-//     float; so a lane loads its BFragment as 8 contiguous bytes, and a warp 256
-//   accumulators:                              [tile][lane, swizzled][4 floats]
-//     a lane stores its four sums as 16 bytes; a thread of the epilogue loads one of them
+//   A, W_hh      [fragment][warp][lane][4 registers]    the first kRegFragments only in registers
+//
+//   B, h         [unit tile][batch tile][fragment][lane][2 registers]
+//      dgates    [gate][unit tile][batch tile][fragment][lane][2 registers]
+//      A tile is 16 units x 8 rows: one fragment for halves, two for float. A lane loads its
+//      BFragment as 8 contiguous bytes, a warp 256.
+//
+//   accumulators [tile][lane, swizzled][4 floats]
+//      A lane stores its four sums of a tile as 16 bytes; in the epilogue a thread loads one float.
 #pragma once
 #include "../mma.h"
 #include "config.h"
@@ -26,7 +30,7 @@ struct TileCoord {
   int unit, row;
 };
 
-// The pair at an element of a stored B tile.
+// The pair at an element of a stored B tile, and with it of a thread's elements.
 template <class T>
 RNNKERN_DEVICE TileCoord b_tile_coord(int element) {
   constexpr int P = kElemsPerReg<T>;
@@ -35,16 +39,15 @@ RNNKERN_DEVICE TileCoord b_tile_coord(int element) {
   return {fragment * kFragmentK<T> + reg * 4 * P + lane % 4 * P + element % P, lane / 4};
 }
 
-// The BFragment of a lane 0: k counts fragments, `batch_tiles` of them side by side.
+// The offset of a stored fragment, in BFragments of lanes: the k-th along K, for a batch tile.
 template <class T, class Config>
 RNNKERN_DEVICE int b_fragment_index(int k, int batch_tile) {
   constexpr int F = kFragmentsPerTile<T>;
   return ((k / F * Config::kBatchTiles + batch_tile) * F + k % F) * kWarpSize;
 }
 
-// Accumulators of a tile: the vector that a lane stores, and the float where the sum of a pair is
-// found. The swizzle spreads both over all banks: no two lanes of a warp ask one bank for different
-// words.
+// Accumulators of a tile: the 16-byte vector that a lane stores, and the float of a (unit, row)
+// pair. Swizzled so that both are free of bank conflicts.
 RNNKERN_DEVICE int acc_vector(int lane) { return lane / 4 * 4 + (lane % 4 ^ lane / 8); }
 RNNKERN_DEVICE int acc_index(const TileCoord& at) {
   const int g = at.unit % 8;
