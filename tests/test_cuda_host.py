@@ -6,11 +6,8 @@ matrix products. tests/test_cuda.py is for that.
 """
 
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -19,13 +16,13 @@ import torch
 from cases import CELLS, PERSISTENT, TABLE, Case, check, results
 from hypothesis import given, settings
 from relu import judge
+from simulated import COMPILER, compile_operators, in_place, loaded
 from test_kernels import (  # noqa: F401
     test_gradcheck,
     test_not_finite,
     test_partial_gradients,
     test_strides,
 )
-from torch import Tensor
 from torch.nn.functional import linear
 
 import rnnkern
@@ -36,53 +33,28 @@ from rnnkern.cells import BY_MODE
 
 # The first test of all compiles the library, which takes minutes where the machine is busy.
 pytestmark = pytest.mark.timeout(600)
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted(
-    str(path)
-    for pattern in ("csrc/bindings/torch_cuda_*.cpp", "tests/cuda_on_host/*.cpp")
-    for path in ROOT.glob(pattern)
-)
-TORCH = Path(torch.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The operators, compiled here."""
-    if not (compiler := shutil.which("c++")):
+    if not COMPILER:
         pytest.skip("needs a C++ compiler")
     path = tmp_path_factory.mktemp("cuda_on_host") / "cuda_on_host.so"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
-    flags += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
-    link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
-    subprocess.run([compiler, *flags, *SOURCES, "-o", str(path), *link], check=True)
-    torch.ops.load_library(path)
-
-    # torch has this one on CUDA only: products of half types with a float32 result.
-    def mm(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
-        return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
-
-    aten = torch.library.Library("aten", "IMPL")
-    aten.impl("mm.dtype_out", mm, "CPU")
-    yield
-    aten._destroy()
+    compile_operators(path)
+    with loaded(path):
+        yield
 
 
 @pytest.fixture(autouse=True)
-def _emulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The operators in place, with small chunks of time; new tensors are NaN, so that what a kernel
-    leaves unwritten shows."""
+def _simulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The operators in place, with small chunks of time."""
     # The CPU's matrix products may round by where their operands begin in memory.
     monkeypatch.setattr(test_kernels, "assert_same_bits", torch.testing.assert_close)
-    monkeypatch.setattr(rnnkern.autograd, "NATIVE", None)  # it would go to the CPU engine
-    monkeypatch.setattr(rnnkern.ops, "forward", torch.ops.rnnkern_cuda_on_host.forward.default)
-    monkeypatch.setattr(rnnkern.ops, "backward", torch.ops.rnnkern_cuda_on_host.backward.default)
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)  # all tensors are small, and the emulation is serial
-    chunk = torch.ops.rnnkern_cuda_on_host.set_chunk(200)
-    yield
-    torch.ops.rnnkern_cuda_on_host.set_chunk(chunk)
-    torch.use_deterministic_algorithms(False)
+    with in_place():
+        chunk = torch.ops.rnnkern_cuda_on_host.set_chunk(200)
+        yield
+        torch.ops.rnnkern_cuda_on_host.set_chunk(chunk)
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
