@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | cuda-check | gpu | sanitize | clean
+# make demo | test | bench | lint | docs | cuda-check | gpu | sanitize | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
 # torch without CUDA on Linux:
@@ -13,10 +13,10 @@ BIN   := .venv/bin
 READY := .venv/.ready
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
 CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
-                            'bench/*.cu' 'tests/*.cpp')
+                            'bench/*.cu' 'tests/*.cpp' 'tests/*.h')
 PY     = $(shell git ls-files '*.py')
 
-.PHONY: demo test bench lint cuda-check gpu sanitize clean
+.PHONY: demo test bench lint docs cuda-check gpu sanitize clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -34,8 +34,13 @@ lint: $(READY)
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
-	$(BIN)/codespell README.md CHANGELOG.md bench csrc examples rnnkern tests
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md bench csrc docs examples rnnkern tests
 	! grep -rnE '#include *[<"](torch|ATen|c10|Python\.h|pybind11)' csrc --exclude-dir=bindings
+
+# Into site/; a warning is an error. The README's picture is drawn from the benchmark's results.
+docs: $(READY)
+	$(BIN)/python docs/scripts/results.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 cuda-check: $(READY)
 	$(BIN)/python bench/gpu_build.py
@@ -47,7 +52,7 @@ sanitize:
 	bash tests/sanitize/run.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info rnnkern/*.so
+	rm -rf .venv build dist site *.egg-info rnnkern/*.so
 
 # torch comes first and pinned, so that no later step can choose another one.
 $(READY): pyproject.toml setup.py $(shell find csrc -type f)

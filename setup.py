@@ -23,40 +23,62 @@ CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra
 CFLAGS += ["-Wno-maybe-uninitialized"]
 # Error messages name the source file: as it is called here, not where it was built.
 CFLAGS += [f"-ffile-prefix-map={Path.cwd()}/="]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-LEVELS = {"baseline": [], "baseline_bf16": ["-DRNNKERN_BF16", "-DRNNKERN_AMX"]}
-if platform.machine() in ("x86_64", "AMD64"):
-    LEVELS["avx2"] = ["-mavx2", "-mfma"]
-    LEVELS["avx512"] = ["-mfma", *AVX512]
-    LEVELS["avx512_bf16"] = ["-mfma", *AVX512, "-mavx512bf16", "-DRNNKERN_BF16"]
-    AMX = ["-mamx-tile", "-mamx-bf16", "-DRNNKERN_AMX"]
-    LEVELS["avx512_amx"] = [*LEVELS["avx512_bf16"], *AMX]
+
+
+LEVELS = "csrc/cpu/levels.txt"
+
+
+def levels() -> dict[str, list[str]]:
+    """Name and compiler flags of each instruction-set level of this architecture."""
+    lines = Path(LEVELS).read_text().splitlines()
+    wanted = ("any", "x86") if platform.machine() in ("x86_64", "AMD64") else ("any",)
+    rows = [line.split() for line in lines if not line.startswith("#")]
+    return {name: flags for where, name, *flags in rows if where in wanted}
+
 
 # The stable ABI of torch 2.10: what is compiled against newer headers loads in every later torch.
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 
-ENGINE = [
-    str(path) for part in ("cells", "core", "cpu") for path in sorted(Path("csrc", part).iterdir())
-]
+def headers(source: Path) -> set[Path]:
+    """The files of this project that a source includes, and those that they include."""
+    found: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
+            header = Path(os.path.normpath(path.parent / name))
+            if header.exists() and header not in found:
+                found.add(header)
+                waiting.append(header)
+    return found
+
+
+def dependencies(*sources: str) -> list[str]:
+    """What a target of these sources must be rebuilt for."""
+    return sorted({str(path) for s in sources for path in (Path(s), *headers(Path(s)))})
 
 
 def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]:
     return name, {
         "sources": sources,
         "cflags": [*CFLAGS, *flags],
-        "obj_deps": {"": ENGINE, **dict.fromkeys(sources, ENGINE)},
+        "obj_deps": {source: [LEVELS, *dependencies(source)] for source in sources},
     }
 
 
-# setuptools links them in this order: what refers to the levels comes before them.
-common = ["csrc/cpu/dispatch.cpp", "csrc/cpu/plan.cpp", "csrc/cpu/team.cpp"]
+# setuptools links them in this order. A static library comes before those that it refers to: the
+# choice of a level, the levels, and what all of them use.
+choice = "csrc/cpu/runtime/isa.cpp"
+runtime = sorted({str(path) for path in Path("csrc/cpu/runtime").glob("*.cpp")} - {choice})
+ENGINE = dependencies("csrc/cpu/engine.cpp", choice, *runtime)
 libraries = [
-    library("rnnkern_common", common, []),
+    library("rnnkern_choice", [choice], []),
     *(
         library(f"rnnkern_{isa}", ["csrc/cpu/engine.cpp"], [*flags, f"-DRNNKERN_ISA={isa}"])
-        for isa, flags in LEVELS.items()
+        for isa, flags in levels().items()
     ),
+    library("rnnkern_runtime", runtime, []),
 ]
 
 
@@ -94,7 +116,7 @@ torch_ops = CppExtension(
     ["csrc/bindings/torch_ops.cpp"],
     extra_compile_args=[*CFLAGS, *TORCH, "-Wno-unused-parameter"],
     extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
-    depends=ENGINE,
+    depends=[*dependencies("csrc/bindings/torch_ops.cpp"), *ENGINE],
     py_limited_api=True,
 )
 
@@ -103,7 +125,7 @@ numpy_module = Extension(
     ["csrc/bindings/numpy_module.cpp"],
     include_dirs=[str(Path(torch.__file__).parent / "include")],  # torch brings pybind11
     extra_compile_args=CFLAGS,
-    depends=ENGINE,
+    depends=[*dependencies("csrc/bindings/numpy_module.cpp"), *ENGINE],
 )
 
 
@@ -118,9 +140,9 @@ def autograd() -> list[Extension]:
     return [
         CppExtension(
             f"rnnkern._autograd_torch{release}",
-            ["csrc/bindings/autograd.cpp"],
+            ["csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"],
             extra_compile_args=[*CFLAGS, "-g0", "-Wno-unused-parameter"],
-            depends=["csrc/cells/registry.h"],
+            depends=dependencies("csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"),
             optional=True,
         )
     ]
@@ -137,21 +159,19 @@ def cuda_ops() -> list[Extension]:
     # torch's build takes the conversions of the half types away, which its own headers define too.
     nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
     sources = sorted(
-        [*Path("csrc/bindings").glob("torch_cuda_*.cpp"), *Path("csrc/cuda").rglob("*.cu")]
+        str(path)
+        for folder, pattern in (("bindings", "torch_cuda_*.cpp"), ("cuda", "*.cu"))
+        for path in Path("csrc", folder).rglob(pattern)
     )
     extension = CUDAExtension(
         "rnnkern._C_cuda",
-        [str(p) for p in sources],
+        sources,
         extra_compile_args={
             "cxx": [*CFLAGS, *TORCH, "-DUSE_CUDA", "-Wno-unused-parameter"],
             "nvcc": nvcc,
         },
         extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
-        depends=[
-            str(p)
-            for d in ("bindings", "cells", "core", "cuda")
-            for p in Path("csrc", d).rglob("*.h")
-        ],
+        depends=dependencies(*sources),
         py_limited_api=True,
     )
     # The runtime inside, so that no major version of CUDA is asked for.

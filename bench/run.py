@@ -4,6 +4,7 @@ python bench/run.py                        everything
 python bench/run.py --quick                the shorter rows, a fraction of the time
 python bench/run.py --group tiny --match "GRU.*train" --threads 1
 python bench/run.py --peers onnxruntime    beside torch.nn only this one
+python bench/run.py --peers none           only torch.nn
 python bench/run.py --busy --group small   with every core kept busy by another process
 """
 
@@ -37,7 +38,7 @@ from rows import TARGETS, Row, rows
 QUICK_FLOPS = 8e9
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ours", default="rnnkern", help="package that has LSTM, GRU and RNN")
     parser.add_argument("--theirs", default="torch.nn", help="package to compare with")
     parser.add_argument(
-        "--peers", nargs="*", choices=list(PEERS), default=installed(), help="default: installed"
+        "--peers", nargs="+", choices=[*PEERS, "none"], help="default: those that are installed"
     )
     parser.add_argument(
         "--memory",
@@ -60,7 +61,26 @@ def arguments() -> argparse.Namespace:
         help="what training adds to the resident set, in two new processes per row",
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest")
-    return parser.parse_args()
+    args = parser.parse_args(given)
+    if args.peers is None:
+        args.peers = installed()
+    elif "none" in args.peers:
+        if len(args.peers) > 1:
+            parser.error("argument --peers: none excludes the others")
+        args.peers = []
+    if missing := sorted({*args.peers} - {*installed()}):
+        parser.error(f"argument --peers: not installed: {', '.join(missing)}")
+    try:
+        re.compile(args.match)
+    except re.error as error:
+        parser.error(f"argument --match: {error}")
+    try:
+        valid = min(thread_counts(args)) > 0
+    except ValueError:
+        valid = False
+    if not valid:
+        parser.error(f"argument --threads: numbers or 'all', got {args.threads!r}")
+    return args
 
 
 def selected(args: argparse.Namespace) -> list[Row]:
@@ -86,6 +106,8 @@ def main() -> int:
     args = arguments()
     console = Console()
     chosen = selected(args)
+    if not chosen:  # rather than an empty report over the last one
+        sys.exit("no row fits --group, --match and --quick")
     if args.list:
         for row in chosen:
             print(f"{row.group:10}{row!s:42}{row.mode:6} {row.note}")

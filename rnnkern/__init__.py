@@ -4,13 +4,18 @@
     >>> lstm = rnnkern.LSTM(128, 256, num_layers=2, batch_first=True)  # torch.nn.LSTM's signature
     >>> output, (h_n, c_n) = lstm(torch.randn(8, 100, 128))
 
-Everything is loaded on first use, so that `import rnnkern.numpy` needs no torch.
+Everything is loaded on first use, so that `import rnnkern.numpy` needs no torch. Only the operators
+are registered as soon as torch is imported too: exported and compiled programs call them by name.
 """
 
 import sys
+from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+from ._after_import import after_import
 
 __version__ = "0.1.0"
 
@@ -25,22 +30,42 @@ _HOMES = {
     "plan": "path",
     "convert": "convert",
     "revert": "convert",
+    "patch": "patching",
+    "unpatch": "patching",
     "trace": "trace",
     "gradient_flow": "trace",
     "watch": "watch",
 }
 _ROOMS = ("numpy", "plot", "reference")
 
-__all__ = ["__version__", *_HOMES, *_ROOMS]
+
+def _found(package: str) -> bool:
+    with suppress(ValueError):  # a module without a spec
+        return find_spec(package) is not None
+    return True
+
+
+def _public() -> list[str]:
+    """The names that can be imported here: torch and matplotlib may be missing."""
+    if not _found("torch"):
+        return ["numpy", "reference"]
+    return [name for name in (*_HOMES, *_ROOMS) if name != "plot" or _found("matplotlib")]
+
+
+__all__ = ["__version__", *_public()]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    elif name in _ROOMS:
-        value = import_module(f"{__name__}.{name}")
-    else:
+    if name not in _HOMES and name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = import_module(f"{__name__}.{_HOMES.get(name, name)}")
+        if name in _HOMES:
+            value = getattr(value, name)
+    except Exception as error:  # hasattr, help and inspect.getmembers expect an AttributeError
+        if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+            raise  # `from rnnkern import LSTM` would hide an AttributeError's words
+        raise AttributeError(f"{__name__}.{name} is not available: {error}") from error
     globals()[name] = value
     return value
 
@@ -57,3 +82,11 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+def _register_operators(_: ModuleType) -> None:
+    with suppress(Exception):  # their first use says what is wrong; `import torch` must not fail
+        import_module(f"{__name__}.autograd")
+
+
+after_import("torch", _register_operators)

@@ -1,5 +1,10 @@
-"""`python -m rnnkern`: what this installation can do, for bug reports."""
+"""`python -m rnnkern`: what this installation can do, for bug reports.
 
+`python -m rnnkern run script.py args…` and `python -m rnnkern run -m module args…` run a program
+with rnnkern's layers in the place of torch.nn's.
+"""
+
+import argparse
 import importlib.util
 import platform
 from collections.abc import Iterator
@@ -11,7 +16,7 @@ from . import __version__, autograd, ops
 
 
 def _cuda() -> str:
-    if "cuda" in ops.DEVICES:
+    if "cuda" in ops.DEVICES and torch.cuda.is_available():
         return f"kernels loaded, {torch.cuda.get_device_name()}"
     built = importlib.util.find_spec("rnnkern._C_cuda") is not None
     if torch.cuda.is_available():
@@ -39,5 +44,38 @@ def _lines() -> Iterator[tuple[str, str]]:
     yield "CUDA", _cuda()
 
 
-for _name, _value in _lines():
-    print(f"{_name:>16}  {_value}")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rnnkern",
+        description="Without a command: what this installation can do, for bug reports.",
+    )
+    commands = parser.add_subparsers(dest="command")
+    run = commands.add_parser(
+        "run",
+        usage="%(prog)s script.py [args ...]\n       %(prog)s -m module [args ...]",
+        description="Runs a program with rnnkern's layers in the place of torch.nn's, and says at "
+        "the end which of them ran on the fused kernels.",
+    )
+    run.add_argument("-m", dest="module", metavar="module", nargs=argparse.REMAINDER)
+    run.add_argument("script", nargs=argparse.REMAINDER, help="a Python program and its arguments")
+    return parser
+
+
+def main() -> None:
+    """The command line; arguments after the program's name are the program's."""
+    parser = _parser()
+    options = parser.parse_args()
+    if options.command is None:
+        for name, value in _lines():
+            print(f"{name:>16}  {value}")
+        return
+    target = [*(options.module or []), *options.script]
+    if not target:
+        parser.error("run needs a script or -m and a module")
+    from ._run import run
+
+    run(target, options.module is not None)
+
+
+if __name__ == "__main__":
+    main()

@@ -80,6 +80,15 @@ class Tap(Protocol):
 TAP: ContextVar[Tap | None] = ContextVar("rnnkern_tap", default=None)
 
 
+def _forward(
+    input: Tensor, batch_sizes: Tensor | None, state: Sequence[Tensor], *args: Any
+) -> tuple[Tensor, ...]:
+    try:
+        return ops.forward(input, batch_sizes, *ops.optional(state), *args)
+    except RuntimeError as error:
+        raise ops.typed(error) from None
+
+
 def _gradients(
     ctx: Any,
     tensors: Sequence[Any],
@@ -90,7 +99,7 @@ def _gradients(
     cell, batch_first, states, train, tap, key = ctx.call
     input, batch_sizes, *rest = tensors
     output, saved, cells = rest[-3:]
-    state, weights = rest[:states], rest[states:-3]
+    state, weights = rest[:states], _as_input(input, rest[states:-3])
     if (
         not train
         or torch.is_grad_enabled()
@@ -102,14 +111,22 @@ def _gradients(
     needs = (
         needed[0] + 2 * any(needed[1 : 1 + states]) + 4 * any(needed[1 + states :])
     )  # operator's bits
-    grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c = ops.backward(
-        grad_output, grad_h, grad_c, input, batch_sizes, state, weights, output, saved, cells,
-        cell, batch_first, needs, tap is not None,
-    )  # fmt: skip
+    try:
+        grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c = ops.backward(
+            grad_output, grad_h, grad_c, input, batch_sizes, *ops.optional(state), weights, output,
+            saved, cells, cell, batch_first, needs, tap is not None,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise ops.typed(error) from None
     if tap is not None:
         tap.backward(key, flow_h, flow_c)
     found = [grad_input, *(grad_h0, grad_c0)[:states], *(grad_weights or [None] * len(weights))]
     return [g if need else None for g, need in zip(found, needed, strict=True)]
+
+
+def _as_input(input: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The weights in the input's dtype, cast anew in either pass: no copy is kept in between."""
+    return [w if w.dtype == input.dtype else w.to(input.dtype) for w in weights]
 
 
 class _Layer(torch.autograd.Function):
@@ -123,13 +140,15 @@ class _Layer(torch.autograd.Function):
         states: int,
         cell: int,
         batch_first: bool,
+        cast_weights: bool,
         input: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         state, weights = tensors[:states], tensors[states:]
         with _below_autograd():
-            output, h_n, c_n, saved, cells = ops.forward(
-                input, batch_sizes, state, weights, cell, batch_first, True
+            taken = _as_input(input, weights) if cast_weights else weights
+            output, h_n, c_n, saved, cells = _forward(
+                input, batch_sizes, state, taken, cell, batch_first, True
             )
         key = None
         if tap is not None:
@@ -137,7 +156,8 @@ class _Layer(torch.autograd.Function):
                 cell, batch_first, input, batch_sizes, state, output.detach(),
                 h_n, c_n, saved, cells,
             )  # fmt: skip
-        ctx.save_for_backward(input, batch_sizes, *tensors, output, saved, cells)
+        # In the order of the C++ node: a checkpoint may save for one and recompute for the other.
+        ctx.save_for_backward(input, *tensors, output, saved, cells, batch_sizes)
         ctx.call = (cell, batch_first, states, True, tap, key)
         ctx.set_materialize_grads(False)
         return (output, h_n, c_n) if cell == LSTM.id else (output, h_n)
@@ -146,13 +166,18 @@ class _Layer(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[6:]
         grads = (grad_output, grad_h, grad_c)
-        return (*[None] * 5, *_gradients(ctx, ctx.saved_tensors, grads, needed))
+        input, *tensors, batch_sizes = ctx.saved_tensors
+        found = _gradients(ctx, (input, batch_sizes, *tensors), grads, needed)
+        leaves = (input, *tensors)[: len(found)]
+        found = [g if g is None else g.to(t.dtype) for g, t in zip(found, leaves, strict=True)]
+        return (*[None] * 6, *found)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, batch_sizes, state, weights, cell, batch_first, train = inputs
+    input, batch_sizes, h_0, c_0, weights, cell, batch_first, train = inputs
+    state = [s for s in (h_0, c_0) if s is not None]
     ctx.save_for_backward(input, batch_sizes, *state, *weights, output[0], output[3], output[4])
     ctx.call = (cell, batch_first, len(state), train, None, None)
     ctx.set_materialize_grads(False)
@@ -160,11 +185,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     cell, _, states, *_ = ctx.call
-    _, _, state_needed, weights_needed, *_ = ctx.needs_input_grad
-    needed = [ctx.needs_input_grad[0], *state_needed, *weights_needed]
+    input_needed, _, *state_needed, weights_needed, _, _, _ = ctx.needs_input_grad
+    needed = [input_needed, *state_needed[:states], *weights_needed]
     grad_c = grads[2] if cell == LSTM.id else None
     found = _gradients(ctx, ctx.saved_tensors, (grads[0], grads[1], grad_c), needed)
-    return found[0], None, found[1 : 1 + states], found[1 + states :], None, None, None
+    grad_h_0, grad_c_0 = ops.optional(found[1 : 1 + states])
+    return found[0], None, grad_h_0, grad_c_0, found[1 + states :], None, None, None
 
 
 torch.library.register_autograd("rnnkern::forward", _operator_backward, setup_context=_save)
@@ -177,25 +203,28 @@ def layer_call(
     weights: Sequence[Tensor],
     cell: int,
     batch_first: bool,
+    cast_weights: bool = False,
 ) -> tuple[Tensor, ...]:
     """Runs one layer by the fused kernels in eager mode; differentiable.
 
-    Arguments as `rnnkern::forward` takes them (ops.py). Returns (output, h_n, c_n); without a cell
-    state (output, h_n). What the kernels saved goes to `TAP`, if set.
+    Arguments as `rnnkern::forward` takes them (ops.py), with [], [h_0] or [h_0, c_0] for the state.
+    With `cast_weights` the weights may be wider than the input and are rounded to its dtype.
+    Returns (output, h_n, c_n); without a cell state (output, h_n). What the kernels saved goes to
+    `TAP`, if set.
     """
     tap = TAP.get()
     if tap is None and NATIVE is not None and not _function_modes():
-        return NATIVE.layer(input, batch_sizes, state, weights, cell, batch_first)
+        return NATIVE.layer(input, batch_sizes, state, weights, cell, batch_first, cast_weights)
     if torch.is_grad_enabled() and (
         input.requires_grad or any(map(_requires_grad, (*state, *weights)))
     ):
         return _Layer.apply(
-            tap, batch_sizes, len(state), cell, batch_first, input, *state, *weights
+            tap, batch_sizes, len(state), cell, batch_first, cast_weights, input, *state, *weights
         )
     with _below_autograd():
-        results = ops.forward(
-            input, batch_sizes, state, weights, cell, batch_first, tap is not None
-        )
+        if cast_weights:
+            weights = _as_input(input, weights)
+        results = _forward(input, batch_sizes, state, weights, cell, batch_first, tap is not None)
     if tap is not None:
         tap.forward(cell, batch_first, input, batch_sizes, state, *results)
     return results[: 3 if cell == LSTM.id else 2]
@@ -212,7 +241,13 @@ def step_call(
         return NATIVE.step(input, state, weights, cell)
     lifted = [s.unsqueeze(0) for s in state]
     _, *states = layer_call(input.unsqueeze(0), None, lifted, weights, cell, False)
-    return tuple(s.squeeze(0) for s in states)
+    return tuple(without_first(s) for s in states)
+
+
+def without_first(t: Tensor) -> Tensor:
+    """t without its first dimension, of size one; not a view of t, as torch.nn's cells return none:
+    a view out of a custom function could not be changed in place."""
+    return torch.ops.aten._unsafe_view(t, t.shape[1:])
 
 
 def operator_call(
@@ -225,5 +260,5 @@ def operator_call(
 ) -> tuple[Tensor, ...]:
     """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *state, *weights))
-    results = ops.forward(input, batch_sizes, list(state), list(weights), cell, batch_first, train)
+    results = _forward(input, batch_sizes, state, list(weights), cell, batch_first, train)
     return results[: 3 if cell == LSTM.id else 2]

@@ -5,18 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import composite
-from .autograd import operator_call, step_call
+from . import _torch_twin, compiler, composite, ops
+from .autograd import operator_call, step_call, without_first
 from .cells import BY_MODE
+from .module_weights import registered_weights, tensors_in
 from .path import obstacle
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
-_PLAIN = frozenset({Tensor, nn.Parameter})
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class Cell(nn.RNNCellBase):
+class Cell(_torch_twin.RNNCellBase):
     """What the three cells share. Shapes: input (B, I) or (I), states (B, H) or (H)."""
 
     obstacle = obstacle
@@ -30,40 +30,55 @@ class Cell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
-        compiling = _is_compiling()
-        own = self._parameters
-        weights = [] if compiling or tuple(own) != _NAMES else [*own.values()]
-        if not weights or weights[-1] is None:
+        weights = None
+        if not _is_compiling():
+            weights = registered_weights(self, _NAMES, None, input, hx)
+        usual = weights is not None
+        if not usual:
+            tracer = None if _is_compiling() else compiler.fx_tracer(input, hx)
+            if tracer is not None:
+                return compiler.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
 
-        path = self.obstacle(input, weights)
+        path = self.obstacle(input, weights, hx, usual)
         if path is not None and path.name == "torch":
-            return super().forward(input, hx)
+            return self._torch_forward(input, hx)
         rank = input.dim()
         if not self._regular(input, rank, hx, weights):
-            return super().forward(input, hx)
+            if not _is_compiling():
+                ops.check_memory(input, hx, weights, _NAMES)
+            return self._torch_forward(input, hx)
 
         cell = BY_MODE[self._mode]
         pair = len(cell.states) == 2
         state = () if hx is None else hx if pair else (hx,)
         if rank == 1:
             input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]
-        if path is None and not compiling and type(input) in _PLAIN:
+        if path is None and usual:
             states = step_call(input, state, weights, cell.id)
         else:
             run = operator_call if path is None else composite.layer
             state = [s.unsqueeze(0) for s in state]
             _, *states = run(input.unsqueeze(0), None, state, weights, cell.id, False)
-            states = [s.squeeze(0) for s in states]
+            states = [without_first(s) for s in states]
         if rank == 1:
             states = [s.squeeze(0) for s in states]
         return (states[0], states[1]) if pair else states[0]
 
     def __prepare_scriptable__(self) -> nn.RNNCellBase:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.
-        from .convert import to_torch
+        return _torch_twin.to_torch(self)
 
-        return to_torch(self)
+    def _torch_forward(self, input: Any, hx: Any) -> Any:
+        """torch.nn's own code, which reads past a batched state if the input is unbatched."""
+        if isinstance(input, Tensor) and input.dim() == 1:
+            for k, s in enumerate(tensors_in(hx)):
+                if s.dim() == 2:
+                    which = f"hx[{k}]" if self._mode == "LSTM" else "hx"
+                    raise RuntimeError(
+                        f"For unbatched 1-D input, {which} should also be 1-D but got 2-D tensor"
+                    )
+        return super().forward(input, hx)
 
     def _regular(self, input: Tensor, rank: int, hx: Any, weights: list[Tensor]) -> bool:
         """Whether the arguments fit together; if not, torch.nn's code raises its errors.
@@ -91,7 +106,7 @@ class Cell(nn.RNNCellBase):
         )
 
 
-class LSTMCell(Cell, nn.LSTMCell):
+class LSTMCell(Cell, _torch_twin.LSTMCell):
     """torch.nn.LSTMCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.LSTMCell(10, 20)
@@ -101,7 +116,7 @@ class LSTMCell(Cell, nn.LSTMCell):
     _mode = "LSTM"
 
 
-class GRUCell(Cell, nn.GRUCell):
+class GRUCell(Cell, _torch_twin.GRUCell):
     """torch.nn.GRUCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.GRUCell(10, 20)
@@ -111,7 +126,7 @@ class GRUCell(Cell, nn.GRUCell):
     _mode = "GRU"
 
 
-class RNNCell(Cell, nn.RNNCell):
+class RNNCell(Cell, _torch_twin.RNNCell):
     """torch.nn.RNNCell on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> cell = rnnkern.RNNCell(10, 20, nonlinearity="relu")

@@ -4,126 +4,256 @@ rnnkern's classes add no state to torch.nn's, so a module changes its class and 
 stays the same object with the same parameters, buffers, hooks, flags and references to it.
 """
 
+import copyreg
 import logging
+from abc import ABCMeta
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ._delegation import ask_their_class, replaces_forward
+from ._torch_twin import CLASSES, Converted
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .modules import GRU, LSTM, RNN
 
 log = logging.getLogger("rnnkern")
 
-_OURS: dict[type, type] = {
-    nn.LSTM: LSTM,
-    nn.GRU: GRU,
-    nn.RNN: RNN,
-    nn.LSTMCell: LSTMCell,
-    nn.GRUCell: GRUCell,
-    nn.RNNCell: RNNCell,
+OURS: dict[type, type] = {
+    CLASSES[ours.__name__]: ours for ours in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
 }
-_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+_TORCHS = {ours: torchs for torchs, ours in OURS.items()}
 
-# A subclass that overrides one of these has a forward pass of its own.
-_FORWARD = {
-    "forward",
-    "check_forward_args",
-    "check_input",
-    "check_hidden_size",
-    "get_expected_hidden_size",
-    "get_expected_cell_size",
-    "permute_hidden",
-}
+# What torch.nn's forward calls besides the kernels; rnnkern's does not call it every time.
+_CHECKS = frozenset(
+    {
+        "check_forward_args",
+        "check_input",
+        "check_hidden_size",
+        "get_expected_hidden_size",
+        "get_expected_cell_size",
+        "permute_hidden",
+    }
+)
+
+_HINT = (
+    "Tools that look a layer up by its exact class (torch.ao.quantization, thop, BackPACK) do not "
+    "know rnnkern's: call rnnkern.revert(model) before them"
+)
 
 
-def _new(cls: type) -> nn.Module:
+def _new(cls: type, *args: Any) -> nn.Module:
     """An empty instance of the class that a converted instance of `cls` has (for pickle)."""
     kind = _ours(cls)
-    return kind.__new__(kind)
+    return kind.__new__(kind, *args)
 
 
-class _Converted:
-    """Marks the classes made for the user's subclasses; pickles them by the user's class."""
+def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
+    """`__reduce_ex__` of the classes made here: they pickle by the user's class."""
+    made = next(kind for kind in type(self).__mro__ if "_original" in vars(kind))
+    reduced = super(made, self).__reduce_ex__(2)  # type: ignore[misc]
+    if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:
+        return (_new, (made._original, *reduced[1][1:]), *reduced[2:])
+    return reduced  # by a method of the user's
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        reduced = super().__reduce_ex__(2)
-        return (_new, (type(self).__bases__[1],), *reduced[2:])
+
+class _Unseen:
+    """First of the bases while a class is made: the user's `__init_subclass__` is not called."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
+
+
+def _hooks(kinds: Iterable[type]) -> list[type]:
+    """The classes that hear of classes derived from them."""
+    return [k for k in kinds if "__init_subclass__" in vars(k) and k.__module__ != "typing"]
+
+
+def _derive(cls: type, bases: tuple[type, ...], members: dict[str, Any]) -> type:
+    """A class with the name of `cls`, on those bases, of whose making no code of the user's hears.
+
+    `__subclasses__()` of the bases lists it, as it lists the classes that torch makes for
+    parametrisations. The first base gives the layout, which has to be that of `cls`.
+    """
+    hidden = {"__dict__", "__weakref__", "_abc_impl", "__abstractmethods__"}
+    space = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        **{name: value for name, value in members.items() if name not in hidden},
+    }
+    if not any(_hooks(base.__mro__[:-1]) for base in bases):
+        return type(cls.__name__, bases, space)
+    made = type(cls.__name__, (_Unseen, *bases), space)
+    made.__bases__ = bases
+    return made
 
 
 @cache
 def _ours(cls: type) -> type:
-    """rnnkern's class for a class of torch.nn's, or of the user's that keeps torch.nn's forward."""
-    if cls in _OURS:
-        return _OURS[cls]
-    base = next(b for b in cls.__mro__ if b in _OURS)
-    return type(cls.__name__, (_Converted, cls, _OURS[base]), {"__module__": cls.__module__})
+    """rnnkern's class for one of torch.nn's, or of the user's that reaches torch.nn's forward."""
+    if cls in OURS:
+        return OURS[cls]
+    ours = OURS[_base(cls)]
+    members = {"_original": cls, "__reduce_ex__": _reduce_ex}
+    return _derive(cls, (cls, ours, Converted), members)
 
 
-def _rebased(cls: type, base: type) -> type:
-    """A parametrised module's own class (torch makes one for each) on another base."""
-    return type(cls.__name__, (base,), {k: v for k, v in vars(cls).items() if k != "__weakref__"})
+def _base(cls: type) -> type:
+    """torch's class among those that a class derives from."""
+    return next(kind for kind in cls.__mro__ if kind in OURS)
+
+
+def _collision(names: Iterable[str], base: type) -> str | None:
+    """A name of the user's that rnnkern's class uses for something else."""
+    known = set(dir(base))
+    ours = [kind for kind in OURS[base].__mro__ if kind not in base.__mro__]
+    private = {name for kind in ours for name in vars(kind) if not name.startswith("__")} - known
+    return min(private.intersection(names), default=None)
+
+
+def _class_refusal(cls: type) -> str | None:
+    """Why no class of rnnkern's can stand for this one of the user's."""
+    base = _base(cls)
+    kinds = [k for k in cls.__mro__[: cls.__mro__.index(base)] if k.__module__ != "typing"]
+    for kind in kinds:
+        for name in sorted(_CHECKS & vars(kind).keys()):
+            return f"{kind.__name__} overrides {name}"
+        if name := _collision(vars(kind), base):
+            return f"{kind.__name__} has a member {name}, as rnnkern's class has"
+    if refusal := replaces_forward(kinds):
+        return refusal
+    if vars(cls).get("__final__"):
+        return f"{cls.__name__} is final"
+    meta = type(cls)
+    if meta.__new__ not in (type.__new__, ABCMeta.__new__) or meta.__init__ is not type.__init__:
+        return f"the metaclass {meta.__name__} acts on the classes that derive from it"
+    if _hooks(kinds) and ask_their_class(kinds):
+        return f"{cls.__name__} registers its subclasses and asks for its exact class"
+    return None
 
 
 def _refusal(module: nn.Module, cls: type) -> str | None:
-    base = next(b for b in cls.__mro__ if b in _OURS)
-    for kind in cls.__mro__[: cls.__mro__.index(base)]:
-        for name in sorted(_FORWARD & vars(kind).keys()):
-            return f"{kind.__name__} overrides {name}"
-    return "it has a forward of its own" if "forward" in vars(module) else None
+    """Why a module stays as it is."""
+    if "forward" in vars(module):
+        return "it has a forward of its own"
+    for name in sorted(_CHECKS & vars(module).keys()):
+        return f"it has a {name} of its own"
+    members = {*vars(module), *module._modules, *module._parameters, *module._buffers}
+    if name := _collision(members, _base(cls)):
+        return f"it has a member {name}, as rnnkern's class has"
+    return None if cls in OURS else _class_refusal(cls)
 
 
-def _report(verbose: bool, name: str, text: str) -> None:
-    log.info("%s: %s", name or "the model itself", text)
+@dataclass
+class _Step:
+    """One module: the class that it gets, or None, and what is said about it."""
+
+    name: str
+    module: nn.Module
+    target: type | None
+    text: str
+
+    def take(self) -> None:
+        if self.target is None:
+            return
+        try:  # past a `__setattr__` of the user's
+            object.__setattr__(self.module, "__class__", self.target)
+        except TypeError as error:  # another layout in memory, by `__slots__`
+            self.target, self.text = None, f"left alone, {error}"
+
+    def report(self, verbose: bool) -> None:
+        _say(f"{self.name or 'the model itself'}: {self.text}", verbose)
+
+
+def _say(text: str, verbose: bool) -> None:
+    log.info("%s", text)
     if verbose:
-        print(f"{name or 'the model itself'}: {text}")
+        print(text)
+
+
+def _swap(module: nn.Module, target: type) -> type:
+    """`target`, or for a parametrised module its own class (torch makes one each) on that base."""
+    if not is_parametrized(module):
+        return target
+    return _derive(type(module), (target,), dict(vars(type(module))))
+
+
+def _original(module: nn.Module) -> type:
+    """The class of a module without that of its parametrisations."""
+    return type(module).__bases__[0] if is_parametrized(module) else type(module)
+
+
+def _conversion(name: str, module: nn.Module) -> _Step | None:
+    cls = _original(module)
+    if not issubclass(cls, tuple(OURS)) or issubclass(cls, (*_TORCHS, Converted)):
+        return None
+    refusal = _refusal(module, cls)
+    if refusal is None:
+        try:
+            return _Step(
+                name, module, _swap(module, _ours(cls)), f"{cls.__name__} now runs on rnnkern"
+            )
+        except Exception as error:
+            refusal = f"no class can be derived from {cls.__name__}: {error}"
+    return _Step(name, module, None, f"left alone, {refusal}")
+
+
+def _reversion(name: str, module: nn.Module) -> _Step | None:
+    cls = _original(module)
+    if issubclass(cls, Converted):
+        torchs = cls._original
+    elif cls in _TORCHS:
+        torchs = _TORCHS[cls]
+    elif issubclass(cls, tuple(_TORCHS)):
+        return _Step(name, module, None, f"left alone, {cls.__name__} derives from rnnkern's class")
+    else:
+        return None
+    return _Step(name, module, _swap(module, torchs), f"{torchs.__name__} now runs on torch")
+
+
+def _apply(steps: Iterable[_Step | None], verbose: bool) -> bool:
+    """Takes the steps, once all are decided, and reports them; whether a module has changed."""
+    decided = [step for step in steps if step is not None]
+    for step in decided:
+        step.take()
+    for step in decided:
+        step.report(verbose)
+    return any(step.target for step in decided)
 
 
 def convert(model: nn.Module, verbose: bool = False) -> nn.Module:
     """Puts every nn.LSTM, nn.GRU, nn.RNN and their cells in `model` on rnnkern's kernels, in place.
 
-    Parameters stay the very same tensors, so optimizers made before go on working. A subclass that
-    keeps torch.nn's forward is converted too; one that overrides it is left alone. Returns `model`;
+    Parameters stay the very same tensors, so optimizers made before go on working. Returns `model`;
     what was done is logged (logger "rnnkern", INFO) and, if `verbose`, printed.
 
+    A subclass is converted too if its code reaches torch.nn's forward through `super()` alone. Left
+    alone, with the reason, is one that calls torch's kernels, uses the weights or names torch's
+    class; a final one; one whose metaclass acts on new classes. Its `__init_subclass__` is not
+    called. Every module is decided before the first one is changed.
+
+    Tools that look layers up by their exact class know torch.nn's only: quantize_dynamic and the
+    rest of torch.ao.quantization, thop, BackPACK. They leave rnnkern's layers out or count nothing
+    for them; call `rnnkern.revert(model)` before such a tool.
+
     >>> model = rnnkern.convert(model, verbose=True)
-    encoder: LSTM(128, 256, batch_first=True) now runs on rnnkern
+    encoder: LSTM now runs on rnnkern
     """
-    for name, module in model.named_modules():
-        parametrized = is_parametrized(module)
-        cls = type(module).__bases__[0] if parametrized else type(module)
-        if not issubclass(cls, tuple(_OURS)) or issubclass(cls, (*_TORCHS, _Converted)):
-            continue
-        refusal = _refusal(module, cls)
-        if refusal is not None:
-            _report(verbose, name, f"left alone, {refusal}")
-            continue
-        ours = _ours(cls)
-        module.__class__ = _rebased(type(module), ours) if parametrized else ours
-        _report(verbose, name, f"{cls.__name__} now runs on rnnkern")
+    changed = _apply([_conversion(*found) for found in model.named_modules()], verbose)
+    if changed:
+        _say(_HINT, verbose)
     return model
 
 
 def revert(model: nn.Module, verbose: bool = False) -> nn.Module:
-    """Undoes `convert`, and turns rnnkern's own layers into torch.nn's; returns `model`."""
-    for name, module in model.named_modules():
-        parametrized = is_parametrized(module)
-        cls = type(module).__bases__[0] if parametrized else type(module)
-        if issubclass(cls, _Converted):
-            torchs = cls.__bases__[1]
-        elif cls in _TORCHS:
-            torchs = _TORCHS[cls]
-        else:
-            continue
-        module.__class__ = _rebased(type(module), torchs) if parametrized else torchs
-        _report(verbose, name, f"{torchs.__name__} now runs on torch")
+    """Undoes `convert`, and turns rnnkern's own layers into torch.nn's; returns `model`.
+
+    Needed before a tool that goes by a layer's exact class, such as quantize_dynamic. Parameters
+    stay the very same tensors. A subclass of rnnkern's classes is left alone, and this is said.
+    """
+    _apply([_reversion(*found) for found in model.named_modules()], verbose)
     return model
-
-
-def to_torch(module: nn.Module) -> nn.Module:
-    """A torch.nn module that shares parameters, hooks and flags with one of rnnkern's."""
-    base = next(b for b in type(module).__mro__ if b in _OURS)
-    twin = base.__new__(base)
-    vars(twin).update(vars(module))
-    return twin

@@ -1,11 +1,11 @@
-"""Where the CPU kernels leave what they keep for the backward pass; csrc/cpu/kept.h says why."""
+"""Where the CPU kernels leave what they keep for the backward pass; csrc/core/saved_layout.h says why."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-UNIT_BLOCK = 16  # kUnitBlock in csrc/core/layer_params.h
+UNIT_BLOCK = 16  # kUnitBlock in csrc/core/saved_layout.h
 
 
 def places(sizes: Sequence[int], values: int, units: int) -> NDArray[np.int64]:

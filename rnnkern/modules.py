@@ -5,25 +5,23 @@ B batch rows, I input_size, H hidden_size, L layers, D directions, N rows of pac
 """
 
 from collections.abc import Callable, Sequence
-from operator import is_
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import compiler, composite
+from . import _torch_twin, compiler, composite, ops
 from .autograd import layer_call, operator_call
 from .cells import BY_MODE
-from .cells import LSTM as LSTM_CELL
+from .module_weights import registered_weights
 from .path import obstacle
-from .precision import takes_bfloat16
+from .precision import autocast_dtype, cast_weights, takes_bfloat16
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
-
-# Input types with nothing between them and the kernels; others go through the dispatcher.
-_PLAIN = frozenset({Tensor, nn.Parameter, PackedSequence})
+_update_flat_weights = nn.RNNBase._update_flat_weights
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -36,14 +34,14 @@ def _all_to(
     return input.to(dtype), [s.to(dtype) for s in state], [w.to(dtype) for w in weights]
 
 
-class Layer(nn.RNNBase):
+class Layer(_torch_twin.RNNBase):
     """What the three layers share: checks, layouts, the stack of layers, the choice of a path."""
 
     obstacle = obstacle
 
     def current_weights(self) -> list[Tensor]:
         """The weights in torch's order, after whatever has been put in the parameters' place."""
-        if _is_compiling():
+        if _is_compiling() and type(self)._update_flat_weights is _update_flat_weights:
             # The list is a cache: refreshing it inside a graph would leave traced tensors in it.
             return [getattr(self, name) for name in self._flat_weights_names]
         self._update_flat_weights()
@@ -51,22 +49,22 @@ class Layer(nn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
-        compiling = _is_compiling()
-        weights = self._flat_weights
-        if compiling or not all(
-            map(is_, map(self._parameters.get, self._flat_weights_names), weights)
-        ):
+        weights = None
+        if not _is_compiling():
+            flat = self._flat_weights
+            weights = registered_weights(self, self._flat_weights_names, flat, input, hx)
+        usual = weights is not None
+        if not usual:
+            tracer = None if _is_compiling() else compiler.fx_tracer(input, hx)
+            if tracer is not None:
+                return compiler.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
 
-        path = self.obstacle(input, weights)
+        path = self.obstacle(input, weights, hx, usual)
         if path is None:
-            run = operator_call if compiling or type(input) not in _PLAIN else layer_call
+            run = layer_call if usual else operator_call
         elif path.name == "composite":
             run = composite.layer
-        elif isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as torch.nn's layers are
-            args = (input,) if hx is None else (input, hx)
-            tracer = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
         else:
             return super().forward(input, hx)
 
@@ -88,15 +86,17 @@ class Layer(nn.RNNBase):
         output, *states = self._run(run, input, None, state, weights, batch_first)
         if rank == 2:
             return output.squeeze(1), self._result([s.squeeze(1) for s in states])
+        if batch_first and run is layer_call and self.mode == "LSTM" and input.is_cpu:
+            output = output.view_as(output)  # torch.nn's is a view too, of a time-major result
         return output, self._result(states)
 
     # What one state means: LSTM overrides these for its pair.
 
-    def _state(self, hx: Any, rank: int) -> Sequence[Tensor]:
-        """hx as a sequence of tensors (none if hx is None), each of that rank."""
+    def _state(self, hx: Any, rank: int | None) -> Sequence[Tensor]:
+        """hx as a sequence of tensors (none if hx is None), each of that rank, if one is given."""
         if hx is None:
             return ()
-        if hx.dim() != rank:
+        if rank and hx.dim() != rank:
             batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
             raise RuntimeError(
                 f"For {batched} input, hx should also be {rank}-D but got {hx.dim()}-D tensor"
@@ -141,12 +141,14 @@ class Layer(nn.RNNBase):
         self, run: Run, packed: PackedSequence, hx: Any, weights: Sequence[Tensor]
     ) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
-        state = self._state(hx, 3)
+        state = self._state(hx, None)  # its sizes are checked whole, as in torch.nn
         if state and not _is_compiling():  # a graph cannot look into batch_sizes; the kernels do
             self.check_forward_args(data, self._hx(state), batch_sizes)
         else:
             self.check_input(data, batch_sizes)
         if sorted_indices is not None:
+            if state and not _is_compiling():
+                ops.check_memory(packed, state)
             state = [s.index_select(1, sorted_indices) for s in state]
         output, *states = self._run(run, data, batch_sizes, state, weights, False)
         if unsorted_indices is not None:
@@ -166,7 +168,11 @@ class Layer(nn.RNNBase):
         """The stack of layers on checked arguments: (output, h_n (L·D, B, ·)[, c_n])."""
         if _any_autocast() and torch.is_autocast_enabled(input.device.type):
             last = state[-1] if state else input
-            input, state, weights = self._cast(input, batch_sizes is not None, state, weights)
+            packed = batch_sizes is not None
+            dtype = autocast_dtype(self, input, packed, state, weights)
+            if run is layer_call:
+                weights = cast_weights(weights, dtype)
+            input, state, weights = _all_to(dtype, input, state, weights)
             with torch.autocast(input.device.type, enabled=False):
                 results = self._run(run, input, batch_sizes, state, weights, batch_first)
             if self.proj_size and input.is_cpu:  # where torch.nn's c keeps the wider type
@@ -178,7 +184,8 @@ class Layer(nn.RNNBase):
             and takes_bfloat16(self, input, batch_sizes, batch_first)
             and all(t.dtype == input.dtype for t in (*state, *weights))  # else the kernels refuse
         ):
-            input, state, weights = _all_to(torch.bfloat16, input, state, weights)
+            run = partial(layer_call, cast_weights=True)
+            input, state, _ = _all_to(torch.bfloat16, input, state, ())
             results = self._run(run, input, batch_sizes, state, weights, batch_first)
             return [result.to(torch.float32) for result in results]
         cell = BY_MODE[self.mode]
@@ -186,48 +193,26 @@ class Layer(nn.RNNBase):
         if layers == 1:
             return run(input, batch_sizes, state, weights, cell.id, batch_first)
 
-        if batch_first:
-            input = input.transpose(0, 1)
         each = len(weights) // layers
         states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
         drop = self.dropout if self.training else 0
         finals = []
         for k in range(layers):
-            if k and drop:
-                input = torch.dropout(input, drop, True)
+            if k and drop:  # on (T, B, ·), as torch.nn's masks are drawn
+                steps = input.transpose(0, 1) if batch_first else input
+                steps = torch.dropout(steps, drop, True)
+                input = steps.transpose(0, 1) if batch_first else steps
             own = weights[k * each : (k + 1) * each]
-            input, *final = run(input, batch_sizes, states[k], own, cell.id, False)
+            input, *final = run(input, batch_sizes, states[k], own, cell.id, batch_first)
             finals.append(final)
-        output = input.transpose(0, 1) if batch_first else input
-        return output, *map(torch.cat, zip(*finals, strict=True))
-
-    def _cast(
-        self, input: Tensor, packed: bool, state: Sequence[Tensor], weights: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """All in the dtype that torch.nn's results have under autocast (on a CPU: irregular)."""
-        tensors = (input, *state, *weights)
-        double = [t.dtype == torch.float64 for t in tensors]
-        if any(double) and not all(double):
-            raise RuntimeError("float64 does not mix with other dtypes under autocast")
-        device = input.device.type
-        if all(double):
-            dtype = torch.float64
-        elif device == "cpu" and (
-            self.mode == "GRU" or (packed and self.mode == LSTM_CELL.mode and not self.proj_size)
-        ):
-            dtype = state[0].dtype if state else input.dtype
-        else:
-            dtype = torch.get_autocast_dtype(device)
-        return _all_to(dtype, input, state, weights)
+        return input, *map(torch.cat, zip(*finals, strict=True))
 
     def __prepare_scriptable__(self) -> nn.RNNBase:
         # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.
-        from .convert import to_torch
-
-        return to_torch(self)
+        return _torch_twin.to_torch(self)
 
 
-class LSTM(Layer, nn.LSTM):
+class LSTM(Layer, _torch_twin.LSTM):
     """torch.nn.LSTM on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> lstm = rnnkern.LSTM(10, 20, num_layers=2)
@@ -247,12 +232,12 @@ class LSTM(Layer, nn.LSTM):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        nn.LSTM.__init__(
-            self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device, dtype,
         )  # fmt: skip
 
-    def _state(self, hx: Any, rank: int) -> Sequence[Tensor]:
+    def _state(self, hx: Any, rank: int | None) -> Sequence[Tensor]:
         if hx is None:
             return ()
         if isinstance(hx, Tensor):
@@ -260,7 +245,7 @@ class LSTM(Layer, nn.LSTM):
         if len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
         h, c = hx
-        if h.dim() != rank or c.dim() != rank:
+        if rank and not (h.dim() == c.dim() == rank):
             batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
             raise RuntimeError(
                 f"For {batched} input, hx and cx should also be {rank}-D but got "
@@ -275,17 +260,54 @@ class LSTM(Layer, nn.LSTM):
         return states[0], states[1]
 
 
-class GRU(Layer, nn.GRU):
+class GRU(Layer, _torch_twin.GRU):
     """torch.nn.GRU on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> gru = rnnkern.GRU(10, 20, bidirectional=True)
     >>> output, h_n = gru(torch.randn(5, 3, 10))
     """
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **refused: Any,  # proj_size and unknown names, for torch's own errors
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            device=device, dtype=dtype, **refused,
+        )  # fmt: skip
 
-class RNN(Layer, nn.RNN):
+
+class RNN(Layer, _torch_twin.RNN):
     """torch.nn.RNN on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> rnn = rnnkern.RNN(10, 20, nonlinearity="relu")
     >>> output, h_n = rnn(torch.randn(5, 3, 10))
     """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **refused: Any,  # proj_size and unknown names, for torch's own errors
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
+            bidirectional, device=device, dtype=dtype, **refused,
+        )  # fmt: skip

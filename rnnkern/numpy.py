@@ -10,6 +10,7 @@ width of h (H, or P with a projection), L layers, D directions, N rows of packed
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,17 @@ State = Array | tuple[Array, Array]
 
 __all__ = ["Layer", "set_threads"]
 
-set_threads = _numpy.set_threads
+
+def set_threads(count: int) -> None:
+    """How many threads a call uses; at first as many as the machine has cores.
+
+    Raises TypeError for what is no whole number, ValueError below 1.
+    """
+    if not isinstance(count, (int, np.integer)) or isinstance(count, bool):
+        raise TypeError(f"the number of threads must be a whole number, got {count!r}")
+    if count < 1:
+        raise ValueError(f"the number of threads must be at least 1, got {count}")
+    _numpy.set_threads(int(count))
 
 
 class Layer:
@@ -76,7 +87,8 @@ class Layer:
                      or (L·D, H); zeros if None
         batch_sizes  packed x only: how many sequences, sorted by falling length, reach each step
 
-        Raises ValueError for wrong ranks, sizes or dtypes.
+        Raises ValueError for wrong ranks, sizes or dtypes, TypeError for batch_sizes that are no
+        whole numbers.
         """
         return self._run(x, hx, batch_sizes, train=False)[:2]
 
@@ -95,6 +107,7 @@ class Layer:
         self, x: Array, hx: State | None, batch_sizes: Sequence[int] | None, train: bool
     ) -> tuple[Array, State, list[list[dict[str, Array]]]]:
         x = np.asarray(x)
+        batch_sizes = None if batch_sizes is None else _whole(batch_sizes)
         unbatched = x.ndim == 2 and batch_sizes is None
         if x.ndim != (3 if batch_sizes is None else 2) and not unbatched:
             wanted = "2 or 3" if batch_sizes is None else "2 (packed)"
@@ -103,11 +116,13 @@ class Layer:
             raise ValueError(f"input must have {self.input_size} features, got {x.shape[-1]}")
         if x.dtype != self.dtype:
             raise ValueError(f"input is {x.dtype}, but the weights are {self.dtype}")
+        if batch_sizes is not None:
+            _check_sizes(batch_sizes, len(x))
         x = np.ascontiguousarray(x)
         batch_first = self.batch_first and x.ndim == 3
         if unbatched:
             x = x[:, None]
-        batch = int(batch_sizes[0]) if batch_sizes is not None else x.shape[not batch_first]
+        batch = batch_sizes[0] if batch_sizes is not None else x.shape[not batch_first]
         states = self._state(hx, batch, unbatched)
         finals, steps = [], []
         for k, layer in enumerate(self.weights):
@@ -186,13 +201,42 @@ class Layer:
                         )
 
 
+def _whole(batch_sizes: Any) -> list[int]:
+    """batch_sizes, of whatever kind of sequence, as Python's integers."""
+    sizes = np.asarray(batch_sizes)
+    if sizes.ndim != 1:
+        raise ValueError(f"batch_sizes must have 1 dimension, got {sizes.ndim}")
+    if not sizes.size:
+        raise ValueError("batch_sizes must have a size for each step, got none")
+    if sizes.dtype.kind not in "iu":
+        raise TypeError(f"batch_sizes must be whole numbers, got {sizes.dtype}")
+    return sizes.tolist()
+
+
+def _check_sizes(sizes: list[int], rows: int) -> None:
+    if min(sizes) < 1:
+        raise ValueError(f"batch_sizes must be at least 1, got {min(sizes)}")
+    if any(after > before for before, after in pairwise(sizes)):
+        raise ValueError(f"batch_sizes must not grow, got {_short(sizes)}")
+    if sum(sizes) != rows:
+        raise ValueError(
+            f"batch_sizes do not add up to the rows of input: {sum(sizes)} instead of {rows}"
+        )
+
+
+def _short(sizes: list[int]) -> str:
+    return str(sizes) if len(sizes) <= 10 else f"[{', '.join(map(str, sizes[:10]))}, ...]"
+
+
 def _cell(weights: Weights, nonlinearity: str) -> Cell:
     """The cell whose recurrent weights, (G·H, R), and projection, if any, (P, H), are these."""
     projected = weights.w_hr is not None
     w_hh = weights.w_hh.shape
     units = weights.w_hr.shape[-1:] if projected else w_hh[1:]
     gates, rest = divmod(w_hh[0], units[0]) if len(w_hh) == 2 and all(units) else (0, 1)
-    modes = {4: "LSTM"} if projected else {4: "LSTM", 3: "GRU", 1: f"RNN_{nonlinearity.upper()}"}
+    modes = (
+        {4: "LSTM"} if projected else {4: "LSTM", 3: "GRU", 1: f"RNN_{str(nonlinearity).upper()}"}
+    )
     if rest or gates not in modes:
         raise ValueError(f"weight_hh_l0 of shape {w_hh} belongs to no LSTM, GRU or RNN")
     if modes[gates] not in BY_MODE:

@@ -7,12 +7,13 @@ D directions, G gates, N rows of packed data.
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+from torch.nn.utils.rnn import PackedSequence
 
 from .cells import CELLS, LSTM
 
@@ -28,10 +29,15 @@ def _load(name: str) -> bool:
 
 if not _load("_C"):
     raise ImportError("rnnkern's library is not built: run `pip install .` or `make` in its source")
+try:
+    torch.ops.rnnkern.info()
+except (RuntimeError, ValueError) as error:  # RNNKERN_CPU names a level that this CPU does not have
+    raise ImportError(str(error)) from None
 
-#: Device types whose tensors the operators take.
+#: Device types whose tensors the operators take. device_count() leaves CUDA uninitialised, so that
+#: to import this module neither settles CUDA_VISIBLE_DEVICES nor forbids a later fork.
 DEVICES = frozenset(
-    {"cpu", "meta", "cuda"} if torch.cuda.is_available() and _load("_C_cuda") else {"cpu", "meta"}
+    {"cpu", "meta", "cuda"} if torch.cuda.device_count() and _load("_C_cuda") else {"cpu", "meta"}
 )
 #: Types the operators take; in half precision sums and states are float32.
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -59,7 +65,7 @@ def plan(
     backward: bool,
     threads: int,
 ) -> dict[str, Any]:
-    """How the CPU engine would cut one layer call; the members of `Plan` in csrc/cpu/plan.h."""
+    """How the CPU engine would cut one layer call; the members of `Plan` in csrc/cpu/runtime/plan.h."""
     found = torch.ops.rnnkern.plan(
         cell, steps, batch, input_size, hidden_size, proj_size, directions, element_size, backward,
         threads,
@@ -83,6 +89,62 @@ def cuda_plan(
         input, cell, steps, batch, hidden_size, proj_size, directions, packed, backward
     )
     return json.loads(found)
+
+
+#: How torch's message begins when the memory of a GPU is at an end.
+_OUT_OF_MEMORY = "CUDA out of memory"
+
+
+def typed(error: RuntimeError) -> RuntimeError:
+    """An operator's error with torch's type: the stable ABI carries torch's words alone."""
+    if type(error) is RuntimeError and str(error).startswith(_OUT_OF_MEMORY):
+        return torch.OutOfMemoryError(*error.args).with_traceback(error.__traceback__)
+    return error
+
+
+def _named(
+    input: Any, hx: Any, weights: Sequence[Any], names: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
+    packed = ("input", "batch_sizes", "sorted_indices", "unsorted_indices")
+    given = input if isinstance(input, PackedSequence) else (input,)
+    yield from zip(packed, given, strict=False)
+    states = hx if isinstance(hx, (tuple, list)) else (hx,)
+    yield from zip(("the state h_0", "the state c_0"), states, strict=False)
+    yield from zip(names, weights, strict=False)
+
+
+def check_memory(
+    input: Any, hx: Any, weights: Sequence[Any] = (), names: Sequence[str] = ()
+) -> None:
+    """Raises RuntimeError where a tensor's storage is smaller than the tensor.
+
+    The kernels check this themselves; torch's own operators, which some calls go to, may crash.
+    What is no plain tensor in memory is not looked at.
+    """
+    for name, t in _named(input, hx, weights, names):
+        if (
+            type(t) not in (Tensor, nn.Parameter)
+            or t.layout is not torch.strided
+            or t.is_meta
+            or not t.numel()
+            or torch._C._functorch.is_functorch_wrapped_tensor(t)
+        ):
+            continue
+        spans = sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+        needed = (t.storage_offset() + spans + 1) * t.element_size()
+        held = t.untyped_storage().nbytes()
+        if needed > held:
+            raise RuntimeError(
+                f"rnnkern: the memory of {name} is not there: it needs {needed} bytes, but its "
+                f"storage has {held}"
+            )
+
+
+def optional(state: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """(h_0, c_0) as the operators take them, of a state with both, one or none."""
+    if len(state) > 2:
+        raise RuntimeError(f"rnnkern: expected at most 2 states, got {len(state)}")
+    return (*state, None, None)[:2]  # type: ignore[return-value]
 
 
 def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
@@ -110,10 +172,18 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _packed_batch(batch_sizes: Tensor, state: list[Tensor]) -> int:
+def _check_devices(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, *weights: Tensor) -> None:
+    """A call of real and meta tensors goes to the meta kernel, which would find nothing wrong."""
+    names = ("the state h_0", "the state c_0", *["a weight"] * len(weights))
+    for name, t in zip(names, (h_0, c_0, *weights), strict=True):
+        if t is not None and t.device != input.device:
+            raise RuntimeError(f"rnnkern: {name} and input are on different devices")
+
+
+def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
     """B of packed data, which without a state stands only in the values of batch_sizes."""
-    if state:
-        return state[0].shape[1]
+    if h_0 is not None:
+        return h_0.shape[1]
     if isinstance(batch_sizes, FakeTensor):
         return torch.library.get_ctx().new_dynamic_size()
     return int(batch_sizes[0])
@@ -123,12 +193,14 @@ def _packed_batch(batch_sizes: Tensor, state: list[Tensor]) -> int:
 def _forward_shapes(
     input: Tensor,
     batch_sizes: Tensor | None,
-    state: list[Tensor],
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: list[Tensor],
     cell: int,
     batch_first: bool,
     train: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(input, h_0, c_0, *weights)
     directions, hidden, width = _sizes(weights, cell)
     if batch_sizes is None:
         steps, batch = input.shape[:2]
@@ -141,7 +213,7 @@ def _forward_shapes(
     else:
         rows = input.shape[0]
         output = input.new_empty(rows, directions * width)
-        batch = _packed_batch(batch_sizes, state)
+        batch = _packed_batch(batch_sizes, h_0)
     saved = len(CELLS[cell].saved)
     wide = _wide(input.dtype)
     kept = wide if input.is_cuda else input.dtype
@@ -165,7 +237,8 @@ def _backward_shapes(
     grad_c: Tensor | None,
     input: Tensor,
     batch_sizes: Tensor | None,
-    state: list[Tensor],
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: list[Tensor],
     output: Tensor,
     saved: Tensor,
@@ -175,6 +248,7 @@ def _backward_shapes(
     needs: int,
     flow: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+    _check_devices(input, h_0, c_0, *weights)
     directions, hidden, width = _sizes(weights, cell)
     lstm = cell == LSTM.id
     wide = _wide(input.dtype)
@@ -189,7 +263,7 @@ def _backward_shapes(
     if not needs & 2:
         batch = 0
     elif packed:
-        batch = _packed_batch(batch_sizes, state)
+        batch = _packed_batch(batch_sizes, h_0)
     else:
         batch = input.shape[0 if batch_first else 1]
     return (

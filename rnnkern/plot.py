@@ -19,7 +19,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
-    raise ImportError("rnnkern.plot needs matplotlib: pip install matplotlib") from error
+    raise ImportError("rnnkern.plot needs matplotlib: pip install rnnkern[plot]") from error
 
 __all__ = ["PALETTE", "compare", "gates", "gradient_flow", "states"]
 
@@ -56,6 +56,7 @@ def states(
     """
     if kind not in ("map", "lines"):
         raise ValueError(f"kind must be 'map' or 'lines', got {kind!r}")
+    _require(trace, Trace)
     steps = trace[layer, direction]
     shown = {"hidden state $h_t$": steps.hidden}
     if steps.cell is not None:
@@ -86,6 +87,7 @@ def gates(
     axes    one per gate: four for an LSTM, three for a GRU
     Raises ValueError for an RNN, which has no gates.
     """
+    _require(trace, Trace)
     named = trace[layer, direction].gates
     if not named:
         raise ValueError("an RNN has no gates; rnnkern.plot.states shows its hidden state")
@@ -108,6 +110,7 @@ def gradient_flow(flow: Flow, axes: AxesLike = None) -> Figure:
 
     axes    one
     """
+    _require(flow, Flow)
     figure, (ax,) = _axes(axes, 1, columns=1)
     several = len(flow.norms) * len(flow.norms[0]) > 1
     k = 0
@@ -143,8 +146,12 @@ def compare(
     sample  for traces, which sequence of the batch
     axes    for flows one, for traces one each
     """
+    if not isinstance(shown, Mapping):
+        raise TypeError(f"compare takes traces or flows by name, got {type(shown).__name__}")
     if not shown:
         raise ValueError("nothing to compare")
+    for one in shown.values():
+        _require(one, (Trace, Flow))
     if len({type(one) for one in shown.values()}) > 1:
         raise ValueError("compare either traces or flows, not both")
     if state not in ("hidden", "cell"):
@@ -170,6 +177,15 @@ def compare(
     return figure
 
 
+def _require(shown: object, kinds: type | tuple[type, ...]) -> None:
+    """Raises TypeError for what is not of these kinds: a Flow has states by the same names."""
+    if not isinstance(shown, kinds):
+        makers = {Trace: "rnnkern.trace", Flow: "rnnkern.gradient_flow"}
+        wanted = [makers[kind] for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
+        got = type(shown).__name__
+        raise TypeError(f"expected what {' or '.join(wanted)} returns, got {got}")
+
+
 def _axes(axes: AxesLike, count: int, columns: int) -> tuple[Figure, list[Axes]]:
     if axes is None:
         rows = -(-count // columns)
@@ -179,6 +195,9 @@ def _axes(axes: AxesLike, count: int, columns: int) -> tuple[Figure, list[Axes]]
         )
         return figure, list(grid.flat)
     given = list(np.asarray(axes, dtype=object).ravel())
+    for one in given:
+        if not isinstance(one, Axes):
+            raise TypeError(f"axes must be matplotlib's Axes, got {type(one).__name__}")
     if len(given) != count:
         raise ValueError(f"this picture needs {count} axes, got {len(given)}")
     return given[0].get_figure(root=True), given
@@ -186,6 +205,9 @@ def _axes(axes: AxesLike, count: int, columns: int) -> tuple[Figure, list[Axes]]
 
 def _sample(trace: Trace, value: torch.Tensor, sample: int) -> np.ndarray:
     """(T, H) of one sequence, without padding."""
+    batch = 1 if value.dim() == 2 else value.shape[0 if trace.batch_first else 1]
+    if not -batch <= sample < batch:
+        raise IndexError(f"no sample {sample} in a batch of {batch}")
     if value.dim() == 3:
         value = value[sample] if trace.batch_first else value[:, sample]
     if trace.lengths is not None:
@@ -238,7 +260,11 @@ def _norms(ax: Axes, flow: Flow, norm: torch.Tensor, label: str, color: str, das
 
 
 def _log_scale(ax: Axes, label: str) -> None:
-    ax.set_yscale("log")
+    values = np.ma.concatenate([np.ma.asarray(line.get_ydata()) for line in ax.get_lines()])
+    if (np.ma.masked_invalid(values) > 0).any():
+        ax.set_yscale("log")
+    else:  # no logarithm: all of it has vanished, or overflowed
+        ax.text(0.5, 0.5, "no finite gradient", ha="center", transform=ax.transAxes)
     ax.set_ylabel(label)
     ax.grid(alpha=0.3)
     if len(ax.get_lines()) > 4:

@@ -1,15 +1,18 @@
-"""torch's settings for the precision of float32 matrix products, on a CPU.
+"""Which dtype a call is computed in: torch's settings for float32 products, and autocast.
 
-`torch.set_float32_matmul_precision("medium")`, or "bf16" as
+On a CPU, `torch.set_float32_matmul_precision("medium")`, or "bf16" as
 `torch.backends.mkldnn.matmul.fp32_precision`, allows products to round their factors to bfloat16,
 and torch.nn's GRU and RNN do. Its LSTM does not, as it has a setting of its own,
 `torch.backends.mkldnn.rnn.fp32_precision`. The layers here follow the same settings.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from . import ops
+from .autograd import NATIVE
 from .cells import BY_MODE, LSTM
 
 _mkldnn = torch.backends.mkldnn
@@ -39,3 +42,56 @@ def takes_bfloat16(
     work = input.numel() // inputs * (inputs + hidden) * hidden * len(cell.gates)
     backend = _mkldnn.rnn if cell is LSTM else _mkldnn.matmul
     return work >= _WORK and backend.fp32_precision == "bf16"
+
+
+def autocast_dtype(
+    layer: nn.RNNBase,
+    input: Tensor,
+    packed: bool,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> torch.dtype:
+    """The dtype of torch.nn's results under autocast, for a layer's call (on a CPU: irregular).
+
+    Raises RuntimeError where float64 meets other dtypes.
+    """
+    double = [t.dtype == torch.float64 for t in (input, *state, *weights)]
+    if all(double):
+        return torch.float64
+    if any(double):
+        raise RuntimeError("float64 does not mix with other dtypes under autocast")
+    lower = torch.get_autocast_dtype(input.device.type)
+    if input.device.type != "cpu":
+        return lower
+    # torch.nn's LSTM is oneDNN's, which casts everything, but for packed and for float16 input.
+    whole = layer.mode == LSTM.mode and (
+        layer.proj_size or not (packed or input.dtype == lower == torch.float16)
+    )
+    if whole or layer.mode in ("RNN_TANH", "RNN_RELU"):
+        return lower
+    return state[0].dtype if state else input.dtype
+
+
+def _cast_once(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight as an operator has it that autocast casts arguments for.
+
+    Python has no other way to torch's cache of casts. The product has no columns.
+    """
+    if not (weight.is_leaf and weight.requires_grad and weight.dim() == 2):
+        return weight.to(dtype)
+    with torch.enable_grad():
+        product = torch.mm(weight, weight.new_empty(weight.shape[1], 0, requires_grad=True))
+    return product.grad_fn._saved_self
+
+
+def cast_weights(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The weights in this dtype, within a block of autocast.
+
+    torch casts a leaf that needs a gradient once in such a block; so does this. A cast in each call
+    would take the time of a small call and stay in memory until that call's backward pass.
+    """
+    if NATIVE is not None:
+        return NATIVE.cast_weights(list(weights), dtype)
+    lower = torch.get_autocast_dtype(weights[0].device.type)
+    once = dtype == lower and torch.is_autocast_cache_enabled()
+    return [_cast_once(w, dtype) if once and w.dtype != dtype else w.to(dtype) for w in weights]

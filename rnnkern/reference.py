@@ -224,11 +224,18 @@ def forward(
     weights      one `Weights` per direction, the second walks backward in time
     state        (), (h_0,) or (h_0, c_0), each (D, B, ·); zeros if empty
     batch_sizes  packed data only: how many sequences, sorted by falling length, reach each step
+
+    Raises ValueError for an unknown mode and for wrong shapes.
     """
+    if mode not in CELLS:
+        raise ValueError(f"mode must be one of {', '.join(CELLS)}, got {mode!r}")
     x = np.asarray(x, np.float64)
     packed = batch_sizes is not None
+    if x.ndim != 3 - packed:
+        raise ValueError(f"x must have {3 - packed} dimensions, got {x.ndim}")
     sizes = [int(b) for b in batch_sizes] if packed else [x.shape[1]] * x.shape[0]
     rows = x if packed else x.reshape(-1, x.shape[-1])
+    _check(CELLS[mode], rows, weights, state, sizes)
     directions = [
         _walk(CELLS[mode], rows, w, [s[d] for s in state], sizes, reverse=bool(d))
         for d, w in enumerate(weights)
@@ -244,6 +251,10 @@ def backward(
 ) -> Gradients:
     """Backpropagation through time, the adjoint of `forward`: from the derivatives of the loss by
     the output, by h_n and by c_n (each shaped as that result; None means zero)."""
+    results = {"output": tape.output, "h_n": tape.h_n, "c_n": tape.c_n}
+    for (name, result), grad in zip(results.items(), (grad_output, grad_h, grad_c), strict=True):
+        if grad is not None:
+            _require_shape(f"the gradient of {name}", grad, () if result is None else result.shape)
     rows = tape.input.reshape(-1, tape.input.shape[-1])
     d_rows = np.zeros_like(rows)
     found = []
@@ -270,6 +281,37 @@ def backward(
         flow_h,
         flow_c[0] if flow_c else [],
     )
+
+
+def _require_shape(name: str, array: Array, wanted: tuple[int, ...]) -> None:
+    if np.shape(array) != wanted:
+        raise ValueError(f"{name} must have the shape {wanted}, got {np.shape(array)}")
+
+
+def _check(
+    cell: type,
+    x: Array,
+    weights: Sequence[Weights],
+    state: Sequence[Array],
+    sizes: Sequence[int],
+) -> None:
+    if not all(isinstance(w, Weights) for w in weights):
+        raise ValueError("weights must be a list with one Weights per direction")
+    if any(after > before for before, after in pairwise(sizes)) or sum(sizes) != len(x):
+        raise ValueError(f"batch_sizes must not grow and add up to the {len(x)} rows of x")
+    for w in weights:
+        width, hidden = np.shape(w.w_hh)[-1], len(w.w_ih) // cell.gates
+        shapes = [(cell.gates * hidden, n) for n in (x.shape[1], width)]
+        shapes += [(cell.gates * hidden,)] * 2 + [(width, hidden)]
+        for name, array, shape in zip(w._fields, w, shapes, strict=True):
+            if array is not None:
+                _require_shape(name, array, shape)
+        if w.w_hr is None and width != hidden:
+            raise ValueError(f"w_hh must have {hidden} columns, got {width}")
+    if len(state) not in (0, cell.states):
+        raise ValueError(f"state must be empty or have {cell.states} arrays, got {len(state)}")
+    for name, s, n in zip(("h_0", "c_0"), state, (width, hidden), strict=False):
+        _require_shape(name, s, (len(weights), sizes[0], n))
 
 
 def _steps(sizes: Sequence[int], reverse: bool) -> list[tuple[int, slice]]:

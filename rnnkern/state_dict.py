@@ -33,22 +33,30 @@ def layers(state_dict: Mapping[str, Any], prefix: str = "") -> list[list[Weights
     """The weights of every layer and direction, as NumPy arrays: `layers(sd)[layer][direction]`.
 
     `prefix` picks a layer out of a larger model's: "encoder." for "encoder.weight_ih_l0".
-    Raises ValueError for a key that no recurrent layer has (without prefix) and for a missing one.
+    Raises ValueError for a key that no recurrent layer has (without prefix), for a missing one and
+    for a value that is no array, TypeError for something else than a mapping.
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"expected a mapping of names to arrays, got {type(state_dict).__name__}; "
+            "of a layer give its state_dict()"
+        )
     found: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     for key, value in state_dict.items():
-        match = _NAME.match(key.removeprefix(prefix)) if key.startswith(prefix) else None
+        name = str(key)
+        match = _NAME.match(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if match:
             role, layer, reverse = match.groups()
             name = "w" + role[6:] if role.startswith("weight") else "b" + role[4:]
-            found.setdefault((int(layer), int(bool(reverse))), {})[name] = np.asarray(value)
+            found.setdefault((int(layer), int(bool(reverse))), {})[name] = _array(key, value)
         elif not prefix:
             raise ValueError(
                 f"{key!r} is not a weight of a recurrent layer; "
                 "give the layer's name as prefix if the state_dict is a whole model's"
             )
     if not found:
-        raise ValueError(f"no recurrent layer's weights under the prefix {prefix!r}")
+        dot = "" if not prefix or prefix.endswith(".") else f"; with its dot it is {prefix + '.'!r}"
+        raise ValueError(f"no recurrent layer's weights under the prefix {prefix!r}{dot}")
     depth = 1 + max(layer for layer, _ in found)
     directions = 1 + max(direction for _, direction in found)
     stack = [[found.get((k, d), {}) for d in range(directions)] for k in range(depth)]
@@ -62,6 +70,13 @@ def layers(state_dict: Mapping[str, Any], prefix: str = "") -> list[list[Weights
                 names = sorted(_torch_name(name) + suffix for name in missing)
                 raise ValueError(f"the state_dict lacks {', '.join(names)}")
     return [[Weights(**weights) for weights in layer] for layer in stack]
+
+
+def _array(key: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # torch has one for bfloat16, GPU, meta and trained tensors each
+        raise ValueError(f"{key} cannot be read as a NumPy array: {error}") from error
 
 
 def _torch_name(name: str) -> str:

@@ -6,16 +6,19 @@ the layer's own layout. Letters: T steps, B batch rows, H hidden units (of h: pr
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
+from threading import get_ident
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.utils.hooks import RemovableHandle
 
-from .autograd import TAP
+from .autograd import TAP, Tap
 from .cells import CELLS, Cell
 from .kept import places
 from .modules import Layer
@@ -52,7 +55,7 @@ class Trace:
     mode: str
     output: Input
     state: Any
-    _layout: "_Layout"
+    _layout: "Layout"
     _calls: "list[_Call]"
 
     # Looking is lazy, so that a trace of a short call costs little more than the call.
@@ -70,8 +73,7 @@ class Trace:
         return self._layout.batch_first
 
     def __getitem__(self, layer_and_direction: tuple[int, int]) -> Steps:
-        layer, direction = layer_and_direction
-        return self.steps[layer][direction]
+        return _pick(self.steps, layer_and_direction)
 
     @property
     def hidden(self) -> Tensor:
@@ -119,8 +121,7 @@ class Flow:
     norms: list[list[Norms]]
 
     def __getitem__(self, layer_and_direction: tuple[int, int]) -> Norms:
-        layer, direction = layer_and_direction
-        return self.norms[layer][direction]
+        return _pick(self.norms, layer_and_direction)
 
     @property
     def hidden(self) -> Tensor:
@@ -144,14 +145,15 @@ def trace(layer: Layer, x: Input, hx: Any = None) -> Trace:
     >>> trace.gates["forget"], trace[0, 1].hidden     # last layer forward; layer 0, reverse
 
     The values are detached; `trace.output` and `trace.state` carry gradients as the layer's results
-    do. Raises TypeError for a layer that is not rnnkern's, RuntimeError for a call that the fused
-    kernels do not take (`rnnkern.explain` says why).
+    do. Raises TypeError for a layer that is not rnnkern's or an input that is no tensor,
+    RuntimeError for a call that the fused kernels do not take (`rnnkern.explain` says why).
     """
     _require_layer(layer)
-    with recording() as recorder:
+    _require_input(x)
+    with recording(layer) as recorder:
         output, state = layer(x, hx)
     _require_fused(recorder, layer, x, hx)
-    return recorder.trace(layer, x, output, state)
+    return recorder.trace(Layout.of(layer, x), output, state)
 
 
 def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: Any = None) -> Flow:
@@ -161,22 +163,29 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
     >>> flow.hidden[0] / flow.hidden[-1]              # what is left of it at the first step
 
     `loss_fn(output)` returns a scalar; if it requires two arguments it is called as
-    `loss_fn(output, state)`. No gradient is stored in any parameter. Errors as for `trace`, and
-    ValueError if the loss is not a scalar.
+    `loss_fn(output, state)`. No gradient is stored in any parameter. Steps that the loss does not
+    depend on have the norm 0. Errors as for `trace`, and ValueError if the loss is not a scalar, or
+    depends on nothing that the layer returned.
     """
     _require_layer(layer)
+    _require_input(x)
     packed = isinstance(x, PackedSequence)
-    leaf = (x.data if packed else x).detach().requires_grad_()
-    with torch.enable_grad():
-        with recording() as recorder:
-            output, state = layer(x._replace(data=leaf) if packed else leaf, hx)
+    with torch.inference_mode(False), torch.enable_grad(), recording(layer) as recorder:
+        x, hx = map_tensors(_savable, (x, hx))
+        leaf = (x.data if packed else x).detach().requires_grad_()
+        output, state = layer(x._replace(data=leaf) if packed else leaf, hx)
         _require_fused(recorder, layer, x, hx)
         loss = loss_fn(output, state) if _requires_two(loss_fn) else loss_fn(output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"loss_fn must return a scalar tensor, got {got}")
-        torch.autograd.grad(loss, leaf)
-    return recorder.flow(layer, x)
+        found = torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else [None]
+    if found[0] is None:
+        raise ValueError(
+            "the loss does not depend on the layer's output or state, so no gradient flows: "
+            "loss_fn must compute it from its arguments, without detach, argmax and the like"
+        )
+    return recorder.flow(Layout.of(layer, x))
 
 
 @dataclass
@@ -226,13 +235,28 @@ class _Call:
         return steps.detach().flatten(0, -2).unflatten(1, (self.directions, -1)).transpose(0, 1)
 
 
+#: Whether an observer itself is at work in this context; its calls are no training steps.
+OBSERVING: ContextVar[bool] = ContextVar("rnnkern_observing", default=False)
+
+
 @dataclass
 class Recorder:
-    """A `Tap` (autograd.py) that keeps what every layer call of one module call computed."""
+    """A `Tap` (autograd.py) that keeps what every layer call of one module call computed.
 
+    layer        the module that is called
+    outer        the tap that was set before; set again when the module call is complete
+    on_backward  each is called once, in the first backward pass through the call
+    """
+
+    layer: Layer
+    outer: Tap | None = None
     calls: list[_Call] = field(default_factory=list)
     flows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    on_backward: Callable[["Recorder"], None] | None = None
+    on_backward: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.calls) >= self.layer.num_layers
 
     def forward(
         self,
@@ -251,18 +275,23 @@ class Recorder:
         self.calls.append(
             _Call(CELLS[cell], output, by_batch, batch_sizes, saved, cells, h_n.shape[0])
         )
+        if self.complete:  # what hooks call after the module is not part of it
+            TAP.set(self.outer)
         return len(self.calls) - 1
 
     def backward(self, key: int, flow_h: Tensor, flow_c: Tensor) -> None:
         self.flows[key] = flow_h, flow_c
-        if self.on_backward:
-            self.on_backward(self)
+        while self.on_backward:
+            try:
+                first = self.on_backward.pop(0)
+            except IndexError:  # another thread's backward pass took it
+                return
+            first()
 
-    def trace(self, layer: Layer, x: Input, output: Input, state: Any) -> Trace:
-        return Trace(layer.mode, output, state, _Layout.of(layer, x), self.calls)
+    def trace(self, layout: "Layout", output: Input, state: Any) -> Trace:
+        return Trace(self.layer.mode, output, state, layout, self.calls)
 
-    def flow(self, layer: Layer, x: Input) -> Flow:
-        layout = _Layout.of(layer, x)
+    def flow(self, layout: "Layout") -> Flow:
         norms = []
         for k, call in enumerate(self.calls):
             # A layer that the loss does not depend on is not reached.
@@ -272,23 +301,39 @@ class Recorder:
                 for gradient in by_state
             )
             norms.append([Norms(*one) for one in zip(by_h, by_c or repeat(None), strict=False)])
-        return Flow(layer.mode, layout.lengths, norms)
+        return Flow(self.layer.mode, layout.lengths, norms)
 
 
 class recording:
-    """Records the fused layer calls made inside. (A generator would double its cost.)"""
+    """Records the next fused call of the layer. (A generator would double its cost.)"""
+
+    def __init__(self, layer: Layer) -> None:
+        self.recorder = Recorder(layer, TAP.get())
+        self.handle: RemovableHandle | None = None
 
     def __enter__(self) -> Recorder:
-        recorder = Recorder()
-        self._token = TAP.set(recorder)
-        return recorder
+        self.observing = OBSERVING.get()
+        OBSERVING.set(True)
+        if self.recorder.layer._forward_pre_hooks:  # they may call layers of their own: after them
+            self.thread = get_ident()  # others may be calling the layer too
+            self.handle = self.recorder.layer.register_forward_pre_hook(self._start)
+        else:
+            TAP.set(self.recorder)
+        return self.recorder
+
+    def _start(self, *_: object) -> None:
+        if get_ident() == self.thread and not self.recorder.calls:
+            TAP.set(self.recorder)
 
     def __exit__(self, *_: object) -> None:
-        TAP.reset(self._token)
+        if self.handle is not None:
+            self.handle.remove()
+        TAP.set(self.recorder.outer)
+        OBSERVING.set(self.observing)
 
 
 @dataclass
-class _Layout:
+class Layout:
     """How a module's caller sees steps, from the rows that the kernels write."""
 
     batch: int
@@ -297,7 +342,7 @@ class _Layout:
     packed: PackedSequence | None
 
     @classmethod
-    def of(cls, layer: Layer, x: Input) -> "_Layout":
+    def of(cls, layer: Layer, x: Input) -> "Layout":
         if isinstance(x, PackedSequence):
             indices = x._replace(data=x.batch_sizes[:0])  # rather than keep the data alive
             return cls(int(x.batch_sizes[0]), layer.batch_first, False, indices)
@@ -309,7 +354,8 @@ class _Layout:
     def lengths(self) -> Tensor | None:
         if self.packed is None:
             return None
-        rows = self.packed._replace(data=torch.empty(int(self.packed.batch_sizes.sum())))
+        rows = torch.empty(int(self.packed.batch_sizes.sum()), device="cpu")
+        rows = self.packed._replace(data=rows)
         return pad_packed_sequence(rows)[1]
 
     def over_time(self, rows: Tensor) -> Tensor:
@@ -324,18 +370,59 @@ class _Layout:
         return steps.transpose(0, 1) if self.batch_first else steps
 
 
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A tensor, a packed sequence, or a tuple or list of them, with the function's results."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (tuple, list)):
+        parts = [map_tensors(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def _savable(value: Tensor) -> Tensor:
+    """What inference mode has made, in a form that a backward pass can keep."""
+    return value.clone() if value.is_inference() else value
+
+
+def _pick(parts: list[list[Any]], layer_and_direction: Any) -> Any:
+    """One direction of one layer, by their numbers; negative ones count from the end."""
+    layers, directions = len(parts), len(parts[0])
+    if not (isinstance(layer_and_direction, tuple) and len(layer_and_direction) == 2):
+        raise TypeError(f"expected [layer, direction], got [{layer_and_direction!r}]")
+    layer, direction = layer_and_direction
+    if not (-layers <= layer < layers and -directions <= direction < directions):
+        raise IndexError(
+            f"no layer {layer}, direction {direction} in {layers} layer(s) of "
+            f"{directions} direction(s)"
+        )
+    return parts[layer][direction]
+
+
 def _require_layer(layer: Any) -> None:
     if not isinstance(layer, Layer):
-        raise TypeError(
-            f"expected rnnkern.LSTM, GRU or RNN, got {type(layer).__name__}; "
-            "rnnkern.convert makes them of torch.nn's"
-        )
+        hint = "rnnkern.convert makes them of torch.nn's"
+        if isinstance(layer, nn.Module) and not isinstance(layer, nn.RNNBase):
+            hint = "of a model give the layer itself; cells have no record"
+        raise TypeError(f"expected rnnkern.LSTM, GRU or RNN, got {type(layer).__name__}; {hint}")
+
+
+def _require_input(x: Any) -> None:
+    if not isinstance(x, (Tensor, PackedSequence)):
+        raise TypeError(f"x must be a tensor or a PackedSequence, got {type(x).__name__}")
 
 
 def _require_fused(recorder: Recorder, layer: Layer, x: Input, hx: Any) -> None:
-    if not recorder.calls:
-        path = explain(layer, x, hx)
-        raise RuntimeError(f"nothing was recorded, this call does not run fused ({path})")
+    if not recorder.complete:
+        raise RuntimeError(f"nothing was recorded, {why_not_recorded(layer, x, hx)}")
+
+
+def why_not_recorded(layer: Layer, x: Any, hx: Any) -> str:
+    """Why a call that has just been made did not reach its recorder."""
+    path = explain(layer, x, hx)
+    if path.name == "fused":
+        return "this call reaches the kernels through torch's dispatcher (a tensor subclass)"
+    return f"this call does not run fused ({path})"
 
 
 def _requires_two(function: Callable[..., Any]) -> bool:

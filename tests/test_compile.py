@@ -2,13 +2,16 @@
 
 import io
 import pickle
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
+import torch._inductor
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
@@ -178,6 +181,31 @@ def test_export(name: str, strict: bool) -> None:
     )
 
 
+class EveryState(nn.Module):
+    """A layer of each kind of state, called without one and with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = rnnkern.LSTM(3, 4)
+        self.gru = rnnkern.GRU(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        return self.lstm(x)[0], self.lstm(x, (h, c))[0], self.gru(x)[0], self.gru(x, h)[0]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.timeout(600)  # inductor compiles C++, which takes minutes where the machine is busy
+def test_ahead_of_time_package(tmp_path: Path) -> None:
+    model = EveryState().eval()
+    args = (torch.randn(5, 2, 3), torch.randn(1, 2, 4), torch.randn(1, 2, 4))
+    with torch.no_grad():
+        program = torch.export.export(model, args)
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "model.pt2")
+        )
+        close(torch._inductor.aoti_load_package(package)(*args), model(*args))
+
+
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.rnn._flat_weights")
 @pytest.mark.parametrize("strict", [False, True])
 def test_onnx_exporter_meets_torchs_operators(
@@ -244,8 +272,8 @@ def arguments(cell: int, grad: bool, packed: bool, **options: Any) -> tuple[Any,
     def ready(t: Tensor) -> Tensor:
         return t.to(dtype).requires_grad_(grad)
 
-    given = [ready(h) for h in hidden] if options.get("given", True) else []
-    return ready(x), sizes, given, [ready(w) for w in weights], cell, batch_first
+    given = ops.optional([ready(h) for h in hidden] if options.get("given", True) else [])
+    return ready(x), sizes, *given, [ready(w) for w in weights], cell, batch_first
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -276,14 +304,14 @@ def test_opcheck(cell: int, packed: bool, options: dict[str, Any]) -> None:
     output, h_n, c_n, saved, cells = ops.forward(*args, True)
     grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n))
     for needs, flow in ((7, True), (1, False), (2, False), (4, False)):
-        rest = (*args[:4], output, saved, cells, *args[4:], needs, flow)
+        rest = (*args[:5], output, saved, cells, *args[5:], needs, flow)
         opcheck(ops.backward, (*grads, *rest), test_utils=checks)
 
 
 def test_operator_alone() -> None:
     """Called without the layers: gradients of both orders, and without train by recomputation."""
     args = arguments(1, True, False)
-    leaves = [args[0], *args[2], *args[3]]
+    leaves = [args[0], args[2], *args[4]]
     saved, recomputed = (
         torch.autograd.grad(loss(ops.forward(*args, train)[:2]), leaves) for train in (True, False)
     )

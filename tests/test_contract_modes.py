@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from twins import CELLS, LAYERS, agree, close, flat, loss, pack, same_error, state, twins
 
 import rnnkern
+from rnnkern import precision
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -126,6 +127,47 @@ def test_autocast_dtypes(name: str, extra: dict[str, int], packed: bool) -> None
                 if elsewhere and torch.float64 not in (weight, kind, hidden):
                     theirs = [torch.bfloat16] * 3
                 assert ours == theirs, (weight, kind, hidden)
+
+
+@pytest.mark.parametrize("hidden", [None, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", LAYERS)
+def test_autocast_of_float16_input(name: str, hidden: torch.dtype | None) -> None:
+    """float16 autocast of float16 input, where torch.nn's LSTM leaves oneDNN and follows hx."""
+    hx = None if hidden is None else state(name, 1, 2, 4, dtype=hidden)
+    args = (torch.ones(5, 2, 3, dtype=torch.float16), hx)
+    theirs, ours = (outcome(m, args, torch.float16) for m in twins(name, 3, 4))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("library", ["C++", "Python"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_autocast_casts_a_weight_once(
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All calls in a block share one cast of each matrix; the next block has casts of its own."""
+    if library == "Python":
+        monkeypatch.setattr(precision, "NATIVE", None)
+    layer = getattr(rnnkern, name)(6, 8)
+    x = torch.randn(1, 2, 6, requires_grad=True)
+    kept: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        if t.shape == layer.weight_hh_l0.shape and t.dtype == torch.bfloat16:
+            kept.append(t)
+        return t
+
+    places = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                hx = state(name, 1, 2, 8, dtype=torch.bfloat16)
+                results = [layer(x, hx) for _ in range(3)]
+            places.append({t.data_ptr() for t in kept})
+    assert len(kept) >= 6
+    assert len(places[0]) == 1
+    assert len(places[1]) == 2
+    loss(results[0]).backward()
+    assert layer.weight_hh_l0.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -1,17 +1,22 @@
 """convert and revert; what a model's owner keeps through them."""
 
 import copy
+import functools
 import logging
 import pickle
+import sys
+from abc import ABC, ABCMeta, abstractmethod
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-from torch.nn.utils.rnn import pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from twins import CELLS, LAYERS, close, flat, pack
 
 import rnnkern
+from rnnkern import _torch_twin
 
 
 class Plain(nn.LSTM):
@@ -24,7 +29,7 @@ class Own(nn.LSTM):
     """Has a forward of its own."""
 
     def forward(self, input, hx=None):
-        return super().forward(2 * input, hx)
+        return nn.LSTM.forward(self, 2 * input, hx)
 
 
 class Tagger(nn.Module):
@@ -101,6 +106,8 @@ def test_subclasses(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixt
         "own: left alone, Own overrides forward",
         "gru: GRU now runs on rnnkern",
         "patched: left alone, it has a forward of its own",
+        "Tools that look a layer up by its exact class (torch.ao.quantization, thop, BackPACK) do "
+        "not know rnnkern's: call rnnkern.revert(model) before them",
     ]
     assert capsys.readouterr().out.splitlines() == caplog.messages
     assert type(model["own"]) is Own
@@ -133,3 +140,426 @@ def test_import_order_keeps_the_functions() -> None:
 
     assert callable(rnnkern.convert)
     assert callable(rnnkern.trace)
+
+
+# Subclasses that delegate: whose forward prepares a call of torch.nn's.
+
+
+class Lengths(ABC, nn.RNNBase):
+    """In the shape of pytorch-forecasting's RNN: packs by lengths and makes the first state."""
+
+    @abstractmethod
+    def first(self, x: Tensor) -> Any: ...
+
+    def forward(self, x: Any, hx: Any = None, lengths: Any = None) -> Any:
+        if isinstance(x, PackedSequence) or lengths is None:
+            return super().forward(x, hx=hx)
+        if hx is None:
+            hx = self.first(x)
+        packed = pack(x, lengths, self.batch_first)
+        out, hx = super().forward(packed, hx)
+        return pad_packed_sequence(out, batch_first=self.batch_first)[0], hx
+
+
+class LSTM(Lengths, nn.LSTM):
+    def first(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = x.new_full((self.num_layers, x.shape[1], self.hidden_size), 0.5)
+        return h, h
+
+
+class GRU(Lengths, nn.GRU):
+    def first(self, x: Tensor) -> Tensor:
+        return x.new_full((self.num_layers, x.shape[1], self.hidden_size), 0.5)
+
+
+class Step(nn.GRUCell):
+    def forward(self, input: Tensor, hx: Any = None) -> Tensor:
+        return super().forward(input, super().forward(input, hx))
+
+
+class TwoArguments(nn.GRU):
+    def forward(self, x: Tensor, *rest: Any) -> Any:
+        out, h = super(TwoArguments, self).forward(self.double_it(x), *rest)  # noqa: UP008
+        return out * self.scale, h
+
+    @staticmethod
+    def double_it(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @property
+    def scale(self) -> float:
+        return 3 * next(self.parameters()).new_ones(1)
+
+
+Kind = TypeVar("Kind")
+
+
+class Decorated(nn.RNN):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
+class OfType(Generic[Kind], nn.RNN):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(-x)
+
+
+DELEGATE = [LSTM, GRU, Step, TwoArguments, Decorated, OfType]
+
+
+@pytest.mark.parametrize("kind", DELEGATE, ids=lambda k: k.__name__)
+def test_delegating_subclass(kind: type) -> None:
+    module = kind(3, 4).double()
+    x = torch.ones((2, 3) if kind is Step else (5, 2, 3)).double()
+    calls = [lambda m: m(x)]
+    if issubclass(kind, Lengths):
+        calls.append(lambda m: m(x, lengths=[2, 5]))
+    expected = [flat(call(module)) for call in calls]
+    rnnkern.convert(module)
+    torchs = _torch_twin.torch_class(kind)
+    ours = getattr(rnnkern, torchs.__name__)
+    order = type(module).__mro__
+    assert order.index(kind) < order.index(ours) < order.index(torchs)
+    for other in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        for call, values in zip(calls, expected, strict=True):
+            close(flat(call(other)), values, 1e-12)
+    assert type(rnnkern.revert(module)) is kind
+
+
+def _help_from_outside(module: nn.Module, x: Tensor) -> Any:
+    return _VF.gru(x, x.new_zeros(1, 2, 4), module._flat_weights, True, 1, 0.0, False, False, False)
+
+
+Alias = nn.GRU
+
+
+def _replacing() -> dict[str, type]:
+    """Classes whose forward does more than prepare a call, by what is said of them."""
+
+    class Kernel(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            if x.requires_grad:
+                return super().forward(x)
+            h = x.new_zeros(1, 2, 4)
+            return torch.gru(x, h, [], True, 1, 0.0, False, False, False)
+
+    class Vf(nn.GRUCell):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.own(x)
+
+        def own(self, x: Tensor) -> Tensor:
+            return _VF.gru_cell(x, x)
+
+    class Outside(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) if x.requires_grad else _help_from_outside(self, x)
+
+    class Weights(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x @ self.weight_ih_l0.T)
+
+    class ByName(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x + sum(getattr(self, f"bias_{k}_l0").sum() for k in ("ih",)))
+
+    class Named(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) if x.requires_grad else nn.GRU.forward(self, x)
+
+    class Aliased(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) if x.requires_grad else Alias.forward(self, x)
+
+    local = nn.GRU
+
+    class Closed(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) if x.requires_grad else local.forward(self, x)
+
+    class Nested(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            run = lambda: super(nn.GRU, self).forward(x)  # noqa: E731
+            return super().forward(x) if x.requires_grad else run()
+
+    class Bases(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) if x.requires_grad else type(self).__mro__[1].forward(self, x)
+
+    class Nothing(nn.GRU):
+        def forward(self, x: Tensor) -> Any:
+            return x
+
+    class Object(nn.GRU):
+        forward = functools.partialmethod(nn.GRU.forward, hx=None)
+
+    class Checks(nn.GRU):
+        def check_forward_args(self, *args: Any) -> None:
+            super().check_forward_args(*args)
+
+    class Name(nn.GRU):
+        def _run(self) -> None: ...
+
+    return {
+        "overrides forward, which calls gru": Kernel,
+        "overrides forward, which calls _VF": Vf,
+        "overrides forward, which calls _VF ": Outside,
+        "overrides forward, which uses weight_ih_l0": Weights,
+        "overrides forward, which uses 'bias_'": ByName,
+        "overrides forward, which names GRU": Named,
+        "overrides forward, which names Alias": Aliased,
+        "overrides forward, which names local": Closed,
+        "overrides forward, which names GRU ": Nested,
+        "overrides forward, which uses __mro__": Bases,
+        "overrides forward": Nothing,
+        "overrides forward ": Object,
+        "overrides check_forward_args": Checks,
+        "has a member _run, as rnnkern's class has": Name,
+    }
+
+
+@pytest.mark.parametrize("reason", _replacing())
+def test_replacing_subclass(reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = _replacing()[reason]
+    model = nn.Sequential(kind(3, 4))
+    rnnkern.convert(model, verbose=True)
+    assert capsys.readouterr().out == f"0: left alone, {kind.__name__} {reason.strip()}\n"
+    assert type(model[0]) is kind
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("_state", "it has a member _state, as rnnkern's class has"),
+        ("check_input", "it has a check_input of its own"),
+        ("forward", "it has a forward of its own"),
+    ],
+)
+def test_attributes_of_an_instance(
+    name: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gru = nn.GRU(3, 4)
+    setattr(gru, name, lambda *_: None)
+    rnnkern.convert(gru, verbose=True)
+    assert capsys.readouterr().out == f"the model itself: left alone, {reason}\n"
+    assert type(gru) is nn.GRU
+
+
+# Classes that hear of their subclasses.
+
+
+class Keyed:
+    """Wants a keyword of every subclass and keeps a list of them."""
+
+    known: ClassVar[dict[str, type]] = {}
+
+    def __init_subclass__(cls, key: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Keyed.known[key] = cls
+
+
+class WithKey(Keyed, nn.GRU, key="gru"):
+    pass
+
+
+class AsksItsClass(Keyed, nn.GRU, key="asks"):
+    def kind(self) -> str:
+        return next(key for key, cls in self.known.items() if cls is type(self))
+
+
+class Registry(type):
+    seen: ClassVar[list[str]] = []
+
+    def __init__(cls, *args: Any) -> None:
+        super().__init__(*args)
+        Registry.seen.append(cls.__name__)
+
+
+class Registered(nn.GRU, metaclass=Registry):
+    pass
+
+
+class Quiet(ABCMeta):
+    """Changes nothing about the making of a class."""
+
+    @property
+    def shout(cls) -> str:
+        return cls.__name__.upper()
+
+
+class UnderQuiet(nn.GRU, metaclass=Quiet):
+    pass
+
+
+@final
+class Final(nn.GRU):
+    __final__ = True  # as `final` sets it since Python 3.11
+
+
+class Slots(nn.GRU):
+    __slots__ = ("memory",)
+
+
+class Frozen(nn.GRU):
+    """Counts what is set on it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        vars(self).setdefault("sets", []).append(name)
+        super().__setattr__(name, value)
+
+
+def test_nobody_hears_of_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [
+        nn.GRU, WithKey, AsksItsClass, Registered, UnderQuiet, Final, Slots, Frozen, nn.LSTM,
+    ]  # fmt: skip
+    model = nn.Sequential(*(kind(3, 4) for kind in kinds))
+    model[3] = parametrizations.weight_norm(model[3], "weight_hh_l0")
+    model[7].sets.clear()
+    known, seen = dict(Keyed.known), [*Registry.seen]
+    x = torch.ones(5, 2, 3)
+    expected = [flat(m(x)) for m in model]
+    rnnkern.convert(model, verbose=True)
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "0: GRU now runs on rnnkern",
+        "1: WithKey now runs on rnnkern",
+        "2: left alone, AsksItsClass registers its subclasses and asks for its exact class",
+        "3: left alone, the metaclass Registry acts on the classes that derive from it",
+        "4: UnderQuiet now runs on rnnkern",
+        "5: left alone, Final is final",
+        "6: Slots now runs on rnnkern",
+        "7: Frozen now runs on rnnkern",
+        "8: LSTM now runs on rnnkern",
+    ]
+    for m, values in zip(model, expected, strict=True):
+        close(flat(m(x)), values)
+    assert Keyed.known == known
+    assert Registry.seen == seen
+    assert model[7].sets == []
+    made = type(model[1])
+    assert (made.__name__, made.__qualname__, made.__module__) == ("WithKey", "WithKey", __name__)
+    assert made.__bases__[:2] == (WithKey, rnnkern.GRU)
+    copied = pickle.loads(pickle.dumps(model[1]))
+    assert type(copied) is made
+    rnnkern.revert(model)
+    assert [type(m) for k, m in enumerate(model) if k != 3] == kinds[:3] + kinds[4:]
+    assert Keyed.known == known
+    assert Registry.seen == seen
+
+
+class Listed:
+    """Keeps a list of its subclasses."""
+
+    names: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        Listed.names.append(cls.__name__)
+
+
+class InList(Listed, nn.GRU):
+    pass
+
+
+def test_parametrised_subclass_that_is_listed() -> None:
+    """torch makes a class for the parametrisation, which is listed; ours are not."""
+    gru = parametrizations.weight_norm(InList(3, 4), "weight_hh_l0")
+    x = torch.ones(5, 2, 3)
+    expected = flat(gru(x))
+    names = [*Listed.names]
+    for _ in range(2):
+        rnnkern.convert(gru)
+        assert isinstance(gru, (InList, rnnkern.GRU))
+        close(flat(gru(x)), expected)
+        rnnkern.revert(gru)
+        assert type(gru).__bases__ == (InList,)
+        close(flat(gru(x)), expected)
+    rnnkern.convert(gru)
+    parametrize.remove_parametrizations(gru, "weight_hh_l0")
+    assert isinstance(gru, (InList, rnnkern.GRU))
+    assert type(rnnkern.revert(gru)) is InList
+    assert Listed.names == names
+
+
+def test_decided_before_the_first_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in deciding leaves the whole model as it was."""
+    from rnnkern import convert
+
+    model = nn.Sequential(nn.GRU(3, 4), Plain(3, 4))
+    home = sys.modules[convert.__module__]
+
+    def fail(cls: type) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(home, "_class_refusal", fail)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        convert(model)
+    assert [type(m) for m in model] == [nn.GRU, Plain]
+
+
+def test_a_class_that_cannot_be_derived(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fixed(nn.GRU):
+        pass
+
+    model = nn.Sequential(Fixed(3, 4), nn.GRU(3, 4))
+    home = sys.modules[rnnkern.convert.__module__]
+    monkeypatch.setattr(home, "_derive", lambda *_: type("Bad", (int, str), {}))
+    rnnkern.convert(model, verbose=True)
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("0: left alone, no class can be derived from Fixed: multiple bases")
+    assert second == "1: GRU now runs on rnnkern"
+    assert type(model[0]) is Fixed
+
+
+def test_own_reduce_is_kept() -> None:
+    gru = rnnkern.convert(Reduced(3, 4))
+    assert isinstance(gru, rnnkern.GRU)
+    assert type(pickle.loads(pickle.dumps(gru))) is Reduced
+
+
+class Reduced(nn.GRU):
+    """Says itself how it is pickled."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Reduced, (self.input_size, self.hidden_size)
+
+
+def test_subclass_of_ours_is_not_reverted(capsys: pytest.CaptureFixture[str]) -> None:
+    class Mine(rnnkern.GRU):
+        pass
+
+    assert type(rnnkern.revert(Mine(3, 4), verbose=True)) is Mine
+    assert capsys.readouterr().out == (
+        "the model itself: left alone, Mine derives from rnnkern's class\n"
+    )
+
+
+# Tools that go by the exact class.
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
+def test_dynamic_quantisation() -> None:
+    """Ours stay as they are; after `revert` torch swaps them as ever."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("needs a quantised engine")
+    model = nn.Sequential(rnnkern.LSTM(3, 4))
+    kinds = {nn.LSTM, rnnkern.LSTM}
+    x = torch.ones(5, 2, 3)
+    left = torch.ao.quantization.quantize_dynamic(model, kinds)
+    assert type(left[0]) is rnnkern.LSTM
+    close(flat(left(x)), flat(model(x)))
+    swapped = torch.ao.quantization.quantize_dynamic(rnnkern.revert(model), kinds)
+    assert type(swapped[0]) is torch.ao.nn.quantized.dynamic.LSTM
+    close(flat(swapped(x)), flat(model(x)), 0.05)
+
+
+def test_a_table_by_class() -> None:
+    """How thop and BackPACK choose what to do: by `type(module)`."""
+    table = {getattr(nn, name): name for name in LAYERS + CELLS}
+    model = nn.Sequential(*(getattr(nn, name)(3, 4) for name in LAYERS + CELLS))
+    assert not any(type(m) in table for m in rnnkern.convert(model))
+    assert [table[type(m)] for m in rnnkern.revert(model)] == [*LAYERS, *CELLS]
+    with rnnkern.patch():  # a table made meanwhile knows ours
+        table = {getattr(nn, name): name for name in LAYERS + CELLS}
+        assert all(type(getattr(nn, name)(3, 4)) in table for name in LAYERS + CELLS)

@@ -164,9 +164,9 @@ def test_persistent_leaves_the_same(persistent: None, cell: str) -> None:
     found = []
     for enabled in (True, False):
         torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, 1)
-        output, _, _, saved, cells = rnnkern.ops.forward(x, None, [], weights, *call, True)
+        output, _, _, saved, cells = rnnkern.ops.forward(x, None, None, None, weights, *call, True)
         *_, flow_h, flow_c = rnnkern.ops.backward(
-            dy, None, None, x, None, [], weights, output, saved, cells, *call, 7, True
+            dy, None, None, x, None, None, None, weights, output, saved, cells, *call, 7, True
         )
         found.append([saved, cells, flow_h, flow_c])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
@@ -258,9 +258,9 @@ def test_flow(cell: str, P: int) -> None:
         c += state[1:]
     expected = torch.autograd.grad(h + c, h + c, [*dy, *(torch.zeros_like(c_t) for c_t in c)])
     call = (kind.id, False)
-    output, _, _, saved, cells = rnnkern.ops.forward(x, None, [], weights, *call, True)
+    output, _, _, saved, cells = rnnkern.ops.forward(x, None, None, None, weights, *call, True)
     *gradients, flow_h, flow_c = rnnkern.ops.backward(
-        dy, None, None, x, None, [], weights, output, saved, cells, *call, 0, True
+        dy, None, None, x, None, None, None, weights, output, saved, cells, *call, 0, True
     )
     torch.testing.assert_close(flow_h[0], torch.cat(expected[:T]))
     if c:
@@ -269,10 +269,37 @@ def test_flow(cell: str, P: int) -> None:
     assert all(len(g) == 0 for g in gradients)
 
 
+def test_no_result_is_a_view() -> None:
+    """Views made inside a custom function could not be changed in place."""
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    for result in rnnkern.GRU(3, 4, batch_first=True)(x):
+        result[0] = 0
+        result.detach_()
+    rnnkern.GRU(3, 4, batch_first=True)(x)[0].sum().backward()
+    assert not x.grad._is_view()
+
+
+def test_freed_memory() -> None:
+    for which in ("input", "h_0", "weight_hh", "bias_ih"):
+        layer = rnnkern.GRU(3, 4)
+        x, h = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
+        freed = {"input": x, "h_0": h}.get(which, getattr(layer, f"{which}_l0", None))
+        freed.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match=f"memory of .*{which}"):
+            layer(x, h)
+
+
+def test_out_of_memory() -> None:
+    """torch's own words come through."""
+    x = torch.zeros(1, 1, 1).expand(1 << 20, 1 << 20, 1)
+    with pytest.raises(RuntimeError, match="can't allocate memory: you tried to allocate"):
+        rnnkern.GRU(1, 64)(x)
+
+
 def test_autocast() -> None:
     """Autocast acts on a layer as a whole, not on the products inside the operators."""
     weights = [torch.randn(12, 5), torch.randn(12, 4), torch.randn(12), torch.randn(12)]
-    arguments = (torch.randn(6, 3, 5), None, [], weights, CELLS.index("GRU"), False, True)
+    arguments = (torch.randn(6, 3, 5), None, None, None, weights, CELLS.index("GRU"), False, True)
     expected = rnnkern.ops.forward(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
         found = rnnkern.ops.forward(*arguments)
@@ -307,6 +334,7 @@ def test_sums_are_float32() -> None:
 def test_bad_arguments(change: dict, message: str) -> None:
     given = {"x": torch.zeros(3, 2, 4), "batch_sizes": None, "state": [], "cell": 0} | change
     weights = [torch.zeros(8, 4), torch.zeros(8, 2)]
-    arguments = (given["x"], given["batch_sizes"], given["state"], weights, given["cell"])
+    state = rnnkern.ops.optional(given["state"])
+    arguments = (given["x"], given["batch_sizes"], *state, weights, given["cell"])
     with pytest.raises(RuntimeError, match=message):
         rnnkern.ops.forward(*arguments, False, False)

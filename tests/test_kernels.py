@@ -360,15 +360,34 @@ def test_forced_level() -> None:
     assert json.loads(torch.ops.rnnkern.info())["isa"] == os.environ.get("RNNKERN_CPU", LEVELS[-1])
 
 
+@pytest.mark.parametrize("home", ["rnnkern.ops", "rnnkern.numpy"])
+@pytest.mark.parametrize("level", ["AVX2", "avx1024", ""])
+def test_unknown_level(level: str, home: str) -> None:
+    """A level that this CPU does not have is an error at once, which names those that it has."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {home}"],
+        env=os.environ | {"RNNKERN_CPU": level},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode == 0) == (level == "")
+    if level:
+        assert f"ImportError: RNNKERN_CPU={level} is no level of this CPU" in done.stderr
+        assert ", ".join(LEVELS) in done.stderr
+
+
 def test_plan() -> None:
-    """Many rows are split by rows over all threads; a single step reads weights as they lie."""
+    """Many rows are split by rows over all threads; a single step reads unpacked weights."""
     layer = rnnkern.LSTM(64, 256, batch_first=True)
     many = rnnkern.plan(layer, torch.zeros(600, 50, 64), training=True)
     assert (many["threads"] > 1) == (torch.get_num_threads() > 1)
     assert many["split"] == "rows"
     one = rnnkern.plan(rnnkern.LSTM(8, 16), torch.zeros(1, 1, 8))
-    assert one["direct"]
+    assert one["unpacked_weights"]
     assert one["threads"] == 1
+    assert one["rule"]["input"] == "few steps"
+    assert one["rule"].keys() == {"threads", "split", "input", "weights", "wgrad"}
 
 
 def test_plan_counts_the_projection() -> None:

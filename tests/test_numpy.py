@@ -210,6 +210,100 @@ def test_wrong_inputs(x, hx, sizes, message):
         make("LSTM")(x, hx, sizes)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        tuple(SIZES),
+        np.array(SIZES),
+        np.array(SIZES, np.uint8),
+        np.array([SIZES, SIZES])[:, ::1].T[:, 0],
+        [np.int32(b) for b in SIZES],
+        range(7, 0, -2),
+    ],
+    ids=lambda sizes: type(sizes).__name__,
+)
+def test_batch_sizes_of_every_kind(sizes):
+    layer = make("GRU", num_layers=1, directions=1)
+    x = random(int(sum(sizes)), I)
+    output, _, steps = layer.record(x, None, sizes)
+    np.testing.assert_array_equal(output, layer(x, None, [int(b) for b in sizes])[0])
+    assert steps[0][0]["hidden"].shape == (len(x), H)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "message"),
+    [
+        ([3.0, 2.0], TypeError, "whole numbers, got float64"),
+        (np.array([3, 2], np.float32), TypeError, "whole numbers, got float32"),
+        ([True, True], TypeError, "whole numbers, got bool"),
+        (["3", "2"], TypeError, "whole numbers, got <U1"),
+        ([3, None], TypeError, "whole numbers, got object"),
+        ([[3, 2]], ValueError, "1 dimension, got 2"),
+        (5, ValueError, "1 dimension, got 0"),
+        ("32", ValueError, "1 dimension, got 0"),
+        ({3: 2}, ValueError, "1 dimension, got 0"),
+        ([], ValueError, "a size for each step"),
+        (np.zeros(0, int), ValueError, "a size for each step"),
+        ([3, 0, 2], ValueError, "at least 1, got 0"),
+        ([6, -1], ValueError, "at least 1, got -1"),
+        ([2, 3], ValueError, r"must not grow, got \[2, 3\]"),
+        ([1] * 99 + [2], ValueError, r"must not grow, got \[1, .*1, \.\.\.\]$"),
+        ([3, 3], ValueError, "do not add up to the rows of input: 6 instead of 5"),
+        (np.uint8([200, 100]), ValueError, "300 instead of 5"),
+    ],
+)
+def test_wrong_batch_sizes(sizes, error, message):
+    for mode in ("LSTM", "RNN_TANH"):
+        with pytest.raises(error, match=message) as raised:
+            make(mode)(random(5, I), None, sizes)
+        assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("x", "hx", "message"),
+    [
+        (None, None, "2 or 3 dimensions, got 0"),
+        ("text", None, "2 or 3 dimensions, got 0"),
+        (random(T, B, I).astype(object), None, "input is object"),
+        (random(T, B, I).astype(complex), None, "input is complex128"),
+        (np.ones((T, B, I), bool), None, "input is bool"),
+        (random(T, B, I), {"h": 1}, "h_0, c_0, got 1"),
+        (random(T, B, I), (None, None), r"h_0 must .*, got \(\)"),
+        (random(T, B, I), "ab", "h_0, c_0, got 1"),
+        (random(T, B, I), (random(4, B, H).astype(object),) * 2, "h_0 is object"),
+        (random(T, B, I), [random(4, B, H)] * 3, "got 3"),
+    ],
+)
+def test_wrong_types_of_input(x, hx, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        make("LSTM")(x, hx)
+    assert len(str(raised.value)) < 200
+
+
+def test_what_is_no_state_dict():
+    with pytest.raises(TypeError, match=r"got str; of a layer give its state_dict"):
+        rnnkern.numpy.Layer("lstm.npz")
+    with pytest.raises(ValueError, match="under the prefix 'encoder'; with its dot it is"):
+        rnnkern.numpy.Layer({"encoder.weight_ih_l0": random(4, 4)}, prefix="encoder")
+    with pytest.raises(ValueError, match="3 is not a weight"):
+        rnnkern.numpy.Layer({3: random(4, 4)})
+    with pytest.raises(ValueError, match="'tanh' or 'relu', got None"):
+        rnnkern.numpy.Layer(state_dict("RNN_TANH"), nonlinearity=None)
+
+
+def test_tensors_of_torch():
+    torch = pytest.importorskip("torch")
+    lstm = torch.nn.LSTM(I, H)
+    x = torch.randn(T, B, I)
+    output, _ = rnnkern.numpy.Layer(lstm.state_dict())(x)
+    np.testing.assert_allclose(output, lstm(x)[0].detach(), atol=1e-6)
+    for layer, word in ((lstm.to("meta"), "meta"), (torch.nn.LSTM(I, H).bfloat16(), "BFloat16")):
+        with pytest.raises(ValueError, match=f"weight_ih_l0 cannot be read as .*{word}"):
+            rnnkern.numpy.Layer(layer.state_dict())
+    with pytest.raises(ValueError, match=r"weight_ih_l0 cannot be read .*detach"):
+        rnnkern.numpy.Layer(dict(torch.nn.LSTM(I, H).named_parameters()))
+
+
 def test_wrong_nonlinearity():
     with pytest.raises(ValueError, match="'tanh' or 'relu', got 'sin'"):
         rnnkern.numpy.Layer(state_dict("RNN_TANH"), nonlinearity="sin")
@@ -235,3 +329,12 @@ def test_wrong_projection(change, message):
 def test_imports_no_torch():
     program = "import sys, rnnkern.numpy; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_wrong_numbers_of_threads():
+    for wrong in ("2", 1.5, None, True):
+        with pytest.raises(TypeError, match="must be a whole number, got"):
+            rnnkern.numpy.set_threads(wrong)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="at least 1, got"):
+            rnnkern.numpy.set_threads(wrong)

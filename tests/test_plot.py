@@ -159,4 +159,39 @@ def test_errors():
 def test_without_matplotlib():
     program = "import sys; sys.modules['matplotlib'] = None; import rnnkern; rnnkern.plot"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "rnnkern.plot needs matplotlib: pip install matplotlib" in run.stderr
+    assert "rnnkern.plot needs matplotlib: pip install rnnkern[plot]" in run.stderr
+
+
+def test_what_is_not_there_or_of_another_kind_is_named():
+    layer, x = rnnkern.LSTM(I, H), torch.randn(T, B, I)
+    trace, flow = rnnkern.trace(layer, x), rnnkern.gradient_flow(layer, x, torch.sum)
+    for draw, wrong in ((plot.states, flow), (plot.gates, flow), (plot.states, layer)):
+        with pytest.raises(TypeError, match=r"what rnnkern\.trace returns, got (Flow|LSTM)"):
+            draw(wrong)
+    for wrong in (trace, layer, {"a": flow}):
+        with pytest.raises(TypeError, match=r"what rnnkern\.gradient_flow returns, got"):
+            plot.gradient_flow(wrong)
+    for wrong in (flow, [flow, flow]):
+        with pytest.raises(TypeError, match="traces or flows by name, got"):
+            plot.compare(wrong)
+    with pytest.raises(TypeError, match=r"trace or rnnkern\.gradient_flow returns, got LSTM"):
+        plot.compare({"a": layer})
+    with pytest.raises(TypeError, match="matplotlib's Axes, got Figure"):
+        plot.states(trace, plt.figure())
+    with pytest.raises(IndexError, match="no sample 2 in a batch of 2"):
+        plot.states(trace, sample=2)
+    with pytest.raises(IndexError, match="no sample 1 in a batch of 1"):
+        plot.states(rnnkern.trace(layer, x[:, 0]), sample=1)
+    with pytest.raises(IndexError, match=r"no layer 1, direction 0 in 1 layer"):
+        plot.gates(trace, layer=1)
+
+
+@pytest.mark.parametrize("factor", [0.0, float("inf"), float("nan")])
+def test_a_gradient_that_vanished_or_overflowed_is_a_picture_too(factor):
+    layer, x = rnnkern.RNN(I, H), torch.randn(T, B, I)
+    flow = rnnkern.gradient_flow(layer, x, lambda output: (factor * output).sum())
+    for figure in (plot.gradient_flow(flow), plot.compare({"a": flow})):
+        figure.canvas.draw()
+        (ax,) = figure.axes
+        assert ax.get_yscale() == "linear"
+        assert ax.texts[0].get_text() == "no finite gradient"

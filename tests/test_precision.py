@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from twins import LAYERS, flat, loss, pack, state, twins
 
 import rnnkern
-from rnnkern import precision
+from rnnkern import autograd, precision
 
 BACKENDS = {"matmul": torch.backends.mkldnn.matmul, "rnn": torch.backends.mkldnn.rnn}
 
@@ -85,6 +85,32 @@ def test_rounds_where_allowed(name: str, kwargs: dict[str, Any], form: str) -> N
     assert 1e-4 < error(got, want) < 2e-2
     with setting():
         assert error(results(ours, x, hx), want) < 1e-5
+
+
+@pytest.mark.parametrize("library", ["C++", "Python"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_rounded_weight_is_kept(
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the passes the graph keeps the weights themselves, as torch.nn's does."""
+    if library == "Python":
+        monkeypatch.setattr(autograd, "NATIVE", None)
+    layer = getattr(rnnkern, name)(64, 64, 2)
+    x = torch.randn(25, 25, 64)
+    shapes = {p.shape for p in layer.parameters()}
+    kept: list[Tensor] = []
+    with (
+        setting("matmul", "rnn"),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        output = layer(x)[0]
+    assert rnnkern.explain(layer, x).name == "fused"
+    assert any(t.dtype == torch.bfloat16 for t in kept)
+    weights = [t for t in kept if t.shape in shapes and t.dtype == torch.float32]
+    assert {t.data_ptr() for t in weights} == {p.data_ptr() for p in layer.parameters()}
+    assert not [t for t in kept if t.shape in shapes and t.dtype == torch.bfloat16]
+    grads = torch.autograd.grad(output.sum(), list(layer.parameters()), create_graph=True)
+    assert all(g.dtype == torch.float32 and g.requires_grad for g in grads)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -177,6 +203,6 @@ def test_errors_are_the_same() -> None:
     for operations in ((), ("matmul",)):
         with (
             setting(*operations),
-            pytest.raises(RuntimeError, match="state and input differ in dtype"),
+            pytest.raises(RuntimeError, match="state h_0 and input differ in dtype"),
         ):
             gru(x, h)

@@ -165,3 +165,30 @@ def test_sigmoid_saturates_without_overflow():
 def test_imports_no_torch():
     program = "import sys, rnnkern.reference; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_wrong_arguments():
+    x, w = np.ones((3, 2, 4)), reference.Weights(np.ones((15, 4)), np.ones((15, 5)))
+
+    def run(mode="GRU", x=x, weights=(w,), state=(), sizes=None):
+        return reference.forward(mode, x, weights, state, sizes)
+
+    state = np.zeros((1, 2, 5))
+    for wrong, message in (
+        ({"mode": "RNN"}, "one of LSTM, GRU, RNN_TANH, RNN_RELU, got 'RNN'"),
+        ({"x": x[0]}, "3 dimensions, got 2"),
+        ({"x": np.ones((3, 2, 3))}, r"w_ih must have the shape \(15, 3\), got \(15, 4\)"),
+        ({"mode": "LSTM"}, r"w_ih must have the shape \(12, 4\)"),
+        ({"weights": w}, "one Weights per direction"),
+        ({"state": state}, r"h_0 must have the shape \(1, 2, 5\), got \(2, 5\)"),
+        ({"state": [state[:, :1]]}, r"h_0 must have .*, got \(1, 1, 5\)"),
+        ({"state": [state, state]}, "have 1 arrays, got 2"),
+        ({"x": x[0], "sizes": [1, 2]}, "must not grow"),
+        ({"x": x[0], "sizes": [1]}, "add up to the 2 rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(**wrong)
+    with pytest.raises(ValueError, match=r"gradient of output must .*, got \(3, 2, 6\)"):
+        reference.backward(run(), np.ones((3, 2, 6)))
+    with pytest.raises(ValueError, match="gradient of c_n"):
+        reference.backward(run(), None, None, state)

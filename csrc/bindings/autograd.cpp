@@ -5,12 +5,16 @@
 // its name says; under any other version rnnkern uses the Python functions.
 #include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <string_view>
+
 #include "../cells/registry.h"
+#include "module_weights.h"
 
 namespace {
 
@@ -21,18 +25,23 @@ using torch::autograd::variable_list;
 
 // The arguments of rnnkern::forward that are no tensors to differentiate. A step is a call of one
 // time step and direction on input (B, I) and states (B, H): the dimensions that the operator
-// wants are put on here, out of autograd's sight, where views cost next to nothing.
+// wants are put on here, out of autograd's sight, where an alias is no view and costs next to
+// nothing: torch.nn's cells return no views either, so that users may change their results in
+// place.
 struct Call {
-  std::optional<Tensor> batch_sizes;
-  int64_t states;
-  int64_t cell;
-  bool batch_first;
-  bool step;
+  std::optional<Tensor> batch_sizes = {};
+  int64_t states = 0;
+  int64_t cell = 0;
+  bool batch_first = false;
+  bool step = false;
+  bool cast_weights = false;  // to the input's dtype, in either pass: no copy is kept in between
 
   bool has_c() const { return cell == int64_t(rnnkern::CellId::lstm); }
   // Whether the tensor in this place, of (input, *state, *weights), has no time or direction.
   bool lifts(int64_t place) const { return step && place <= states; }
 };
+
+constexpr std::string_view kOutOfMemory = "CUDA out of memory";
 
 c10::OperatorHandle find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
@@ -43,14 +52,24 @@ torch::jit::Stack call_operator(const c10::OperatorHandle& op, Args&&... args) {
   torch::jit::Stack stack;
   stack.reserve(sizeof...(args));
   (stack.emplace_back(std::forward<Args>(args)), ...);
-  op.callBoxed(stack);
+  try {
+    op.callBoxed(stack);
+  } catch (const std::runtime_error& error) {
+    // The operators' stable ABI has the words of this error, but not its type.
+    TORCH_CHECK_WITH(OutOfMemoryError, !std::string_view(error.what()).starts_with(kOutOfMemory),
+                     error.what());
+    throw;
+  }
   return stack;
 }
 
-variable_list lifted(const Call& call, TensorList tensors) {
+// The tensors as the operators take them.
+variable_list prepared(const Call& call, TensorList tensors) {
   variable_list all = tensors.vec();
   for (int64_t i = 0; i < int64_t(all.size()); ++i)
     if (call.lifts(i)) all[i] = all[i].unsqueeze(0);
+  if (call.cast_weights)
+    for (size_t i = 1 + call.states; i < all.size(); ++i) all[i] = all[i].to(all[0].scalar_type());
   return all;
 }
 
@@ -62,17 +81,24 @@ struct Split {
   Split(const Call& call, TensorList all)
       : input(all[0]),
         state(all.slice(1, call.states)),
-        weights(all.slice(1 + call.states)) {}
+        weights(all.slice(1 + call.states)) {
+    TORCH_CHECK(call.states <= 2, "rnnkern: expected at most 2 states, got ", call.states);
+  }
+
+  // h_0 or c_0, as the operators take them.
+  std::optional<Tensor> given(size_t i) const {
+    return i < state.size() ? std::optional<Tensor>(state[i]) : std::nullopt;
+  }
 };
 
 // output, h_n, c_n, saved, cells
 std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool train) {
   static const c10::OperatorHandle op = find("rnnkern::forward");
-  at::AutoDispatchBelowAutograd guard;
-  const variable_list all = lifted(call, tensors);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  const variable_list all = prepared(call, tensors);
   const Split split(call, all);
   torch::jit::Stack stack =
-      call_operator(op, split.input, call.batch_sizes, c10::List<Tensor>(split.state),
+      call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
                     c10::List<Tensor>(split.weights), call.cell, call.batch_first, train);
   std::array<Tensor, 5> results;
   for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
@@ -85,7 +111,7 @@ variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
     if (call.has_c()) all.push_back(results[2]);
     return all;
   }
-  at::AutoDispatchBelowAutograd guard;
+  at::AutoDispatchBelowADInplaceOrView guard;
   variable_list all{results[1].squeeze(0)};
   if (call.has_c()) all.push_back(results[2].squeeze(0));
   return all;
@@ -106,7 +132,7 @@ pybind11::tuple wrapped(TensorList tensors) {
 
 variable_list differentiable_backward(const Call& call, const std::array<Tensor, 3>& grads,
                                       TensorList tensors, const std::vector<bool>& needed) {
-  const variable_list all = lifted(call, tensors);
+  const variable_list all = prepared(call, tensors);
   const Split split(call, all);
   pybind11::gil_scoped_acquire gil;
   pybind11::tuple flags(needed.size());
@@ -143,8 +169,9 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     kept.insert(kept.end(), {results[0], results[3], results[4]});
     if (call.batch_sizes) kept.push_back(*call.batch_sizes);
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["call"] = std::vector<int64_t>{call.states, call.cell, call.batch_first,
-                                                   call.step, call.batch_sizes.has_value()};
+    ctx->saved_data["call"] =
+        std::vector<int64_t>{call.states, call.cell,         call.batch_first,
+                             call.step,   call.cast_weights, call.batch_sizes.has_value()};
     ctx->set_materialize_grads(false);
     return outputs;
   }
@@ -153,8 +180,8 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     static const c10::OperatorHandle op = find("rnnkern::backward");
     variable_list kept = ctx->get_saved_variables();
     const std::vector<int64_t> saved = ctx->saved_data.at("call").toIntVector();
-    Call call{{}, saved[0], saved[1], saved[2] != 0, saved[3] != 0};
-    if (saved[4]) {
+    Call call{{}, saved[0], saved[1], saved[2] != 0, saved[3] != 0, saved[4] != 0};
+    if (saved[5]) {
       call.batch_sizes = std::move(kept.back());
       kept.pop_back();
     }
@@ -174,24 +201,28 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     variable_list found;
     if (needs_composite(grads)) {
       found = differentiable_backward(call, grads, tensors, needed);
+      for (int64_t i = 0; i <= call.states; ++i)
+        if (call.step && found[i].defined()) found[i] = found[i].squeeze(0);
     } else {
       const auto maybe = [](const Tensor& t) {
         return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
       };
-      at::AutoDispatchBelowAutograd guard;
-      const variable_list all = lifted(call, tensors);
+      at::AutoDispatchBelowADInplaceOrView guard;
+      const variable_list all = prepared(call, tensors);
       const Split split(call, all);
       const torch::jit::Stack stack = call_operator(
           op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
-          c10::List<Tensor>(split.state), c10::List<Tensor>(split.weights), kept[count],
+          split.given(0), split.given(1), c10::List<Tensor>(split.weights), kept[count],
           kept[count + 1], kept[count + 2], call.cell, call.batch_first, needs, false);
       for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
       for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
+      for (int64_t i = 0; i <= call.states; ++i)
+        if (call.step && needed[i]) found[i] = found[i].squeeze(0);
     }
     found.resize(count);
     for (size_t i = 0; i < count; ++i) {
       if (!needed[i]) found[i] = Tensor();
-      if (call.lifts(i) && found[i].defined()) found[i] = found[i].squeeze(0);
+      if (call.cast_weights && found[i].defined()) found[i] = found[i].to(tensors[i].scalar_type());
     }
     found.insert(found.begin(), Tensor());  // of `call`
     return found;
@@ -228,11 +259,13 @@ PyObject* run(Call call, PyObject* input, PyObject* state, PyObject* weights) {
   return wrapped(TensorList(results)).release().ptr();
 }
 
-// layer(input, batch_sizes, state, weights, cell, batch_first)
+// layer(input, batch_sizes, state, weights, cell, batch_first, cast_weights)
 PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 6, "layer takes 6 arguments");
-  Call call{{}, 0, PyLong_AsLongLong(args[4]), PyObject_IsTrue(args[5]) == 1, false};
+  TORCH_CHECK_TYPE(count == 7, "layer takes 7 arguments");
+  Call call{.cell = PyLong_AsLongLong(args[4]),
+            .batch_first = args[5] == Py_True,
+            .cast_weights = args[6] == Py_True};
   if (args[1] != Py_None) {
     TORCH_CHECK_TYPE(THPVariable_Check(args[1]), "batch_sizes must be a tensor");
     call.batch_sizes = THPVariable_Unpack(args[1]);
@@ -245,7 +278,7 @@ PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 4, "step takes 4 arguments");
-  return run({{}, 0, PyLong_AsLongLong(args[3]), false, true}, args[0], args[1], args[2]);
+  return run({.cell = PyLong_AsLongLong(args[3]), .step = true}, args[0], args[1], args[2]);
   END_HANDLE_TH_ERRORS
 }
 
@@ -257,10 +290,19 @@ PyObject* use_composite(PyObject*, PyObject* function) {
 
 PyMethodDef methods[] = {
     {"layer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer)), METH_FASTCALL,
-     "layer(input, batch_sizes, state, weights, cell, batch_first) -> (output, h_n[, c_n])"},
+     "layer(input, batch_sizes, state, weights, cell, batch_first, cast_weights) -> (output, "
+     "h_n[, c_n])"},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
      "step(input, state, weights, cell) -> (h[, c]), without the dimensions of T and D"},
     {"use_composite", use_composite, METH_O, "The vjp for double backward and transforms."},
+    {"registered_weights",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::registered_weights)),
+     METH_FASTCALL,
+     "registered_weights(module, names, flat, input, hx) -> list, or None: ask torch's own code"},
+    {"cast_weights",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::cast_weights)),
+     METH_FASTCALL, "cast_weights(weights, dtype) -> list, cast once in a block of autocast"},
+    {"use_lookups", rnnkern::use_lookups, METH_O, "torch.nn's methods that look weights up."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module{
     PyModuleDef_HEAD_INIT, "autograd", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

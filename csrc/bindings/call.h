@@ -1,11 +1,16 @@
 // What one call of an operator is about: its sizes, checked against its tensors, so that no kernel
 // can read or write outside them.
 #pragma once
+// clang-format off
+#include "shim_errors.h"  // before torch's headers, which report errors by it
+// clang-format on
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -14,6 +19,7 @@
 #include <vector>
 
 #include "../cells/registry.h"
+#include "../core/weight_list.h"
 
 namespace rnnkern {
 
@@ -44,20 +50,81 @@ inline Tensor with_dense_rows(const Tensor& t) {
   return t.stride(last) == 1 || t.size(last) <= 1 ? t : torch::stable::contiguous(t);
 }
 
-inline void check(const Tensor& t, const Tensor& input, const char* name,
-                  std::initializer_list<int64_t> sizes) {
-  bool same = t.dim() == int64_t(sizes.size());
-  for (size_t i = 0; same && i < sizes.size(); ++i) same = t.size(int64_t(i)) == sizes.begin()[i];
-  if (!same) {
-    std::string expected, got;
-    for (int64_t s : sizes) expected += " " + std::to_string(s);
-    for (int64_t i = 0; i < t.dim(); ++i) got += " " + std::to_string(t.size(i));
-    STD_TORCH_CHECK(false, "rnnkern: ", name, " must have the sizes", expected, ", got", got);
+// What a tensor's kernels must agree on.
+struct Kind {
+  int32_t dtype, device_type, device_index;
+
+  explicit Kind(const Tensor& t) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
   }
-  STD_TORCH_CHECK(t.scalar_type() == input.scalar_type(), "rnnkern: ", name,
-                  " and input differ in dtype");
-  STD_TORCH_CHECK(t.is_cpu() == input.is_cpu() && t.get_device_index() == input.get_device_index(),
-                  "rnnkern: ", name, " and input are on different devices");
+  bool on_device_of(const Kind& other) const {
+    return device_type == other.device_type && device_index == other.device_index;
+  }
+};
+
+// A tensor's storage may be smaller than its sizes and strides ask for: freed by FSDP, a pipeline,
+// or untyped_storage().resize_(0).
+inline void check_memory(const Tensor& t, const char* name,
+                         torch::headeronly::IntHeaderOnlyArrayRef sizes, int32_t dtype) {
+  int64_t *strides, first, bytes;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t.get(), &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &first));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  int64_t end = first + 1;  // of its last element
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == 0) return;
+    end += (sizes[i] - 1) * strides[i];
+  }
+  const int64_t needed = end * int64_t(aoti_torch_dtype_element_size(dtype));
+  STD_TORCH_CHECK(needed <= bytes, "rnnkern: the memory of ", name, " is not there: it needs ",
+                  needed, " bytes, but its storage has ", bytes);
+}
+
+inline void check_memory(const Tensor& t, const char* name) {
+  check_memory(t, name, t.sizes(), Kind(t).dtype);
+}
+
+inline void check_device(const Tensor& t, const Kind& input, const char* name) {
+  STD_TORCH_CHECK(Kind(t).on_device_of(input), "rnnkern: ", name,
+                  " and input are on different devices");
+}
+
+inline void check(const Tensor& t, const Kind& input, const char* name,
+                  std::initializer_list<int64_t> expected) {
+  const auto sizes = t.sizes();
+  if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
+    std::string wanted, got;
+    for (int64_t s : expected) wanted += " " + std::to_string(s);
+    for (int64_t s : sizes) got += " " + std::to_string(s);
+    STD_TORCH_CHECK(false, "rnnkern: ", name, " must have the sizes", wanted, ", got", got);
+  }
+  const Kind kind(t);
+  STD_TORCH_CHECK(kind.dtype == input.dtype, "rnnkern: ", name, " and input differ in dtype");
+  STD_TORCH_CHECK(kind.on_device_of(input), "rnnkern: ", name,
+                  " and input are on different devices");
+  check_memory(t, name, sizes, kind.dtype);
+}
+
+inline int64_t size_or_zero(const Tensor& t, int64_t dim) {
+  return dim < t.dim() ? t.size(dim) : 0;
+}
+
+// The size that most tensors speak for, the first of the most frequent ones.
+inline int64_t majority(const std::vector<int64_t>& sizes) {
+  const auto frequency = [&](int64_t size) { return std::count(sizes.begin(), sizes.end(), size); };
+  return *std::max_element(sizes.begin(), sizes.end(),
+                           [&](int64_t a, int64_t b) { return frequency(a) < frequency(b); });
+}
+
+// The states that a call was given.
+inline Tensors given(const MaybeTensor& h_0, const MaybeTensor& c_0) {
+  STD_TORCH_CHECK(h_0 || !c_0, "rnnkern: expected h_0 with c_0");
+  Tensors state;
+  for (const MaybeTensor* s : {&h_0, &c_0})
+    if (*s) state.push_back(**s);
+  return state;
 }
 
 struct Call {
@@ -84,11 +151,10 @@ struct Call {
     bias = list.bias, per_direction = list.per_direction, directions = list.directions;
     STD_TORCH_CHECK(input.dim() == (packed ? 2 : 3), "rnnkern: input must have ", packed ? 2 : 3,
                     " dimensions, got ", input.dim());
-    STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkern: weight_hh must be a matrix");
+    const Kind kind(input);
+    check_memory(input, "input");
     input_size = input.size(input.dim() - 1);
-    width = hidden_size = weights[1].size(1);
-    proj_size = 0;
-    if (list.projection) read_projection(weights[per_direction - 1]);
+    read_sizes(weights, state, list.projection);
     if (packed) {
       read_offsets(*batch_sizes, input.size(0));
     } else {
@@ -97,48 +163,79 @@ struct Call {
       rows = steps * batch;
     }
     STD_TORCH_CHECK(steps > 0, "Expected sequence length to be larger than 0 in RNN");
-    check_weights(input, weights);
+    check_weights(kind, weights);
     STD_TORCH_CHECK(state.empty() || state.size() == (has_c ? 2 : 1), "rnnkern: expected ",
                     has_c ? 2 : 1, " states, got ", state.size());
     for (size_t i = 0; i < state.size(); ++i)
-      check(state[i], input, "state", {directions, batch, i ? hidden_size : width});
+      check(state[i], kind, i ? "the state c_0" : "the state h_0",
+            {directions, batch, i ? hidden_size : width});
   }
 
   // The tensors of a backward pass besides those of the forward pass.
   void check_backward(const Tensor& input, const MaybeTensor& grad_output,
                       const MaybeTensor& grad_h, const MaybeTensor& grad_c, const Tensor& output,
                       const Tensor& saved, const Tensor& cells, ScalarType saved_type) const {
+    const Kind kind(input);
     const int64_t features = directions * width;
     const auto check_rows = [&](const Tensor& t, const char* name) {
-      if (packed) return check(t, input, name, {rows, features});
-      check(t, input, name, {batch_first ? batch : steps, batch_first ? steps : batch, features});
+      if (packed) return check(t, kind, name, {rows, features});
+      check(t, kind, name, {batch_first ? batch : steps, batch_first ? steps : batch, features});
     };
     check_rows(output, "output");
     if (grad_output) check_rows(*grad_output, "grad_output");
-    if (grad_h) check(*grad_h, input, "grad_h", {directions, batch, width});
-    if (grad_c && has_c) check(*grad_c, input, "grad_c", {directions, batch, hidden_size});
+    if (grad_h) check(*grad_h, kind, "grad_h", {directions, batch, width});
+    if (grad_c && has_c) check(*grad_c, kind, "grad_c", {directions, batch, hidden_size});
     const ScalarType wide = is_half(input.scalar_type()) ? ScalarType::Float : input.scalar_type();
     const int64_t units = directions * rows * hidden_size;
     STD_TORCH_CHECK(saved.numel() == units * saved_values && cells.numel() == (has_c ? units : 0) &&
                         saved.scalar_type() == saved_type && cells.scalar_type() == wide,
                     "rnnkern: the forward pass was not run with train=True");
+    for (const auto& [t, name] : {std::pair(&saved, "saved"), std::pair(&cells, "cells")}) {
+      check_device(*t, kind, name);
+      check_memory(*t, name);
+    }
   }
 
  private:
-  void read_projection(const Tensor& weight) {
-    STD_TORCH_CHECK(weight.dim() == 2, "rnnkern: weight_hr must be a matrix");
-    proj_size = width;
-    hidden_size = weight.size(1);
+  // H, P and R.
+  void read_sizes(const Tensors& weights, const Tensors& state, bool projected) {
+    const Tensor& last = weights[projected ? per_direction - 1 : 1];
+    hidden_size = size_or_zero(last, 1);
+    width = size_or_zero(weights[1], 1);
+    if (size_or_zero(weights[0], 0) != gates * hidden_size ||
+        (projected && size_or_zero(last, 0) != width))
+      settle_sizes(weights, state, projected);
+    proj_size = projected ? width : 0;
+    if (!projected) return;
     STD_TORCH_CHECK(0 < proj_size && proj_size < hidden_size,
                     "rnnkern: proj_size has to be smaller than hidden_size");
     visit_cell(cell,
                [](auto c) { STD_TORCH_CHECK(c.kProjects, "rnnkern: only LSTM has a projection"); });
   }
 
+  // Where the tensors contradict each other: the sizes that most of them speak for, so that the
+  // checks name the one that is wrong.
+  void settle_sizes(const Tensors& weights, const Tensors& state, bool projected) {
+    std::vector<int64_t> hidden, widths;
+    for (int d = 0; d < directions; ++d) {
+      const Tensor* w = &weights[d * per_direction];
+      for (int i : {0, 2, 3})
+        if (i == 0 || bias) hidden.push_back(size_or_zero(w[i], 0) / gates);
+      hidden.push_back(size_or_zero(w[projected ? per_direction - 1 : 1], 1));
+      widths.push_back(size_or_zero(w[1], 1));
+      if (projected) widths.push_back(size_or_zero(w[per_direction - 1], 0));
+    }
+    for (size_t i = 0; i < state.size(); ++i)
+      (projected && i == 0 ? widths : hidden).push_back(size_or_zero(state[i], 2));
+    hidden_size = majority(hidden);
+    width = projected ? majority(widths) : hidden_size;
+  }
+
   void read_offsets(const Tensor& batch_sizes, int64_t given_rows) {
     STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_cpu() &&
                         batch_sizes.scalar_type() == ScalarType::Long,
                     "rnnkern: batch_sizes must be a 1-D int64 tensor on the CPU");
+    check_memory(batch_sizes, "batch_sizes");
     const Tensor sizes = dense(batch_sizes);
     const auto size = static_cast<const int64_t*>(sizes.const_data_ptr());
     steps = sizes.numel();
@@ -154,7 +251,7 @@ struct Call {
                     " rows, but the data has ", given_rows);
   }
 
-  void check_weights(const Tensor& input, const Tensors& weights) const {
+  void check_weights(const Kind& input, const Tensors& weights) const {
     const int64_t gate_rows = gates * hidden_size;
     for (int d = 0; d < directions; ++d) {
       const Tensor* w = &weights[d * per_direction];

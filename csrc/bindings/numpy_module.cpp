@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "../core/weight_list.h"
 #include "../cpu/engine.h"
 
 namespace py = pybind11;
@@ -247,6 +248,7 @@ void define(py::module_& m) {
 
 PYBIND11_MODULE(_numpy, m) {
   m.doc() = "The CPU engine on NumPy arrays.";
+  rnnkern::engine();  // an RNNKERN_CPU that this CPU has not is an error at once
   define<float>(m);
   define<double>(m);
   m.def("isas", [] {

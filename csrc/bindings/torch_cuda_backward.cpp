@@ -298,9 +298,11 @@ class BackwardCall {
 }  // namespace
 
 BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
-                             Tensor input, MaybeTensor batch_sizes, Tensors state, Tensors weights,
-                             Tensor output, Tensor saved, Tensor c_states, int64_t cell,
-                             bool batch_first, int64_t needs, bool flow) {
+                             Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
+                             MaybeTensor c_0, Tensors weights, Tensor output, Tensor saved,
+                             Tensor c_states, int64_t cell, bool batch_first, int64_t needs,
+                             bool flow) {
+  Tensors state = given(h_0, c_0);
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   call.check_backward(input, grad_output, grad_h, grad_c, output, saved, c_states,
                       acc_dtype(input.scalar_type()));

@@ -178,8 +178,9 @@ class ForwardCall {
 
 }  // namespace
 
-ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, Tensors state, Tensors weights,
-                           int64_t cell, bool batch_first, bool train) {
+ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
+                           Tensors weights, int64_t cell, bool batch_first, bool train) {
+  Tensors state = given(h_0, c_0);
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   return ForwardCall(call, std::move(input), std::move(state), std::move(weights), train).run();
 }

@@ -89,13 +89,22 @@ struct SequenceRows {
         stable::reshape(stable::narrow(by_time, 0, begin, end - begin), {count, features}));
   }
 
-  // Time-major or packed memory for all rows, and the same memory with the caller's dimensions.
+  // Time-major or packed memory for all rows.
   Tensor allocate(const Tensor& like, int64_t features) const {
     if (call.packed) return empty(like, like.scalar_type(), {call.rows, features});
     return empty(like, like.scalar_type(), {call.steps, call.batch, features});
   }
+  // The same memory with the caller's dimensions. It is no view of `memory`, as views that are made
+  // inside an operator cannot be changed in place.
   Tensor to_caller_layout(const Tensor& memory) const {
-    return call.batch_first ? stable::transpose(memory, 0, 1) : memory;
+    if (!call.batch_first) return memory;
+    const int64_t features = memory.size(2);
+    const int64_t sizes[] = {call.batch, call.steps, features};
+    const int64_t strides[] = {features, call.batch * features, 1};
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch__reinterpret_tensor(memory.get(), 3, sizes, strides, 0, &handle));
+    return Tensor(handle);
   }
 };
 

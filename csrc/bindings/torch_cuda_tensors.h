@@ -1,12 +1,15 @@
 // The CUDA operators' view of torch: the stream, new tensors and views, products. Stable ABI only.
 #pragma once
+#define RNNKERN_OUT_OF_MEMORY "CUDA out of memory"
+// clang-format off
+#include "call.h"  // before torch's headers, which report errors by it
+// clang-format on
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../cuda/params.h"
-#include "call.h"
 
 namespace rnnkern {
 

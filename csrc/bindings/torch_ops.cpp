@@ -2,17 +2,20 @@
 //
 // Only libtorch's stable ABI (TORCH_TARGET_VERSION) is used, so that one build loads in every
 // torch from 2.10 on. No engine code here; no torch in the engine.
+// clang-format off
+#include "call.h"  // before torch's headers, which report errors by it
+// clang-format on
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <limits>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "../cpu/engine.h"
-#include "call.h"
 
 namespace {
 
@@ -53,6 +56,16 @@ Tensor allocate(ScalarType dtype, std::initializer_list<int64_t> sizes, bool swa
   advise_huge_pages(tensor.data_ptr(), numel * tensor.element_size());
   if (kPoison) torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN());
   return tensor;
+}
+
+// The engine's own memory is not torch's, but it ends in the same way.
+template <class F>
+void run_engine(F&& f) {
+  try {
+    f();
+  } catch (const std::bad_alloc&) {
+    STD_TORCH_CHECK(false, RNNKERN_OUT_OF_MEMORY, " for rnnkern's workspace");
+  }
 }
 
 Tensor nothing(ScalarType dtype) { return allocate(dtype, {0}); }
@@ -172,13 +185,14 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
     p.c_n = data_or_null<Acc<T>>(c_n);
     p.saved = data_or_null<T>(saved);
     p.c_states = data_or_null<Acc<T>>(cells);
-    forward(p, kTorchPool, int(torch::stable::get_num_threads()));
+    run_engine([&] { forward(p, kTorchPool, int(torch::stable::get_num_threads())); });
   }
   return {output, h_n, c_n, saved, cells};
 }
 
-ForwardResult forward_op(Tensor input, MaybeTensor batch_sizes, Tensors state, Tensors weights,
-                         int64_t cell, bool batch_first, bool train) {
+ForwardResult forward_op(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
+                         Tensors weights, int64_t cell, bool batch_first, bool train) {
+  Tensors state = given(h_0, c_0);
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   const ScalarType dtype = input.scalar_type();
   auto [output, h_n, c_n, saved, cells] = visit_type(call, dtype, [&]<class T>(T) {
@@ -236,14 +250,15 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   }
   p.flow_h = data_or_null<S>(flow_h);
   p.flow_c = data_or_null<S>(flow_c);
-  backward(p, kTorchPool, int(torch::stable::get_num_threads()));
+  run_engine([&] { backward(p, kTorchPool, int(torch::stable::get_num_threads())); });
   return {dx, dh_0, dc_0, grads, flow_h, flow_c};
 }
 
 BackwardResult backward_op(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
-                           Tensor input, MaybeTensor batch_sizes, Tensors state, Tensors weights,
-                           Tensor output, Tensor saved, Tensor cells, int64_t cell,
+                           Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
+                           Tensors weights, Tensor output, Tensor saved, Tensor cells, int64_t cell,
                            bool batch_first, int64_t needs, bool flow) {
+  Tensors state = given(h_0, c_0);
   const Call call(input, batch_sizes, state, weights, cell, batch_first);
   const ScalarType dtype = input.scalar_type();
   call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells, dtype);
@@ -251,9 +266,9 @@ BackwardResult backward_op(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTen
     const auto optional = [](const MaybeTensor& t) {
       return t ? MaybeTensor(dense(converted(*t, kType<Acc<T>>))) : t;
     };
-    const Grads given{grad_output ? MaybeTensor(rows_as<T>(*grad_output)) : grad_output,
+    const Grads grads{grad_output ? MaybeTensor(rows_as<T>(*grad_output)) : grad_output,
                       optional(grad_h), optional(grad_c)};
-    return backward_typed<T>(call, given, rows_as<T>(input), states_as<T>(std::move(state)),
+    return backward_typed<T>(call, grads, rows_as<T>(input), states_as<T>(std::move(state)),
                              weights_as<T>(std::move(weights)), rows_as<T>(output),
                              dense(converted(saved, kType<T>)), dense(cells), needs, flow);
   });
@@ -305,30 +320,37 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
   rnnkern::PlanInput in{
       steps, batch, steps * batch,   input_size,        hidden_size, proj_size,
       0,     0,     int(directions), int(element_size), backward,    int(threads)};
-  rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.sums = c.kPreacts; });
+  rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.preacts = c.kPreacts; });
   const rnnkern::Plan plan = rnnkern::make_plan(in);
+  const auto text = [](const char* s) { return std::string("\"") + s + '"'; };
+  const rnnkern::PlanRules& rules = plan.rules;
   return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +
-         (plan.by_units ? "units" : "rows") +
+         (plan.split_units ? "units" : "rows") +
          "\", \"fused_input\": " + (plan.fused_input ? "true" : "false") +
-         ", \"direct\": " + (plan.direct ? "true" : "false") +
+         ", \"unpacked_weights\": " + (plan.unpacked_weights ? "true" : "false") +
          ", \"row_block\": " + std::to_string(plan.row_block) +
          ", \"input_chunk\": " + std::to_string(plan.input_chunk) +
-         ", \"gradient_rows\": " + std::to_string(plan.gradient_rows) +
-         ", \"gradient_chunk\": " + std::to_string(plan.gradient_chunk) + "}";
+         ", \"wgrad_rows\": " + std::to_string(plan.wgrad_rows) +
+         ", \"wgrad_chunk\": " + std::to_string(plan.wgrad_chunk) +
+         ", \"rule\": {\"threads\": " + text(rules.threads) + ", \"split\": " + text(rules.split) +
+         ", \"input\": " + text(rules.input) + ", \"weights\": " + text(rules.weights) +
+         ", \"wgrad\": " + text(rules.wgrad) + "}}";
 }
 
 }  // namespace
 
+// No list is ever empty: ahead-of-time packages hand over an empty list of tensors as None.
 STABLE_TORCH_LIBRARY(rnnkern, m) {
   m.def(
-      "forward(Tensor input, Tensor? batch_sizes, Tensor[] state, Tensor[] weights, int cell, "
-      "bool batch_first, bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, "
-      "Tensor cells)");
+      "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, "
+      "int cell, bool batch_first, bool train) -> (Tensor output, Tensor h_n, Tensor c_n, "
+      "Tensor saved, Tensor cells)");
   m.def(
       "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "
-      "Tensor? batch_sizes, Tensor[] state, Tensor[] weights, Tensor output, Tensor saved, "
-      "Tensor cells, int cell, bool batch_first, int needs, bool flow) -> (Tensor grad_input, "
-      "Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)");
+      "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, "
+      "Tensor saved, Tensor cells, int cell, bool batch_first, int needs, bool flow) -> "
+      "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, "
+      "Tensor flow_c)");
   m.def("info() -> str");
   m.def("peak(int threads) -> float");
   m.def(

@@ -1,12 +1,12 @@
-// What crosses from the bindings into the engine: sizes, strides and raw pointers of one layer
-// with all its directions. The caller owns every buffer; inputs are never written.
+// One call of a layer, with all its directions, as the bindings hand it to the engine. The caller
+// owns every buffer; inputs are never written.
 //
-// Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates, R width
-// of h (H, or P with a projection).
-// T is the type of the tensors, bfloat16 among them; what is added up or carried on is an Acc<T>.
-// A "row" is one (step, batch row) pair. Those of flow are in time-major order: t * B + b, or as
-// packed. saved and cells, which only the engine reads, have the steps in this order, and each
-// step's values in blocks of units: kept.h.
+// Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates, P units
+// of a projection, R width of h (P with a projection, else H). T is also the element type of the
+// tensors; Acc<T> is the type of sums and of what is carried over time.
+//
+// A "row" is one (step, batch row) pair. Rows are in time-major order, t * B + b, or as packed.
+// `saved` and `c_states` have steps in that order and the layout of saved_layout.h within a step.
 #pragma once
 #include <cstdint>
 
@@ -15,13 +15,13 @@
 
 namespace rnnkern {
 
-// The rows of a sequence. Packed: offsets[t] is the first row of step t, offsets[T] their number,
-// and the batch never grows with t. Padded: offsets is null.
-// A part of a batch is a sequence too, whose rows lie among those of the others.
+// The rows of a sequence. Packed: offsets[t] is the first row of step t, offsets[T] the number of
+// rows, and the batch never grows with t. Padded: offsets is null.
+// A part of a batch is a sequence too: it skips `first` rows of each step and leaves out `others`.
 struct Sequence {
   int64_t steps, batch;
   const int64_t* offsets;
-  int64_t first = 0, others = 0;  // of the whole batch: the part's first row, and what is left out
+  int64_t first = 0, others = 0;
 
   int64_t active(int64_t t) const {
     if (!offsets) return batch;
@@ -36,7 +36,7 @@ struct Sequence {
     for (int64_t t = t0; t < t1; ++t) sum += active(t);
     return sum;
   }
-  // All rows, of the whole batch.
+  // All rows of the whole batch.
   int64_t rows() const { return offsets ? offsets[steps] : steps * batch; }
 
   Sequence part(int64_t begin, int64_t end) const {
@@ -47,7 +47,7 @@ struct Sequence {
   }
 };
 
-// A tensor of rows with contiguous features. Packed sequences use only b_stride.
+// A tensor of rows with contiguous features. A packed sequence uses only b_stride.
 template <class T>
 struct SequenceView {
   T* data;
@@ -71,29 +71,28 @@ struct WeightGrads {
 };
 
 constexpr int kMaxDirections = 2;
-constexpr int64_t kUnitBlock = 16;  // units that stand together in saved and cells
 
 template <class T>
 struct LayerParams {
   CellId cell;
   Sequence sequence;
   int64_t input_size, hidden_size, proj_size;  // P, 0 without a projection
-  int directions;                              // the second walks backwards in time
+  int directions;                              // the second runs from the last step to the first
   SequenceView<const T> x;
   Weights<T> weights[kMaxDirections];
   const T* h0;       // (D, B, R) or null for zeros
   const Acc<T>* c0;  // (D, B, H) or null for zeros
 
-  int64_t width() const { return proj_size ? proj_size : hidden_size; }  // R
+  int64_t h_size() const { return proj_size ? proj_size : hidden_size; }  // R
 };
 
 template <class T>
 struct ForwardParams : LayerParams<T> {
   SequenceView<T> y;  // features (D, R)
   T* h_n;             // (D, B, R)
-  Acc<T>* c_n;        // (D, B, H), null where the cell has none
+  Acc<T>* c_n;        // (D, B, H), null where the cell has no c
   T* saved;           // D * rows * kSaved * H, null in inference
-  Acc<T>* c_states;   // D * rows * H, null in inference
+  Acc<T>* c_states;   // D * rows * H: every c_t; null in inference
 };
 
 template <class T>
@@ -106,7 +105,7 @@ struct BackwardParams : LayerParams<T> {
   SequenceView<Acc<T>> dx;   // contiguous (rows, I); data is null where not wanted
   Acc<T>*dh_0, *dc_0;        // as h0, c0, or null
   WeightGrads<Acc<T>> grads[kMaxDirections];
-  Acc<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, H) or null
+  Acc<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, H): dL/dh_t and dL/dc_t; or null
 };
 
 }  // namespace rnnkern

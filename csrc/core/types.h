@@ -1,6 +1,10 @@
-// The types of the numbers in tensors, and the type each is added up in.
+// Element types of tensors, their accumulators, and the operand of one FMA.
 #pragma once
 #include <cstdint>
+
+// Every engine function in a header is always inlined or in a namespace of its own instruction set:
+// the linker would else keep one copy for all of them.
+#define RNNKERN_INLINE inline __attribute__((always_inline))
 
 namespace rnnkern {
 
@@ -9,8 +13,7 @@ struct bfloat16 {
   uint16_t bits;
 };
 
-// Two bfloat16 of consecutive terms of a sum, multiplied and added up by one instruction. They may
-// begin at any bfloat16 of a row.
+// Two bfloat16 of consecutive k: the operand of vdpbf16ps and of AMX. Aligned as bfloat16.
 struct __attribute__((may_alias)) bf16x2 {
   bfloat16 first, second;
 };
@@ -27,7 +30,7 @@ template <>
 struct AccOf<bf16x2> {
   using Type = float;
 };
-// What products of T are added up in, and states are kept in.
+// Accumulator of T: the type of sums, and of states that are carried over time.
 template <class T>
 using Acc = typename AccOf<T>::Type;
 
@@ -39,22 +42,22 @@ template <>
 struct PackedElemOf<bfloat16> {
   using Type = bf16x2;
 };
-// What a product takes at a time: so many terms of its sum.
+// Element of one FMA: T, or two bf16 for vdpbf16ps (VNNI factor 2).
 template <class T>
 using PackedElem = typename PackedElemOf<T>::Type;
 template <class T>
 constexpr int kVnniFactor = sizeof(PackedElem<T>) / sizeof(T);
 
 template <class T>
-inline __attribute__((always_inline)) Acc<T> value(T x) {
+RNNKERN_INLINE Acc<T> to_acc(T x) {
   if constexpr (sizeof(T) == 2)
     return __builtin_bit_cast(float, uint32_t(x.bits) << 16);
   else
     return x;
 }
 
-// The nearest bfloat16, the even one of two as near; a NaN stays one, and is quiet.
-inline __attribute__((always_inline)) bfloat16 nearest(float x) {
+// Round to nearest even; a NaN stays one and becomes quiet.
+RNNKERN_INLINE bfloat16 round_to_bf16(float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   if (x != x) return {uint16_t(bits >> 16 | 0x40)};
   return {uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
@@ -68,13 +71,13 @@ constexpr T one() {
     return 1;
 }
 
-// A row of T as a row of factors.
+// A row of T as a row of packed elements.
 template <class T>
-inline __attribute__((always_inline)) PackedElem<T>* factors(T* row) {
+RNNKERN_INLINE PackedElem<T>* as_packed(T* row) {
   return reinterpret_cast<PackedElem<T>*>(row);
 }
 template <class T>
-inline __attribute__((always_inline)) const PackedElem<T>* factors(const T* row) {
+RNNKERN_INLINE const PackedElem<T>* as_packed(const T* row) {
   return reinterpret_cast<const PackedElem<T>*>(row);
 }
 

@@ -1,9 +1,9 @@
-// The engine for one instruction set, RNNKERN_ISA. Compiled once for each; where RNNKERN_BF16 says
-// that it is for bfloat16 as it is, for that alone: such a level adds nothing to other types.
+// The engine of one instruction set, RNNKERN_ISA; compiled once for each. With RNNKERN_BF16 for
+// bfloat16 alone: such a level adds nothing to other types.
 #include "engine.h"
 
-#include "backward.h"
-#include "forward.h"
+#include "rnn/backward.h"
+#include "rnn/forward.h"
 
 namespace rnnkern::RNNKERN_ISA {
 namespace {
@@ -34,20 +34,20 @@ void math(MathFunction function, const T* in, T* out, int64_t count) {
   }
 }
 
-// The same register tile as the products, with nothing to load.
+// As many accumulators as a register tile, with nothing to load.
 double peak_fma_loop(int64_t iterations) {
   using V = Vec<float>;
-  constexpr int kSums = kTileSums;
-  typename V::Raw sums[kSums];
+  constexpr int kCount = kAccumulators;
+  typename V::Raw sums[kCount];
   for (auto& s : sums) s = V(1.f).v;
   typename V::Raw a = V(0.999f).v, b = V(1e-3f).v;
   for (int64_t i = 0; i < iterations; ++i) {
     asm volatile("" : "+x"(a), "+x"(b));
 #pragma GCC unroll 24
-    for (int k = 0; k < kSums; ++k) sums[k] = sums[k] * a + b;
+    for (int k = 0; k < kCount; ++k) sums[k] = sums[k] * a + b;
   }
   for (auto& s : sums) asm volatile("" ::"m"(s));
-  return 2. * kSums * V::kLanes * double(iterations);
+  return 2. * kCount * V::kLanes * double(iterations);
 }
 #endif
 

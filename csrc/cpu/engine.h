@@ -1,8 +1,9 @@
-// The engine as the bindings see it: one table of functions per instruction set, and the choice.
+// The engine as bindings see it: one table of functions per instruction set, and the choice of one.
 #pragma once
 #include "../core/layer_params.h"
-#include "plan.h"
-#include "team.h"
+#include "runtime/plan.h"
+#include "runtime/team.h"
+#include "runtime/workspace.h"
 
 namespace rnnkern {
 
@@ -20,8 +21,8 @@ struct Engine {
   int vector_bytes;
   KernelTable<float> f32;
   KernelTable<double> f64;
-  KernelTable<bfloat16> bf16;  // null at the levels that do not multiply them as they are
-  // Runs fused multiply-adds on registers alone; returns the floating-point operations done.
+  KernelTable<bfloat16> bf16;  // null at levels without bf16 FMAs
+  // FMAs on registers alone; returns the number of floating-point operations.
   double (*peak_fma_loop)(int64_t iterations);
 
   template <class T>
@@ -41,7 +42,7 @@ const Engine* const* available_engines(int* count);
 // The fastest available level, or the one that RNNKERN_CPU names.
 const Engine& engine();
 
-// Whether the engine takes layers of T as they are. Pairs of bfloat16 need even sizes.
+// Whether the engine computes layers of T without conversion. bf16 pairs need even sizes.
 template <class T>
 bool supports(int64_t input_size, int64_t hidden_size, int64_t proj_size) {
   return engine().of<T>().forward &&

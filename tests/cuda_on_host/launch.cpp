@@ -185,14 +185,15 @@ std::vector<int64_t> grid(int64_t rows, int64_t units) {
 
 STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
   m.def(
-      "forward(Tensor input, Tensor? batch_sizes, Tensor[] state, Tensor[] weights, int cell, "
-      "bool batch_first, bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, "
-      "Tensor cells)");
+      "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, "
+      "int cell, bool batch_first, bool train) -> (Tensor output, Tensor h_n, Tensor c_n, "
+      "Tensor saved, Tensor cells)");
   m.def(
       "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "
-      "Tensor? batch_sizes, Tensor[] state, Tensor[] weights, Tensor output, Tensor saved, "
-      "Tensor cells, int cell, bool batch_first, int needs, bool flow) -> (Tensor grad_input, "
-      "Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)");
+      "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, "
+      "Tensor saved, Tensor cells, int cell, bool batch_first, int needs, bool flow) -> "
+      "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, "
+      "Tensor flow_c)");
   m.def(
       "cuda_plan(Tensor input, int cell, int steps, int batch, int hidden_size, int proj_size, "
       "int directions, bool packed, bool backward) -> str");

@@ -1,6 +1,6 @@
-// Drives the CPU engine with random layers on buffers of exactly the sizes that params.h promises,
-// so that a sanitizer sees every access; asserts that results do not depend on the number of
-// threads. Built and run by run.sh, at every level that the CPU has.
+// Drives the CPU engine with random layers on buffers of exactly the sizes that layer_params.h
+// states, so that a sanitizer sees every access. Asserts that results do not depend on the number
+// of threads. run.sh builds it and runs it at every level that the CPU has.
 #include "../../csrc/cpu/engine.h"
 
 #include <bit>
@@ -10,6 +10,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 using namespace rnnkern;
@@ -56,12 +57,16 @@ void run_case() {
     G = c.kGates, V = c.kSaved, has_c = c.kStates > 1, projects = c.kProjects;
   });
   int64_t T_ = pick(1, 9), I = even * pick(1, 40), D = pick(1, 2);
-  int64_t H = even * (pick(0, 5) ? pick(1, 70) : 64 * pick(1, 3));  // more than 64 stand in blocks
-  int64_t B = pick(0, 9) ? pick(1, 20) : pick(140, 300);  // the many rows fall into blocks
+  int64_t H = even * (pick(0, 5) ? pick(1, 70) : 64 * pick(1, 3));  // above 64 in blocks of columns
+  int64_t B = pick(0, 9) ? pick(1, 20) : pick(140, 300);            // many rows: blocks of rows
   // Now and then a single step with weights that exceed the cache.
   if (!pick(0, 14)) T_ = D = 1, H = even * pick(400, 600), B = pick(9, 40);
   const int64_t P = projects && even == 1 && pick(0, 1) ? pick(0, int(H) - 1) : 0, R = P ? P : H;
   const bool packed = pick(0, 1), bias = pick(0, 1), state = pick(0, 1);
+  // What params.h lets be null besides: each alone, and all of the weights' gradients together.
+  const bool dy_given = pick(0, 3), dh_given = pick(0, 3), dc_given = pick(0, 3);
+  const bool dx_wanted = pick(0, 3), states_wanted = pick(0, 3), grads_wanted = pick(0, 3);
+  const bool flow_wanted = pick(0, 1), inference = pick(0, 3) == 0;
   std::vector<int64_t> offsets{0};
   for (int64_t t = 0, active = B; t < T_; ++t) {
     if (t) active = pick(1, int(active));
@@ -101,20 +106,33 @@ void run_case() {
     f.h_n = h_n.data(), f.c_n = has_c ? c_n.data() : nullptr;
     f.saved = V ? saved.data() : nullptr, f.c_states = has_c ? cells.data() : nullptr;
     forward(f, kThreads, threads);
+    if (inference) {  // the same results with nothing saved
+      const auto with_saved = std::pair(bytes(y), bytes(h_n));
+      f.saved = nullptr, f.c_states = nullptr;
+      forward(f, kThreads, threads);
+      if (std::pair(bytes(y), bytes(h_n)) != with_saved) {
+        std::printf("%s: saving changes the results\n", engine().name);
+        std::exit(1);
+      }
+      f.saved = V ? saved.data() : nullptr, f.c_states = has_c ? cells.data() : nullptr;
+    }
     BackwardParams<T> b{};
     static_cast<LayerParams<T>&>(b) = layer;
     b.y = {y.data(), B * D * R, D * R};
     b.saved = f.saved, b.c_states = f.c_states;
-    b.dy = {dy.data(), B * D * R, D * R};
-    b.dh_n = dh_n.data(), b.dc_n = has_c ? dc_n.data() : nullptr;
-    b.dx = {dx.data(), B * I, I};
-    b.dh_0 = dh_0.data(), b.dc_0 = has_c ? dc_0.data() : nullptr;
-    for (int64_t d = 0; d < D; ++d) {
+    if (dy_given) b.dy = {dy.data(), B * D * R, D * R};
+    b.dh_n = dh_given ? dh_n.data() : nullptr;
+    b.dc_n = has_c && dc_given ? dc_n.data() : nullptr;
+    if (dx_wanted) b.dx = {dx.data(), B * I, I};
+    b.dh_0 = states_wanted ? dh_0.data() : nullptr;
+    b.dc_0 = has_c && states_wanted ? dc_0.data() : nullptr;
+    for (int64_t d = 0; grads_wanted && d < D; ++d) {
       auto* g = &grads[5 * d];
       b.grads[d] = {g[0].data(), g[1].data(), bias ? g[2].data() : nullptr,
                     bias ? g[3].data() : nullptr, P ? g[4].data() : nullptr};
     }
-    b.flow_h = flow_h.data(), b.flow_c = has_c ? flow_c.data() : nullptr;
+    b.flow_h = flow_wanted ? flow_h.data() : nullptr;
+    b.flow_c = has_c && flow_wanted ? flow_c.data() : nullptr;
     backward(b, kThreads, threads);
     std::vector<std::string> all{bytes(y), bytes(h_n), bytes(saved)};
     for (const auto* found : {&c_n, &dx, &dh_0, &dc_0, &flow_h, &flow_c})

@@ -7,15 +7,10 @@ mkdir -p "$out"
 CXX=${CXX:-g++}
 cases=${1:-100}
 common="-std=c++20 -O1 -g -w"
-avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512"
-declare -A levels=(
-  [baseline]=""
-  [baseline_bf16]="-DRNNKERN_BF16 -DRNNKERN_AMX"
-  [avx2]="-mavx2 -mfma"
-  [avx512]="$avx512"
-  [avx512_bf16]="$avx512 -mavx512bf16 -DRNNKERN_BF16"
-  [avx512_amx]="$avx512 -mavx512bf16 -mamx-tile -mamx-bf16 -DRNNKERN_BF16 -DRNNKERN_AMX"
-)
+declare -A levels=()
+while read -r where level flags; do
+  if [[ $where == any || $(uname -m) == x86_64 ]]; then levels[$level]=$flags; fi
+done < <(grep -v '^#' csrc/cpu/levels.txt)
 for sanitizer in address,undefined thread; do
   flags="$common -fsanitize=$sanitizer -fno-sanitize-recover=all"
   objects=() jobs=()
@@ -26,7 +21,7 @@ for sanitizer in address,undefined thread; do
   done
   for job in "${jobs[@]}"; do wait "$job"; done
   # shellcheck disable=SC2086
-  $CXX $flags csrc/cpu/{dispatch,plan,team}.cpp tests/sanitize/engine.cpp "${objects[@]}" \
+  $CXX $flags csrc/cpu/runtime/*.cpp tests/sanitize/engine.cpp "${objects[@]}" \
     -o "$out/engine" -pthread
   echo "== $sanitizer"
   "$out/engine" "$cases"

@@ -1,0 +1,16 @@
+// The weights that a call of a torch.nn module uses, and in which dtype.
+#pragma once
+#include <Python.h>
+
+namespace rnnkern {
+
+// registered_weights(module, names, flat, input, hx) -> list | None
+PyObject* registered_weights(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+// use_lookups(mapping): the methods by which torch.nn looks weights up, by name, as torch has them.
+PyObject* use_lookups(PyObject*, PyObject* mapping);
+
+// cast_weights(weights, dtype) -> list: as autocast casts them, once in each of its blocks.
+PyObject* cast_weights(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+}  // namespace rnnkern

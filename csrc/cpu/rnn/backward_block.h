@@ -1,0 +1,413 @@
+// The backward pass of one direction for a block of batch rows, from the last step to the first,
+// in chunks of steps:
+//
+//   per step    projection_dgrad  dm = dh W_hr                  (with a projection)
+//               cell_backward     dL/dstates -> gate gradients  (dgates)
+//               propagate_dh      dh of the step before = dgates W_hh
+//   per chunk   input_dgrad       dx = dgates W_ih, while dgates are in the cache
+//               wgrad             dW += dgates^T X
+//
+// A large batch of a small layer has several blocks. One thread each, or all threads together, run
+// them one by one; their weight gradients are summed at the end. Neither blocks nor chunks depend
+// on the number of threads, and each element of a weight gradient is summed in the same order.
+#pragma once
+#include "../../core/saved_layout.h"
+#include "../simd/math.h"
+#include "backward_shared.h"
+#include "gate_grads.h"
+#include "projection_backward.h"
+#include "time_loop.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class Cell, class T>
+class BackwardBlock {
+  using S = Acc<T>;
+  using F = PackedElem<T>;
+  using V = Vec<S>;
+  using Projection =
+      std::conditional_t<std::is_same_v<T, S>, BackwardProjection<Cell, S>, NoProjection>;
+  using Shared = BackwardShared<Cell, T>;
+  static constexpr int kLanes = V::kLanes, kPanel = kMaxNR * kLanes;
+  static constexpr bool kHasC = Cell::kStates > 1, kSaves = Cell::kSaved > 0 || kHasC;
+  static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
+  static constexpr bool kSharesPreacts = Cell::kInputPreact == Cell::kHiddenPreact;
+  static_assert(Cell::kGates <= kMaxBatch);
+
+ public:
+  // Rows of a chunk, at most.
+  static int64_t chunk_rows(const BackwardParams<T>& p, const Plan& plan) {
+    return min(plan.wgrad_chunk, p.sequence.steps) * plan.wgrad_rows;
+  }
+
+  // Elements of a thread's buffer for a panel of x or h and for narrow columns.
+  static int64_t buffer_size(const BackwardParams<T>& p, const Plan& plan) {
+    return panel_rows(p, plan) * kPanel + chunk_rows(p, plan) * Wgrad<T>::kMaxNarrowColumns + 16;
+  }
+
+  // `scratch` provides the block's own memory. dx is written, or added to if `accumulate_dx`.
+  BackwardBlock(const BackwardParams<T>& p, const Plan& plan, int direction, int block,
+                const Shared& shared, Arena& scratch, S* buffer, SequenceView<S> dx,
+                bool accumulate_dx)
+      : p_(p),
+        seq_(p.sequence.part(block * plan.wgrad_rows,
+                             min((block + 1) * plan.wgrad_rows, p.sequence.batch))),
+        plan_(plan),
+        d_(direction),
+        shared_(shared),
+        ih_(shared.ih),
+        hh_(shared.hh),
+        buffer_(buffer),
+        dx_(dx),
+        accumulate_dx_(accumulate_dx),
+        units_(unit_layout(p.hidden_size, p, plan)),
+        dgates_(chunk_rows(p, plan), Cell::kPreacts * p.hidden_size, is_blocked(p, plan), scratch),
+        dh_{nullptr, pad_to_odd_lines<S>(hh_.panels.padded_cols())},
+        dc_{nullptr, units_.padded_cols()},
+        projection_(p, seq_, direction, shared.hr, shared.grads[block].hr, chunk_rows(p, plan),
+                    scratch),
+        wgrad_(make_wgrad(p, shared.grads[block], scratch)) {
+    dh_.data = scratch.alloc<S>(seq_.batch * dh_.stride);
+    if (kHasC) dc_.data = scratch.alloc<S>(seq_.batch * dc_.stride);
+  }
+
+  void run(Team team) {
+    start(team);
+    team.sync();
+    for (int64_t end = seq_.steps; end > 0;) {
+      const int64_t begin = max<int64_t>(end - plan_.wgrad_chunk, 0);
+      time_loop(begin, end, team);
+      team.sync();
+      const WgradArgs<T> args = chunk(begin, end, team);
+      input_dgrad(args, team);
+      dgates_.interleave_rows(args.rows, team);
+      wgrad(args);
+      team.sync();
+      end = begin;
+    }
+    finish(team);
+    team.sync();
+  }
+
+ private:
+  // Whether gate gradients are in blocks of whole units.
+  static bool is_blocked(const BackwardParams<T>& p, const Plan& plan) {
+    const int64_t block = kKC * kVnniFactor<T>;
+    return p.hidden_size > block && p.hidden_size % block == 0 && !plan.unpacked_weights;
+  }
+
+  // Rows of a panel of the right operand, or of dx.
+  static int64_t panel_rows(const BackwardParams<T>& p, const Plan& plan) {
+    return max(chunk_rows(p, plan), GateGrads<T>::k_of(chunk_rows(p, plan)));
+  }
+
+  int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
+
+  bool projects() const { return kProjects && p_.proj_size; }
+
+  // The row of batch row b in h_n, c_n and their like.
+  int64_t state_row(int64_t b) const { return d_ * p_.sequence.batch + seq_.first + b; }
+
+  // Split by rows: each rank's batch rows, all columns. Split by units: all rows, its panels.
+  WorkRange range(Team team, const PackedLayout<F>& columns) const {
+    const int64_t count = columns.count();
+    if (plan_.split_units) return {0, seq_.batch, team.begin(count), team.end(count)};
+    return {team.begin(seq_.batch), team.end(seq_.batch), 0, count};
+  }
+
+  // The carried gradients begin as those of the final states. A row that has not ended yet at a
+  // step is not touched.
+  void start(Team team) {
+    const int64_t H = p_.hidden_size;
+    const auto load = [&](const S* given, int64_t width, StridedRows<S> carried) {
+      for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
+        const int64_t copied = given ? width : 0;
+        if (given) std::memcpy(carried[b], given + state_row(b) * width, copied * sizeof(S));
+        std::memset(carried[b] + copied, 0, (carried.stride - copied) * sizeof(S));
+      }
+    };
+    load(p_.dh_n, p_.h_size(), dh_);
+    if (kHasC) load(p_.dc_n, H, dc_);
+    if constexpr (kProjects)
+      if (projects()) projection_.start(team);
+  }
+
+  void finish(Team team) const {
+    for (const Wgrad<T>& wgrad : wgrad_.of) wgrad.write(team);
+    if constexpr (kProjects)
+      if (projects()) projection_.write_wgrad(team);
+    const int64_t H = p_.hidden_size, R = p_.h_size();
+    for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
+      if (p_.dh_0) std::memcpy(p_.dh_0 + state_row(b) * R, dh_[b], R * sizeof(S));
+      if (kHasC && p_.dc_0) std::memcpy(p_.dc_0 + state_row(b) * H, dc_[b], H * sizeof(S));
+    }
+  }
+
+  // First row of step s in dgates, whose rows are in the order of t.
+  int64_t chunk_row(int64_t s, int64_t begin, int64_t end) const {
+    return seq_.rows(min(time(begin), time(end - 1)), time(s));
+  }
+
+  // Steps [begin, end), the last one first.
+  void time_loop(int64_t begin, int64_t end, Team team) {
+    const WorkRange mine = range(team, units_), of_h = range(team, hh_.panels);
+    for (int64_t s = end - 1; s >= begin; --s) {
+      const int64_t active = min(seq_.active(time(s)), mine.b1);
+      const int64_t before = s ? seq_.active(time(s - 1)) : 0;
+      const int64_t carried = max(min(before, active), mine.b0);
+      const int64_t row = chunk_row(s, begin, end);
+      const BlockedMatrix<F> dgates = dgates_.at_row(row, 0);
+      if constexpr (kProjects)
+        if (projects()) projection_dgrad(s, row, mine, of_h, active, team);
+      if (mine.b0 < carried) cell_backward(step_operands(s, true, dgates), mine, mine.b0, carried);
+      if (carried < active) cell_backward(step_operands(s, false, dgates), mine, carried, active);
+      if (plan_.split_units) team.sync();
+      if (mine.b0 < active) propagate_dh(s, of_h, active, dgates);
+    }
+  }
+
+  // The adjoint of the projection, for the worker's rows below `active`: the cell's dh.
+  void projection_dgrad(int64_t s, int64_t row, const WorkRange& mine, const WorkRange& of_h,
+                        int64_t active, Team team) {
+    const int64_t t = time(s), row_end = hh_.panels.padded_cols();
+    const int64_t first = hh_.panels.first_unit(of_h.p0), last = hh_.panels.first_unit(of_h.p1);
+    projection_.collect_dh(t, row, mine.b0, active, first, min(last, row_end), dh_);
+    if (plan_.split_units) team.sync();
+    if (mine.b0 < active)
+      for (int64_t panel = mine.p0; panel < mine.p1; ++panel)
+        projection_.dgrad(t, row, mine.b0, active, panel);
+  }
+
+  // What the cell reads and writes in a step, by batch row. Null data: not there.
+  struct StepOperands {
+    StridedRows<const T> h, h_prev, dy;
+    SavedValues<const T> saved;
+    SavedValues<const S> c_next;
+    CStates<const S> c_prev;
+    StridedRows<S> dh, dc;          // gradients of the states: after the step, then before it
+    StridedRows<S> flow_h, flow_c;  // dL/dh_t, dL/dc_t
+    BlockedMatrix<F> dgates;
+  };
+
+  // `carried`: the rows have a previous step; else the states before are the initial ones.
+  StepOperands step_operands(int64_t s, bool carried, BlockedMatrix<F> dgates) const {
+    const int64_t H = p_.hidden_size, t = time(s), t_prev = carried ? time(s - 1) : 0;
+    const int64_t state = state_row(0) * H, y_row = p_.y.b_stride;
+    const int64_t row = d_ * p_.sequence.rows() + seq_.row(t);
+    const auto initial = [&]<class U>(const U* given) {
+      if (given) return StridedRows<const U>{given + state, H};
+      return StridedRows<const U>{reinterpret_cast<const U*>(shared_.zeros), 0};
+    };
+    StepOperands step{};
+    step.h = {p_.y.at(seq_, t) + d_ * H, y_row};
+    step.h_prev = {p_.y.at(seq_, t_prev) + d_ * H, y_row};
+    if (!carried) step.h_prev = initial(p_.h0);
+    const SavedStep saved(p_.sequence, d_, t, H);
+    step.saved = saved.of(p_.saved, seq_.first, Cell::kSaved);
+    step.c_next = saved.of(p_.c_states, seq_.first);
+    if (carried)
+      step.c_prev.saved = SavedStep(p_.sequence, d_, t_prev, H).of(p_.c_states, seq_.first);
+    else
+      step.c_prev.plain = initial(p_.c0);
+    step.dh = dh_, step.dc = dc_, step.dgates = dgates;
+    if (p_.flow_c) step.flow_c = {p_.flow_c + row * H, H};
+    if constexpr (kProjects)
+      if (projects()) {  // which has taken dy, and written flow_h
+        step.dh = projection_.dm();
+        return step;
+      }
+    if (p_.dy.data) step.dy = {p_.dy.at(seq_, t) + d_ * H, p_.dy.b_stride};
+    if (p_.flow_h) step.flow_h = {p_.flow_h + row * H, H};
+    return step;
+  }
+
+  // The rows of one vector of units, in the saved layout.
+  struct UnitOperands {
+    StridedRows<const T> saved;
+    StridedRows<const S> c_prev, c_next;
+    int64_t value_stride;
+  };
+
+  // The adjoint of the cell for batch rows [b0, b1) of a step. Panel by panel, as the forward pass
+  // saved its values; row by row if there are none.
+  void cell_backward(const StepOperands& step, const WorkRange& range, int64_t b0, int64_t b1) {
+    const int64_t H = p_.hidden_size;
+    const int64_t end = min(units_.first_unit(range.p1), H);
+    for (int64_t first = units_.first_unit(range.p0), last; first < end; first = last) {
+      last = kSaves ? min(first + kPanel, end) : end;
+      UnitOperands of[kMaxNR];
+      if constexpr (kSaves)
+        for (int64_t v = 0; first + v * kLanes < last; ++v) of[v] = unit_operands(step, first, v);
+      const int64_t whole = (last - first) / kLanes;
+      const int left = int(last - first - whole * kLanes);
+      for (int64_t b = b0; b < b1; ++b) {
+        for_pairs_and_rest(whole, [&](auto count, int64_t v) __attribute__((always_inline)) {
+          cell_backward<count>(step, of + v, b, first + v * kLanes, kLanes);
+        });
+        if (left) cell_backward<1>(step, of + whole, b, first + whole * kLanes, left);
+      }
+    }
+  }
+
+  RNNKERN_INLINE UnitOperands unit_operands(const StepOperands& step, int64_t first,
+                                            int64_t v) const {
+    const int64_t u = first + v * kLanes;
+    UnitOperands of;
+    if (Cell::kSaved) of.saved = step.saved.of(u), of.value_stride = step.saved.value_stride(u);
+    if (kHasC) of.c_prev = step.c_prev.of(u), of.c_next = step.c_next.of(u);
+    return of;
+  }
+
+  // kVectors vectors of units from `unit` on, of `lanes` units each, of batch row b.
+  template <int kVectors>
+  RNNKERN_INLINE void cell_backward(const StepOperands& step, const UnitOperands* of, int64_t b,
+                                    int64_t unit, int lanes) const {
+    using A = VecArray<S, kVectors>;
+    const int64_t H = p_.hidden_size;
+    S *const dh = step.dh[b], *const dc = step.dc[b];
+    A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dgates[Cell::kPreacts];
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t u = unit + i * kLanes;
+      for (int k = 0; k < Cell::kSaved; ++k)
+        saved[k].v[i] = V::load(of[i].saved[b] + k * of[i].value_stride, lanes);
+      if constexpr (!Cell::kProjects) {
+        prev[0].v[i] = V::load(step.h_prev[b] + u, lanes);
+        next[0].v[i] = V::load(step.h[b] + u, lanes);
+      }
+      dnext[0].v[i] = V::load(dh + u);
+      if (step.dy.data) dnext[0].v[i] = dnext[0].v[i] + V::load(step.dy[b] + u, lanes);
+      if constexpr (kHasC) {
+        prev[1].v[i] = V::load(of[i].c_prev[b], lanes);
+        next[1].v[i] = V::load(of[i].c_next[b], lanes);
+        dnext[1].v[i] = V::load(dc + u);
+      }
+    }
+    Cell::backward(saved, prev, next, dnext, dprev, dgates);
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t u = unit + i * kLanes;
+      for (int k = 0; k < Cell::kPreacts; ++k)
+        dgates[k].v[i].store(GateGrads<T>::element(step.dgates, b, k * H + u), lanes);
+      if (step.flow_h.data) dnext[0].v[i].store(step.flow_h[b] + u, lanes);
+      dprev[0].v[i].store(dh + u);
+      if constexpr (kHasC) {
+        if (step.flow_c.data) dnext[1].v[i].store(step.flow_c[b] + u, lanes);
+        dprev[1].v[i].store(dc + u);
+      }
+    }
+  }
+
+  // dh += dgates W_hh, for the worker's rows below `active` and its panels; dx = dgates W_ih, where
+  // W_ih's columns are appended to W_hh's.
+  void propagate_dh(int64_t s, const WorkRange& range, int64_t active, BlockedMatrix<F> dgates) {
+    const int64_t rows = active - range.b0;
+    S* const dx = dh_[range.b0] + hh_.appended_offset();
+    if (hh_.appended)
+      for (int64_t b = 0; b < rows; ++b)
+        std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(S));
+    for (int64_t i = range.p0; i < range.p1; ++i) {
+      const int64_t panel = serpentine(i, s, range);
+      hh_.gemm_accumulate(
+          dgates.at_row(range.b0, Cell::kHiddenPreact * p_.hidden_size / kVnniFactor<T>), rows,
+          panel, {dh_[range.b0] + hh_.panels.first_unit(panel), dh_.stride},
+          next_serpentine(i, s, range));
+    }
+    if (hh_.appended)
+      write_tile(dx, int(dh_.stride), rows, p_.input_size,
+                 dx_.data + (seq_.row(time(s)) + range.b0) * dx_.b_stride, dx_.b_stride,
+                 accumulate_dx_);
+  }
+
+  WgradArgs<T> chunk(int64_t begin, int64_t end, Team team) const {
+    const int64_t t0 = min(time(begin), time(end - 1));
+    const int64_t t1 = t0 + end - begin;
+    return {seq_,
+            t0,
+            t1,
+            seq_.rows(t0, t1),
+            dgates_.vnni(),
+            dgates_.transposed(),
+            end == seq_.steps,
+            team,
+            reinterpret_cast<F*>(buffer_),
+            reinterpret_cast<F*>(buffer_ + panel_rows(p_, plan_) * kPanel)};
+  }
+
+  // dx = dgates W_ih for the chunk, whose rows the team splits.
+  void input_dgrad(const WgradArgs<T>& chunk, Team team) {
+    if (!dx_.data || hh_.appended) return;
+    const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
+    const BlockedMatrix<F> dgates = dgates_.at_row(first, Cell::kInputPreact * p_.hidden_size);
+    for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
+      const int64_t width = ih_.panels.ldb(panel), column = ih_.panels.first_unit(panel);
+      std::memset(buffer_, 0, count * width * sizeof(S));
+      ih_.gemm_accumulate(dgates, count, panel, {buffer_, width},
+                          panel + 1 < ih_.panels.count() ? panel + 1 : -1);
+      int64_t begin = -first;  // of a step's rows in the buffer
+      for (int64_t t = chunk.t0; t < chunk.t1; begin += seq_.active(t++)) {
+        const int64_t r = max<int64_t>(begin, 0), end = min(begin + seq_.active(t), count);
+        if (r < end)
+          write_tile(buffer_ + r * width, int(width), end - r, p_.input_size - column,
+                     dx_.data + (seq_.row(t) + r - begin) * dx_.b_stride + column, dx_.b_stride,
+                     accumulate_dx_);
+      }
+    }
+  }
+
+  // The gradients of all weights, or where the input's and the recurrent pre-activations differ,
+  // those of each kind.
+  struct Wgrads {
+    Wgrad<T> of[kSharesPreacts ? 1 : 2];
+  };
+  static Wgrads make_wgrad(const BackwardParams<T>& p, const WeightGrads<S>& g, Arena& arena) {
+    const WgradTarget<S> targets[] = {
+        {g.ih, p.input_size}, {g.bias_ih, 1}, {g.hh, p.h_size()}, {g.bias_hh, 1}};
+    const auto make = [&](int first, int count, int first_preact, int (*gate_of)(int)) {
+      return Wgrad<T>(targets + first, count, first_preact, Cell::kGates, p.hidden_size, gate_of,
+                      arena);
+    };
+    if constexpr (kSharesPreacts)
+      return {{make(0, 4, Cell::kInputPreact, Cell::input_gate)}};
+    else
+      return {{make(0, 2, Cell::kInputPreact, Cell::input_gate),
+               make(2, 2, Cell::kHiddenPreact, Cell::hidden_gate)}};
+  }
+
+  void wgrad(const WgradArgs<T>& chunk) {
+    const auto x = [&](int64_t, int64_t t, int64_t b) {
+      return p_.x.at(seq_, t) + b * p_.x.b_stride;
+    };
+    const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
+      const int64_t R = p_.h_size(), previous = t + (d_ ? 1 : -1);
+      if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
+        return p_.y.at(seq_, previous) + b * p_.y.b_stride + d_ * R;
+      return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
+    };
+    if constexpr (kSharesPreacts) {
+      wgrad_.of[0].accumulate(chunk, x, Ones(), h_prev, Ones());
+    } else {
+      wgrad_.of[0].accumulate(chunk, x, Ones());
+      wgrad_.of[1].accumulate(chunk, h_prev, Ones());
+    }
+    if constexpr (kProjects)
+      if (projects()) projection_.wgrad(chunk);
+  }
+
+  const BackwardParams<T>& p_;
+  const Sequence seq_;
+  const Plan& plan_;
+  const int d_;
+  const Shared& shared_;
+  const PackedWeights<T>&ih_, &hh_;
+  S* const buffer_;
+  const SequenceView<S> dx_;
+  const bool accumulate_dx_;
+  const PackedLayout<F> units_;
+  const GateGrads<T> dgates_;
+  StridedRows<S> dh_, dc_;  // gradients of the states, carried back; rows of whole vectors
+  Projection projection_;
+  Wgrads wgrad_;
+};
+
+}  // namespace rnnkern::RNNKERN_ISA

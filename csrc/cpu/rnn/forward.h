@@ -1,0 +1,353 @@
+// The forward pass of a layer: one fused step, repeated over time.
+//
+// A worker owns some batch rows and some panels of hidden units of one direction:
+//
+//   for each step, panel and kMC rows
+//     gate_gemm   preacts = x W_ih + h W_hh    (gate_weights.h)
+//     epilogue    preacts + bias -> states, while they are in the L1
+//
+// Threads that split the rows never meet; threads that split the units meet after each step.
+#pragma once
+#include <atomic>
+
+#include "../../core/saved_layout.h"
+#include "../simd/math.h"
+#include "gate_weights.h"
+#include "projection_forward.h"
+#include "time_loop.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+// What a step reads and writes, for batch rows from r0 on.
+template <class T>
+struct StepOperands {
+  StridedRows<const T> h_prev;
+  StridedRows<const Acc<T>> h_fp32_prev;  // h unrounded, for the cell itself
+  StridedRows<T> h_next;
+  StridedRows<Acc<T>> h_fp32_next;
+  CStates<const Acc<T>> c_prev;
+  CStates<Acc<T>> c_next;
+  SavedValues<T> saved;
+};
+
+template <class Cell, class T>
+class ForwardDirection {
+  using S = Acc<T>;
+  using V = Vec<S>;
+  using Projection = std::conditional_t<std::is_same_v<T, S>, ForwardProjection<S>, NoProjection>;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr bool kHasC = Cell::kStates > 1;
+  static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
+  // Whether h is also carried unrounded.
+  static constexpr bool kKeepsFp32H = !Cell::kProjects && !std::is_same_v<T, S>;
+  static_assert(kUnitBlock % kLanes == 0);
+
+ public:
+  // What the workers of a direction share.
+  struct Shared {
+    PackedGateWeights<Cell, T> weights;
+    Projection projection;
+    S* zeros;                      // the default initial state
+    S* h_fp32;                     // (B, H)
+    std::atomic<int64_t> next{0};  // first batch row that no worker has taken
+
+    Shared(const ForwardParams<T>& p, const Plan& plan, Arena& arena, int direction)
+        : weights(p, plan, direction, arena),
+          projection(p, plan, direction, arena) {
+      if (direction >= p.directions) return;
+      zeros = arena.alloc<S>(p.hidden_size);
+      h_fp32 = kKeepsFp32H ? arena.alloc<S>(p.sequence.batch * p.hidden_size) : nullptr;
+    }
+  };
+
+  // Elements of a worker's buffer for x W_ih.
+  static int64_t chunk_size(const ForwardParams<T>& p, const Plan& plan) {
+    if (plan.fused_input) return 0;
+    const PackedLayout<PackedElem<T>> panels = gate_layout<Cell, T>(p.hidden_size);
+    return plan.input_chunk * min(plan.row_block, p.sequence.batch) * panels.offset(panels.count());
+  }
+
+  ForwardDirection(const ForwardParams<T>& p, const Plan& plan, int direction, Shared& shared,
+                   S* chunk)
+      : p_(p),
+        seq_(p.sequence),
+        plan_(plan),
+        d_(direction),
+        shared_(shared),
+        chunk_(chunk),
+        panels_(gate_layout<Cell, T>(p.hidden_size)) {}
+
+  void run(Team team) {
+    const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
+    shared_.weights.pack(begin, end);
+    if constexpr (kProjects)
+      if (projects()) shared_.projection.pack(team);
+    if constexpr (kKeepsFp32H) load_h_fp32(team);
+    if (team.rank == 0)
+      for (int64_t u = 0; u < p_.hidden_size; ++u) shared_.zeros[u] = 0;
+    team.sync();
+    if (plan_.split_units) return time_loop({0, seq_.batch, begin, end}, team);
+    for (int64_t b; (b = shared_.next.fetch_add(plan_.row_block)) < seq_.batch;)
+      time_loop({b, min(b + plan_.row_block, seq_.batch), 0, count}, Team{0, 1, nullptr});
+  }
+
+ private:
+  int64_t time(int64_t s) const { return d_ ? seq_.steps - 1 - s : s; }
+  bool projects() const { return kProjects && p_.proj_size; }
+  StridedRows<T> h_rows(int64_t t, int64_t b) const {
+    return {p_.y.at(seq_, t) + b * p_.y.b_stride + d_ * p_.h_size(), p_.y.b_stride};
+  }
+
+  void time_loop(const WorkRange& range, Team team) {
+    int64_t before = range.b0;  // rows that have a previous step
+    for (int64_t s = 0; s < seq_.steps; ++s) {
+      if (!plan_.fused_input && s % plan_.input_chunk == 0) input_chunk(s, range);
+      const int64_t active = min(seq_.active(time(s)), range.b1);
+      const int64_t carried = min(before, active);
+      if (range.b0 < carried) fused_step(s, range, range.b0, carried, true);
+      if (carried < active) fused_step(s, range, carried, active, false);
+      if constexpr (kProjects)
+        if (projects()) {
+          team.sync();
+          shared_.projection.run(range.b0, active, h_rows(time(s), range.b0), team);
+        }
+      before = max(active, range.b0);
+      team.sync();
+    }
+    finish(range, team);
+  }
+
+  // x W_ih for a chunk of steps: [panel][step][batch row][vector].
+  void input_chunk(int64_t s0, const WorkRange& range) {
+    const int64_t s1 = min(s0 + plan_.input_chunk, seq_.steps);
+    const int64_t batch = range.b1 - range.b0;
+    for (int64_t panel = range.p0; panel < range.p1; ++panel) {
+      const int64_t width = panels_.ldb(panel);
+      bool first = true;
+      const auto tile = [&](StridedRows<const T> x, StridedRows<S> out, int rows) {
+        shared_.weights.input_gemm(panel, rows, x, first, panel + 1 < range.p1 ? panel + 1 : -1,
+                                   out);
+        first = false;
+      };
+      if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
+        for (int64_t b = range.b0; b < range.b1; ++b)
+          for_mc_blocks(s1 - s0, [&](int64_t i, int n) {
+            tile({p_.x.at(seq_, time(s0 + i)) + b * p_.x.b_stride,
+                  d_ ? -p_.x.t_stride : p_.x.t_stride},
+                 {chunk_at(s0 + i, b, panel, range), batch * width}, n);
+          });
+      } else {
+        for (int64_t s = s0; s < s1; ++s) {
+          const int64_t t = time(s), active = min(seq_.active(t), range.b1) - range.b0;
+          if (active > 0)
+            for_mc_blocks(active, [&](int64_t i, int n) {
+              tile({p_.x.at(seq_, t) + (range.b0 + i) * p_.x.b_stride, p_.x.b_stride},
+                   {chunk_at(s, range.b0 + i, panel, range), width}, n);
+            });
+        }
+      }
+    }
+  }
+
+  S* chunk_at(int64_t s, int64_t b, int64_t panel, const WorkRange& range) const {
+    const int64_t batch = range.b1 - range.b0, rows = plan_.input_chunk * batch;
+    const int64_t row = s % plan_.input_chunk * batch + b - range.b0;
+    return chunk_ + (panels_.offset(panel) - panels_.offset(range.p0)) * rows +
+           row * panels_.ldb(panel);
+  }
+
+  StepOperands<T> step_operands(int64_t s, int64_t r0, bool carried) const {
+    const int64_t H = p_.hidden_size, R = p_.h_size(), t = time(s);
+    const int64_t state_row = d_ * seq_.batch + r0, state = state_row * H;
+    StepOperands<T> step{};
+    step.h_next = h_rows(t, r0);
+    if constexpr (kProjects)
+      if (projects()) step.h_next = shared_.projection.m(r0);
+    if constexpr (kKeepsFp32H) {
+      step.h_fp32_next = {shared_.h_fp32 + r0 * H, H};
+      step.h_fp32_prev = {step.h_fp32_next.data, H};
+    }
+    const SavedStep saved(seq_, d_, t, H);
+    if (Cell::kSaved) step.saved = saved.of(p_.saved, r0, Cell::kSaved);
+    if (kHasC) step.c_next = {saved.of(p_.c_states, r0), {p_.c_n + state, H}};
+    if (!carried) {
+      const T* const zeros = reinterpret_cast<const T*>(shared_.zeros);
+      step.h_prev =
+          p_.h0 ? StridedRows<const T>{p_.h0 + state_row * R, R} : StridedRows<const T>{zeros, 0};
+      if (p_.c0)
+        step.c_prev.plain = {p_.c0 + state, H};
+      else
+        step.c_prev.plain = {shared_.zeros, 0};
+      return step;
+    }
+    const int64_t previous = time(s - 1);
+    const StridedRows<T> h_prev = h_rows(previous, r0);
+    step.h_prev = {h_prev.data, h_prev.stride};
+    if (kHasC)
+      step.c_prev = {SavedStep(seq_, d_, previous, H).of<const S>(p_.c_states, r0),
+                     {p_.c_n + state, H}};
+    return step;
+  }
+
+  // One step of batch rows [r0, r1). `carried`: they have a previous step.
+  void fused_step(int64_t s, const WorkRange& range, int64_t r0, int64_t r1, bool carried) {
+    const StepOperands<T> step = step_operands(s, r0, carried);
+    const StridedRows<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.b_stride, p_.x.b_stride};
+    for (int64_t i = range.p0; i < range.p1; ++i) {
+      const int64_t panel = serpentine(i, s, range), next = next_serpentine(i, s, range);
+      StridedRows<const S> input_preacts{};
+      if (!plan_.fused_input) input_preacts = {chunk_at(s, r0, panel, range), panels_.ldb(panel)};
+      for_mc_blocks(r1 - r0, [&](int64_t r, int n) {
+        alignas(64) S preacts[kMC * kMaxNR * kLanes];
+        shared_.weights.gate_gemm(panel, n, {x[r], x.stride}, {step.h_prev[r], step.h_prev.stride},
+                                  {input_preacts[r], input_preacts.stride}, r == 0, next, preacts);
+        epilogue(panel, r, n, step, preacts);
+      });
+    }
+  }
+
+  // The cell, for n rows of a panel from row r on.
+  void epilogue(int64_t panel, int64_t r, int n, const StepOperands<T>& step,
+                const S* preacts) const {
+    const int width = panels_.unit_vectors(panel), gate_stride = panels_.gate_stride(panel);
+    const int64_t row = shared_.weights.preacts_ld(panel);
+    for (int w = 0; w < width; ++w) {
+      const int64_t unit = panels_.first_unit(panel) + w * kLanes;
+      V bias[Cell::kPreacts];
+      for (int k = 0; k < Cell::kPreacts; ++k)
+        bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
+      UnitOperands of{};
+      if (kHasC) of.c_prev = step.c_prev.of(unit), of.c_next = step.c_next.of(unit);
+      if (step.saved.data)
+        of.saved = step.saved.of(unit), of.value_stride = step.saved.value_stride(unit);
+      const auto over_rows = [&](int lanes) __attribute__((always_inline)) {
+        for_pairs_and_rest(n, [&](auto count, int64_t i) __attribute__((always_inline)) {
+          epilogue_rows<count>(step, of, r + i, unit, lanes, preacts + i * row + w * kLanes, row,
+                               gate_stride, bias);
+        });
+      };
+      const int64_t left = p_.hidden_size - unit;
+      left >= kLanes ? over_rows(kLanes) : over_rows(int(left));
+    }
+  }
+
+  // The rows of one vector of units, in the saved layout.
+  struct UnitOperands {
+    StridedRows<const S> c_prev;
+    StridedRows<S> c_next;
+    StridedRows<T> saved;
+    int64_t value_stride;
+  };
+
+  // The cell for one vector of units of kRows rows.
+  template <int kRows>
+  RNNKERN_INLINE void epilogue_rows(const StepOperands<T>& step, const UnitOperands& of, int64_t r,
+                                    int64_t unit, int lanes, const S* preacts, int64_t preacts_ld,
+                                    int gate_stride, const V* bias) const {
+    VecArray<S, kRows> preact[Cell::kPreacts], prev[2], next[2], saved[Cell::kSaved + 1];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      for (int k = 0; k < Cell::kPreacts; ++k)
+        preact[k].v[i] = V::load(preacts + i * preacts_ld + k * gate_stride) + bias[k];
+      if constexpr (kKeepsFp32H)
+        prev[0].v[i] = V::load(step.h_fp32_prev[r + i] + unit, lanes);
+      else if constexpr (!Cell::kProjects)
+        prev[0].v[i] = V::load(step.h_prev[r + i] + unit, lanes);
+      if constexpr (kHasC) prev[1].v[i] = V::load(of.c_prev[r + i], lanes);
+    }
+    Cell::forward(preact, prev, next, saved);
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      next[0].v[i].store(step.h_next[r + i] + unit, lanes);
+      if constexpr (kKeepsFp32H) next[0].v[i].store(step.h_fp32_next[r + i] + unit, lanes);
+      if constexpr (kHasC) next[1].v[i].store(of.c_next[r + i], lanes);
+      if (Cell::kSaved > 0 && of.saved.data)
+        for (int k = 0; k < Cell::kSaved; ++k)
+          saved[k].v[i].store(of.saved[r + i] + k * of.value_stride, lanes);
+    }
+  }
+
+  // The worker's share of the initial h, unrounded.
+  void load_h_fp32(Team team) const {
+    const int64_t H = p_.hidden_size, first = d_ * seq_.batch;
+    for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b)
+      for (int64_t u = 0; u < H; ++u)
+        shared_.h_fp32[b * H + u] = p_.h0 ? to_acc(p_.h0[(first + b) * H + u]) : S(0);
+  }
+
+  // The final states: of each row, those after its last step.
+  void finish(const WorkRange& range, Team team) const {
+    const int64_t H = p_.hidden_size, R = p_.h_size();
+    const int64_t u0 = min(panels_.first_unit(range.p0), H);
+    const int64_t u1 = min(panels_.first_unit(range.p1), H);
+    const int64_t h0 = projects() ? team.begin(R) : u0, h1 = projects() ? team.end(R) : u1;
+    int64_t ended = 0;
+    for (int64_t t = seq_.steps - 1; t >= 0; --t) {
+      const int64_t active = seq_.active(t), last = d_ ? 0 : t;
+      const SavedStep saved(seq_, d_, last, H);
+      for (int64_t b = max(ended, range.b0); b < min(active, range.b1); ++b) {
+        const int64_t state = d_ * seq_.batch + b;
+        std::memcpy(p_.h_n + state * R + h0, h_rows(last, b).data + h0, (h1 - h0) * sizeof(T));
+        if (kHasC && p_.c_states)
+          for (int64_t u = u0; u < u1; u += kLanes)
+            std::memcpy(p_.c_n + state * H + u, saved.of(p_.c_states, b).of(u).data,
+                        min<int64_t>(u1 - u, kLanes) * sizeof(S));
+      }
+      ended = active;
+      if (ended >= seq_.batch) break;
+    }
+  }
+
+  const ForwardParams<T>& p_;
+  const Sequence seq_;
+  const Plan& plan_;
+  const int d_;
+  Shared& shared_;
+  S* const chunk_;
+  const PackedLayout<PackedElem<T>> panels_;
+};
+
+// A call of the forward pass: its directions and the threads that run them.
+template <class Cell, class T>
+class ForwardCall {
+  using S = Acc<T>;
+  using Direction = ForwardDirection<Cell, T>;
+
+ public:
+  ForwardCall(const ForwardParams<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
+      : p_(p),
+        plan_(plan),
+        shared_{{p, plan, arena, 0}, {p, plan, arena, 1}} {
+    chunk_size_ = Direction::chunk_size(p, plan) + 16;
+    chunks_ = arena.alloc<S>(chunk_size_ * plan.threads);
+    if (used) *used = arena.used();
+  }
+
+  void run(Team team) {
+    S* const chunk = chunks_ + chunk_size_ * team.rank;
+    if (p_.directions == 2 && team.size % 2 == 0) {
+      direction(team.rank % 2, chunk, team.half());
+    } else {
+      for (int d = 0; d < p_.directions; ++d) direction(d, chunk, team);
+    }
+  }
+
+ private:
+  void direction(int d, S* chunk, Team team) {
+    Direction(p_, plan_, d, shared_[d], chunk).run(team);
+  }
+
+  const ForwardParams<T>& p_;
+  const Plan& plan_;
+  typename Direction::Shared shared_[kMaxDirections];
+  S* chunks_;  // x W_ih ahead of the steps, one buffer per thread
+  int64_t chunk_size_;
+};
+
+template <class Cell, class T>
+void run_forward(const ForwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,
+                 Workspace& workspace) {
+  run_on_team<ForwardCall<Cell, T>>(p, plan, parallel, workspace);
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,182 @@
+// The weights of a direction for the forward pass, packed or unpacked, and the gate GEMM.
+#pragma once
+#include "../../core/layer_params.h"
+#include "../gemm/gemm_unpacked.h"
+#include "../runtime/arena.h"
+#include "../runtime/plan.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+// The packed layout of the gates.
+template <class Cell, class T>
+PackedLayout<PackedElem<T>> gate_layout(int64_t units) {
+  PackedLayout<PackedElem<T>> panels(units, Cell::kGates);
+  panels.gates_share_tail_vector = Cell::kGates > 1 && Cell::kInputPreact == Cell::kHiddenPreact;
+  return panels;
+}
+
+template <class Cell, class T>
+class PackedGateWeights {
+  using S = Acc<T>;
+  using F = PackedElem<T>;
+  using V = Vec<S>;
+  static constexpr int kLanes = V::kLanes;
+
+ public:
+  PackedGateWeights(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
+      : weights_(p.weights[direction]),
+        panels_(gate_layout<Cell, T>(p.hidden_size)),
+        input_k_(p.input_size / kVnniFactor<T>),
+        hidden_k_(p.h_size() / kVnniFactor<T>),
+        unpacked_(plan.unpacked_weights),
+        fused_input_(plan.fused_input) {
+    if (direction >= p.directions) return;
+    ih_ = arena.alloc<F>(panels_.size(input_k_));
+    hh_ = arena.alloc<F>(panels_.size(hidden_k_));
+    bias_ = arena.alloc<S>(Cell::kPreacts * panels_.unit_blocks() * kLanes);
+    const int64_t split = plan.split_units ? plan.team(p.directions) : 1;
+    prefetch_to_l2_ =
+        panels_.bytes(hidden_k_ + (fused_input_ ? input_k_ : 0)) > l2_budget_bytes() * split &&
+        use_software_prefetch(plan.row_block);
+  }
+
+  // Leading dimension of a panel's pre-activations.
+  int64_t preacts_ld(int64_t panel) const {
+    return Cell::kPreacts == Cell::kGates ? panels_.ldb(panel)
+                                          : Cell::kPreacts * panels_.unit_vectors(panel) * kLanes;
+  }
+
+  // The sum of both biases for each pre-activation of the panel's units.
+  S* bias(int64_t panel) const { return bias_ + panels_.first_unit(panel) * Cell::kPreacts; }
+
+  void pack(int64_t begin, int64_t end) {
+    const int64_t H = panels_.units;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      if (!is_unpacked(panel)) {
+        pack_gates(panels_, panel, as_packed(weights_.ih), input_k_, Cell::input_gate, ih_);
+        pack_gates(panels_, panel, as_packed(weights_.hh), hidden_k_, Cell::hidden_gate, hh_);
+      }
+      S* const bias = this->bias(panel);
+      const int64_t first = panels_.first_unit(panel);
+      const int width = panels_.unit_vectors(panel) * kLanes;
+      for (int s = 0; s < Cell::kPreacts; ++s)
+        for (int l = 0; l < width; ++l) {
+          const int64_t unit = first + l;
+          const int in = s - Cell::kInputPreact, hidden = s - Cell::kHiddenPreact;
+          S sum = 0;
+          if (weights_.bias_ih && unit < H && in >= 0 && in < Cell::kGates)
+            sum += to_acc(weights_.bias_ih[Cell::input_gate(in) * H + unit]);
+          if (weights_.bias_hh && unit < H && hidden >= 0 && hidden < Cell::kGates)
+            sum += to_acc(weights_.bias_hh[Cell::hidden_gate(hidden) * H + unit]);
+          bias[s * width + l] = sum;
+        }
+    }
+  }
+
+  // preacts = x W_ih for n rows of a panel. `first`: the panel's first rows, which prefetch it;
+  // `next` is the panel that comes next, or -1.
+  void input_gemm(int64_t panel, int n, StridedRows<const T> x, bool first, int64_t next,
+                  StridedRows<S> preacts) const {
+    const int nr = panels_.nr(panel);
+    const COperand<S> c{nullptr, 0, preacts.data, preacts.stride};
+    if (is_unpacked(panel)) {
+      const UnpackedOperands<F> ab = unpacked_input(panel, x);
+      return gemm_unpacked(n, nr, &ab, 1, c);
+    }
+    GemmOperands<F> ab = packed_input(panel, x);
+    ab.prefetch_b = first;
+    if (next >= 0) ab.next_b = input_panel(next);
+    gemm(n, nr, &ab, 1, c);
+  }
+
+  // preacts = x W_ih + h W_hh for n rows of a panel; x W_ih may be computed already (x_preacts).
+  // The epilogue adds the bias last: a sum that begins with a large term rounds more. `first` and
+  // `next` as for input_gemm.
+  void gate_gemm(int64_t panel, int n, StridedRows<const T> x, StridedRows<const T> h,
+                 StridedRows<const S> x_preacts, bool first, int64_t next, S* preacts) const {
+    const int nr = panels_.nr(panel), width = panels_.unit_vectors(panel) * kLanes;
+    const int64_t ld = preacts_ld(panel);
+    const bool is_unpacked = this->is_unpacked(panel);
+    GemmOperands<F> packed[] = {packed_input(panel, x), packed_hidden(panel, h)};
+    if (prefetch_to_l2_) {
+      packed[0].prefetch_b = packed[1].prefetch_b = first;
+      packed[0].next_b = packed[1].b;
+      if (next >= 0) packed[1].next_b = fused_input_ ? input_panel(next) : hidden_panel(next);
+    }
+    UnpackedOperands<F> unpacked[2];
+    if (is_unpacked)
+      unpacked[0] = unpacked_input(panel, x), unpacked[1] = unpacked_hidden(panel, h);
+    const auto multiply = [&](int first, int count, COperand<S> c) {
+      if (is_unpacked)
+        gemm_unpacked(n, nr, unpacked + first, count, c);
+      else
+        gemm(n, nr, packed + first, count, c);
+    };
+    if constexpr (Cell::kInputPreact == Cell::kHiddenPreact) {
+      if (fused_input_)
+        multiply(0, 2, {nullptr, 0, preacts, ld});
+      else
+        multiply(1, 1, {x_preacts.data, x_preacts.stride, preacts, ld});
+    } else {
+      // The input's part fills its pre-activations; the others begin with zeros.
+      S* const input_preacts = preacts + Cell::kInputPreact * width;
+      S* const hidden_preacts = preacts + Cell::kHiddenPreact * width;
+      if (fused_input_) multiply(0, 1, {nullptr, 0, input_preacts, ld});
+      for (int r = 0; r < n; ++r)
+        for (int v = 0; v < ld; v += kLanes) {
+          const int at = v - Cell::kInputPreact * width;
+          if (at < 0 || at >= nr * kLanes)
+            V(S(0)).store(preacts + r * ld + v);
+          else if (!fused_input_)
+            V::load(x_preacts[r] + at).store(input_preacts + r * ld + at);
+        }
+      multiply(1, 1, {nullptr, 0, hidden_preacts, ld, true});
+    }
+  }
+
+ private:
+  // Whether this panel's weights are read unpacked.
+  bool is_unpacked(int64_t panel) const { return unpacked_ && panels_.is_full(panel); }
+
+  const F* input_panel(int64_t panel) const { return ih_ + panels_.offset(panel) * input_k_; }
+  const F* hidden_panel(int64_t panel) const { return hh_ + panels_.offset(panel) * hidden_k_; }
+
+  // Operand pairs of a panel: x or h, and its weights, packed or unpacked.
+  GemmOperands<F> packed_input(int64_t panel, StridedRows<const T> x) const {
+    return packed(x, input_k_, input_panel(panel), panel);
+  }
+  GemmOperands<F> packed_hidden(int64_t panel, StridedRows<const T> h) const {
+    return packed(h, hidden_k_, hidden_panel(panel), panel);
+  }
+  GemmOperands<F> packed(StridedRows<const T> left, int64_t k, const F* weight,
+                         int64_t panel) const {
+    return {as_packed(left.data), left.stride / kVnniFactor<T>, 1, k, weight, panels_.ldb(panel)};
+  }
+  UnpackedOperands<F> unpacked_input(int64_t panel, StridedRows<const T> x) const {
+    return unpacked(panel, x, as_packed(weights_.ih), input_k_, Cell::input_gate);
+  }
+  UnpackedOperands<F> unpacked_hidden(int64_t panel, StridedRows<const T> h) const {
+    return unpacked(panel, h, as_packed(weights_.hh), hidden_k_, Cell::hidden_gate);
+  }
+  template <class GateOf>
+  UnpackedOperands<F> unpacked(int64_t panel, StridedRows<const T> left, const F* weight, int64_t k,
+                               GateOf gate_of) const {
+    UnpackedOperands<F> ab{as_packed(left.data), left.stride / kVnniFactor<T>, k, {}};
+    const int width = panels_.unit_vectors(panel);
+    for (int v = 0; v < panels_.nr(panel); ++v) {
+      const int64_t unit = panels_.first_unit(panel) + v % width * kLanes;
+      ab.b[v] = weight + (gate_of(v / width) * panels_.units + unit) * k;
+    }
+    return ab;
+  }
+
+  const Weights<T> weights_;
+  const PackedLayout<F> panels_;
+  const int64_t input_k_, hidden_k_;  // in packed elements
+  const bool unpacked_, fused_input_;
+  bool prefetch_to_l2_;  // those of a step exceed the L2
+  F *ih_, *hh_;          // packed
+  S* bias_;              // packed: one row of all pre-activations
+};
+
+}  // namespace rnnkern::RNNKERN_ISA

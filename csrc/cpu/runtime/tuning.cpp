@@ -1,0 +1,38 @@
+#include "tuning.h"
+
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
+namespace rnnkern {
+namespace {
+
+const Tuning& tuning_of_this_cpu() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f")) return kTunings[0];
+#endif
+  return kTunings[1];
+}
+
+int64_t l2_bytes() {
+  long bytes = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+  return bytes > 0 ? bytes : 1 << 20;
+}
+
+}  // namespace
+
+const Machine& this_machine() {
+  static const Machine machine{&tuning_of_this_cpu(), l2_bytes() / 2};
+  return machine;
+}
+
+int64_t l2_budget_bytes() { return this_machine().l2_budget_bytes; }
+
+bool use_software_prefetch(int64_t rows) {
+  return rows > this_machine().tuning->max_rows_hardware_prefetch;
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,22 @@
+"""mkdocs hooks: adds the generated performance pages, and fills the tables that pages ask for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parent))
+import results
+
+
+def on_files(files: Files, config: Any) -> Files:
+    for path, text in results.pages().items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return results.filled(markdown)

@@ -1,0 +1,210 @@
+"""What `import rnnkern` gives: names that load on first use, and operators that need no use."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import rnnkern
+
+
+def python(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *args],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def passes(program: str, *args: str) -> None:
+    run = python(program, *args)
+    assert run.returncode == 0, run.stderr
+
+
+MISSING = {
+    "matplotlib": ["plot"],
+    "torch": sorted({*rnnkern._HOMES, "plot"}),
+}
+
+
+@pytest.mark.parametrize("package", MISSING)
+def test_without(package: str) -> None:
+    passes(
+        f"""
+        import inspect, pydoc, sys
+        sys.modules[{package!r}] = None
+        missing = {MISSING[package]}
+        import rnnkern
+        assert not any(hasattr(rnnkern, name) for name in missing)
+        assert not {{*missing}} & {{*dir(rnnkern)}}
+        assert not {{*missing}} & {{name for name, _ in inspect.getmembers(rnnkern)}}
+        assert "drop-in" in pydoc.render_doc(rnnkern, renderer=pydoc.plaintext)
+        assert getattr(rnnkern, missing[0], 5) == 5
+        assert not hasattr(rnnkern, "no_such_name")
+        from rnnkern import *
+        assert {{*rnnkern.__all__}} < {{*globals()}}
+        import rnnkern.numpy, rnnkern.reference
+        assert rnnkern.numpy.Layer and rnnkern.reference
+        """
+    )
+
+
+@pytest.mark.parametrize(
+    ("use", "error"),
+    [
+        ("rnnkern.plot", "AttributeError: rnnkern.plot is not available: rnnkern.plot needs "),
+        ("import rnnkern.plot", "ImportError: rnnkern.plot needs matplotlib: pip install rnnkern["),
+        ("from rnnkern import plot", "ImportError: rnnkern.plot needs matplotlib: pip install "),
+    ],
+)
+def test_words_without_matplotlib(use: str, error: str) -> None:
+    run = python(f"import sys; sys.modules['matplotlib'] = None; import rnnkern; {use}")
+    assert error in run.stderr.splitlines()[-1]
+    assert "pip install rnnkern[plot]" in run.stderr
+    assert "direct cause" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("use", "error"),
+    [
+        ("rnnkern.LSTM", "AttributeError: rnnkern.LSTM is not available: "),
+        ("from rnnkern import LSTM", "ModuleNotFoundError: "),
+        ("from rnnkern import convert", "ModuleNotFoundError: "),
+    ],
+)
+def test_words_without_torch(use: str, error: str) -> None:
+    run = python(f"import sys; sys.modules['torch'] = None; import rnnkern; {use}")
+    assert run.stderr.splitlines()[-1] == f"{error}import of torch halted; None in sys.modules"
+
+
+def test_other_failures_of_an_import() -> None:
+    """A library that does not load, a module that does not know its torch."""
+    passes("""
+        import sys, types
+        sys.modules["rnnkern.modules"] = types.ModuleType("rnnkern.modules")  # without LSTM
+        class Broken:
+            def find_spec(self, name, path=None, target=None):
+                if name == "rnnkern.trace":
+                    raise OSError("libtorch.so: no such file")
+        sys.meta_path.insert(0, Broken())
+        import rnnkern
+        assert not hasattr(rnnkern, "LSTM")
+        assert not hasattr(rnnkern, "trace")
+        try:
+            rnnkern.trace
+        except AttributeError as error:
+            assert isinstance(error.__cause__, OSError)
+            assert "no such file" in str(error)
+        """)
+
+
+def test_everything_public_is_there() -> None:
+    assert set(rnnkern.__all__) == {"__version__", *rnnkern._HOMES, *rnnkern._ROOMS}
+    for name in rnnkern.__all__:
+        assert getattr(rnnkern, name) is getattr(rnnkern, name)
+
+
+def test_a_torch_without_a_spec() -> None:
+    passes("""
+        import sys, types
+        sys.modules["torch"] = types.ModuleType("torch")
+        import rnnkern, rnnkern.reference
+        """)
+
+
+# The operators.
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = rnnkern.GRU(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(x)[0]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.pt2"
+    torch.export.save(torch.export.export(Model(), (torch.ones(5, 2, 3),)), path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import rnnkern; import torch",
+        "import torch; import rnnkern",
+        "import rnnkern.numpy; import torch",
+        "import importlib.util, rnnkern; importlib.util.find_spec('torch'); import torch",
+        "import rnnkern; from torch import nn; import torch",
+    ],
+)
+def test_exported_program_loads(exported: Path, imports: str) -> None:
+    """It runs and trains after a bare import in any order: nothing of rnnkern's was used before."""
+    passes(
+        f"""
+        import sys
+        {imports}
+        assert "rnnkern.modules" not in sys.modules
+        module = torch.export.load(sys.argv[1]).module()
+        out = module(torch.ones(5, 2, 3))
+        out.sum().backward()
+        assert all(p.grad is not None for p in module.parameters())
+        """,
+        str(exported),
+    )
+
+
+def test_import_leaves_cuda_alone() -> None:
+    """is_available() initialises CUDA: CUDA_VISIBLE_DEVICES is settled then, and forks fail."""
+    passes("""
+        import torch
+        def fail(*args):
+            raise AssertionError("CUDA was initialised")
+        torch.cuda.is_available = torch._C._cuda_init = fail
+        import rnnkern.ops
+        rnnkern.LSTM
+        """)
+
+
+def test_torch_comes_without_its_finder_left() -> None:
+    passes("""
+        import sys, rnnkern
+        own = [f for f in sys.meta_path if type(f).__module__ == "rnnkern._after_import"]
+        assert [f.name for f in own] == ["torch"]
+        import torch
+        assert not {*map(id, own)} & {*map(id, sys.meta_path)}
+        """)
+
+
+def test_beside_another_finder_that_asks_all() -> None:
+    passes("""
+        import sys, rnnkern
+        class All:
+            def find_spec(self, name, path=None, target=None):
+                for finder in sys.meta_path:
+                    if finder is not self and (spec := finder.find_spec(name, path, target)):
+                        return spec
+        sys.meta_path.insert(0, All())
+        import torch
+        torch.ops.rnnkern.forward.default
+        """)
+
+
+def test_a_library_that_is_not_built_does_not_stop_torch() -> None:
+    passes("""
+        import sys
+        sys.modules["rnnkern.ops"] = None
+        import rnnkern
+        import torch
+        torch.ones(2)
+        assert not hasattr(rnnkern, "LSTM")
+        """)
