@@ -142,9 +142,7 @@ def autograd() -> list[Extension]:
             f"rnnkern._autograd_torch{release}",
             ["csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"],
             extra_compile_args=[*CFLAGS, "-g0", "-Wno-unused-parameter"],
-            depends=dependencies(
-                "csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"
-            ),
+            depends=dependencies("csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"),
             optional=True,
         )
     ]
@@ -160,7 +158,11 @@ def cuda_ops() -> list[Extension]:
     nvcc += ["-gencode=arch=compute_90,code=compute_90"]
     # torch's build takes the conversions of the half types away, which its own headers define too.
     nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
-    sources = ["csrc/bindings/cuda_ops.cpp", *map(str, sorted(Path("csrc/cuda").rglob("*.cu")))]
+    sources = sorted(
+        str(path)
+        for folder, pattern in (("bindings", "torch_cuda_*.cpp"), ("cuda", "*.cu"))
+        for path in Path("csrc", folder).rglob(pattern)
+    )
     extension = CUDAExtension(
         "rnnkern._C_cuda",
         sources,

@@ -43,8 +43,8 @@ DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
 }
-# Largest difference, relative to the largest value, at which the two sides still agree.
-AGREE = {"fp16": 2e-2, "bf16": 1e-1, "fp32": 1e-4, "tf32": 1e-2}
+# Largest error, relative to the largest value, at which the two sides agree.
+TOLERANCE = {"fp16": 2e-2, "bf16": 1e-1, "fp32": 1e-4, "tf32": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Side:
         return [output, *torch.autograd.grad(output, self.leaves, self.grad)]
 
 
-def distances(results: list[Tensor], expected: list[Tensor]) -> list[float]:
+def relative_errors(results: list[Tensor], expected: list[Tensor]) -> list[float]:
     """Largest differences, each relative to the largest expected value."""
     return [
         (a.double() - b.double()).abs().max().item() / max(b.abs().max().item(), 1e-30)
@@ -183,20 +183,21 @@ def distances(results: list[Tensor], expected: list[Tensor]) -> list[float]:
 
 
 def disagreement(ours: Side, theirs: Side, tolerance: float) -> str:
-    """The first result of ours that is wrong, where some are further from torch.nn's than the
-    tolerance: it is further from float64 than theirs and than half the tolerance."""
+    """The first of our results that is wrong, or nothing. Where one differs from torch.nn's by more
+    than the tolerance, those are wrong that err more than theirs and than half the tolerance,
+    against float64."""
     found, expected = ours(), theirs()
-    if all(d <= tolerance for d in distances(found, expected)):
+    if all(d <= tolerance for d in relative_errors(found, expected)):
         return ""
     truth = theirs.in_double()()
-    both = zip(distances(found, truth), distances(expected, truth), strict=True)
+    both = zip(relative_errors(found, truth), relative_errors(expected, truth), strict=True)
     for i, (a, b) in enumerate(both):
         if not a <= max(tolerance / 2, b):
             return f"result {i} by {a:.1e}, torch.nn by {b:.1e}"
     return ""
 
 
-def captured(call: Callable[[], object]) -> Callable[[], None]:
+def capture_graph(call: Callable[[], object]) -> Callable[[], None]:
     """The call as a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -209,7 +210,9 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def times(calls: list[Callable[[], object]], seconds: float, cache: Tensor) -> list[list[float]]:
+def time_alternately(
+    calls: list[Callable[[], object]], seconds: float, cache: Tensor
+) -> list[list[float]]:
     """Microseconds of every run of each call, the calls taking turns, for about `seconds` each."""
 
     def one(call: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
@@ -234,7 +237,7 @@ def times(calls: list[Callable[[], object]], seconds: float, cache: Tensor) -> l
     ]
 
 
-def spread(values: list[float]) -> tuple[float, float]:
+def median_and_iqr(values: list[float]) -> tuple[float, float]:
     low, middle, high = statistics.quantiles(values, n=4)
     return middle, high - low
 
@@ -247,13 +250,13 @@ def compare(gpu_row: GpuRow, seconds: float, cache: Tensor) -> Result:
     ours, theirs = Side(row, rnnkern), Side(row, torch.nn)
     with torch.no_grad():
         theirs.grad.copy_(ours.grad)
-    result.wrong = disagreement(ours, theirs, AGREE[gpu_row.precision])
+    result.wrong = disagreement(ours, theirs, TOLERANCE[gpu_row.precision])
     calls: list[Callable[[], object]] = [ours, theirs]
     try:
-        calls.append(captured(ours))
+        calls.append(capture_graph(ours))
     except RuntimeError as error:
         result.notes.append(f"no graph: {str(error).partition(chr(10))[0]}")
-    measured = [spread(t) for t in times(calls, seconds, cache)]
+    measured = [median_and_iqr(t) for t in time_alternately(calls, seconds, cache)]
     result.ours, result.ours_iqr = measured[0]
     result.theirs, result.theirs_iqr = measured[1]
     if len(measured) == 3:
@@ -261,8 +264,8 @@ def compare(gpu_row: GpuRow, seconds: float, cache: Tensor) -> Result:
     return result
 
 
-def answer(*command: str) -> str:
-    """What a command says, or "unknown"."""
+def command_output(*command: str) -> str:
+    """Standard output of a command, or "unknown" where it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -270,39 +273,42 @@ def answer(*command: str) -> str:
 
 
 def machine(facts: Path | None) -> dict[str, object]:
-    """Where and when this runs; `facts` is what bench/gpu_facts.cu printed."""
+    """Date, device, driver and versions; `facts` is the output of bench/gpu_facts.cu."""
     properties = torch.cuda.get_device_properties(0)
-    known: dict[str, object] = {
+    environment: dict[str, object] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "gpu": properties.name,
-        "driver": answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": command_output(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        ),
         "multiprocessors": properties.multi_processor_count,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "rnnkern": rnnkern.__version__,
-        "commit": os.environ.get("COMMIT") or answer("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "commit": os.environ.get("COMMIT")
+        or command_output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
     }
     if facts and facts.exists():
-        known |= {
+        environment |= {
             name: int(value) for name, value in map(str.split, facts.read_text().splitlines())
         }
-    return known
+    return environment
 
 
-def write(out: Path, known: dict[str, object], results: list[Result], left_out: int) -> None:
+def write(out: Path, environment: dict[str, object], results: list[Result], left_out: int) -> None:
     """The table and, with everything in it, the JSON."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{k}: {v}" for k, v in known.items()]
+    lines = [f"{k}: {v}" for k, v in environment.items()]
     lines += ["", Result.HEADER, *map(str, results)]
     lines += [f"{left_out} rows are left out: no time"] if left_out else []
     out.with_suffix(".txt").write_text("\n".join(lines) + "\n")
     finite = [{k: v if v == v else None for k, v in asdict(r).items()} for r in results]
-    content = {"machine": known, "left_out": left_out, "results": finite}
+    content = {"machine": environment, "left_out": left_out, "results": finite}
     out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def packages() -> None:
+def print_packages() -> None:
     for name in ("torch", "setuptools", "ninja", "numpy", "pytest"):
         try:
             print(name, version(name))
@@ -329,15 +335,15 @@ def main(arguments: list[str] | None = None) -> int:
     if args.quick:
         chosen = [row for row in chosen if row.quick]
     if args.list or args.packages:
-        packages() if args.packages else print(*chosen, sep="\n")
+        print_packages() if args.packages else print(*chosen, sep="\n")
         return 0
     if not torch.cuda.is_available():
         print("needs an NVIDIA GPU and a torch with CUDA", file=sys.stderr)
         return 1
 
-    known = machine(args.facts)
+    environment = machine(args.facts)
     cache = torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE)
-    print(*(f"{k}: {v}" for k, v in known.items()), Result.HEADER, sep="\n", flush=True)
+    print(*(f"{k}: {v}" for k, v in environment.items()), Result.HEADER, sep="\n", flush=True)
     results: list[Result] = []
     for row in chosen:
         if time.monotonic() - start > args.limit:
@@ -347,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
         except RuntimeError as error:  # CUDA's errors, out of memory among them
             results.append(Result(str(row), steps=1, wrong=str(error).partition("\n")[0]))
         print(results[-1], flush=True)
-        write(args.out, known, results, len(chosen) - len(results))
+        write(args.out, environment, results, len(chosen) - len(results))
     if len(results) < len(chosen):
         print(f"{len(chosen) - len(results)} rows are left out: no time")
     return sum(bool(r.wrong) for r in results)

@@ -45,8 +45,9 @@ def main() -> int:
     if not nvcc or not host:
         print(f"cuda-check: skipped, no {'c++' if nvcc else 'nvcc'} on PATH")
         return 0
-    jobs = [([host, *OPERATORS], ROOT / "csrc/bindings/cuda_ops.cpp", "operators")]
-    for source in sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("bench/*.cu")]):
+    operators = sorted(ROOT.glob("csrc/bindings/torch_cuda_*.cpp"))
+    jobs = [([host, *OPERATORS], source, "operators") for source in operators]
+    for source in sorted([*ROOT.glob("csrc/cuda/**/*.cu"), *ROOT.glob("bench/*.cu")]):
         for arch in ARCHITECTURES:
             target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
             jobs.append(([nvcc, *KERNELS, target], source, f"sm_{arch}"))

@@ -112,7 +112,7 @@ class Case:
 _BF16, _FP16 = torch.bfloat16, torch.float16
 #: Sizes for which the CUDA engine keeps the recurrent weights on the chip: in clusters of one block
 #: to sixteen, partly in shared memory, and with several clusters.
-ON_CHIP = [
+PERSISTENT = [
     case
     for cell in CELLS
     for case in (

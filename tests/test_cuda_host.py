@@ -6,26 +6,23 @@ matrix products. tests/test_cuda.py is for that.
 """
 
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import test_kernels
 import torch
-from cases import CELLS, ON_CHIP, TABLE, Case, check, results
+from cases import CELLS, PERSISTENT, TABLE, Case, check, results
 from hypothesis import given, settings
 from relu import judge
+from simulated import COMPILER, compile_operators, in_place, loaded
 from test_kernels import (  # noqa: F401
     test_gradcheck,
     test_not_finite,
     test_partial_gradients,
     test_strides,
 )
-from torch import Tensor
 from torch.nn.functional import linear
 
 import rnnkern
@@ -36,54 +33,28 @@ from rnnkern.ops import decomposition
 
 # The first test of all compiles the library, which takes minutes where the machine is busy.
 pytestmark = pytest.mark.timeout(600)
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("csrc/bindings/cuda_ops.cpp", "tests/cuda_on_host/launch.cpp")
-TORCH = Path(torch.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The operators, compiled here."""
-    if not (compiler := shutil.which("c++")):
+    if not COMPILER:
         pytest.skip("needs a C++ compiler")
     path = tmp_path_factory.mktemp("cuda_on_host") / "cuda_on_host.so"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
-    flags += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
-    link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
-    sources = [str(ROOT / source) for source in SOURCES]
-    subprocess.run([compiler, *flags, *sources, "-o", str(path), *link], check=True)
-    torch.ops.load_library(path)
-
-    # torch has this one on CUDA only: products of half types with a float32 result.
-    def mm(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
-        return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
-
-    aten = torch.library.Library("aten", "IMPL")
-    aten.impl("mm.dtype_out", mm, "CPU")
-    yield
-    aten._destroy()
+    compile_operators(path)
+    with loaded(path):
+        yield
 
 
 @pytest.fixture(autouse=True)
-def _emulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The operators in place, with small chunks of time; new tensors are NaN, so that what a kernel
-    leaves unwritten shows."""
+def _simulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The operators in place, with small chunks of time."""
     # The CPU's matrix products may round by where their operands begin in memory.
     monkeypatch.setattr(test_kernels, "assert_same_bits", torch.testing.assert_close)
-    monkeypatch.setattr(rnnkern.ops.autograd, "NATIVE", None)  # it would go to the CPU engine
-    monkeypatch.setattr(
-        rnnkern.ops.library, "forward", torch.ops.rnnkern_cuda_on_host.forward.default
-    )
-    monkeypatch.setattr(
-        rnnkern.ops.library, "backward", torch.ops.rnnkern_cuda_on_host.backward.default
-    )
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)  # all tensors are small, and the emulation is serial
-    chunk = torch.ops.rnnkern_cuda_on_host.set_chunk(200)
-    yield
-    torch.ops.rnnkern_cuda_on_host.set_chunk(chunk)
-    torch.use_deterministic_algorithms(False)
+    with in_place():
+        chunk = torch.ops.rnnkern_cuda_on_host.set_chunk(200)
+        yield
+        torch.ops.rnnkern_cuda_on_host.set_chunk(chunk)
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
@@ -123,30 +94,30 @@ def test_chunks_of_halves(dtype: torch.dtype) -> None:
 
 
 @pytest.fixture
-def runs() -> Iterator[None]:
-    """Steps are taken together, with fibers for threads; chunks are as large as ever."""
+def persistent() -> Iterator[None]:
+    """The persistent engine on the simulated chip, with chunks of the usual size."""
     torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
-    torch.ops.rnnkern_cuda_on_host.set_runs(True, 0)
+    torch.ops.rnnkern_cuda_on_host.set_persistent(True, 0)
     yield
-    torch.ops.rnnkern_cuda_on_host.set_runs(False, 0)
+    torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
 
 
-@pytest.mark.parametrize("case", ON_CHIP, ids=str)
-def test_on_chip(runs: None, case: Case) -> None:
-    before = torch.ops.rnnkern_cuda_on_host.run_launches()
+@pytest.mark.parametrize("case", PERSISTENT, ids=str)
+def test_persistent(persistent: None, case: Case) -> None:
+    before = torch.ops.rnnkern_cuda_on_host.persistent_launches()
     judge(case).assert_as_good_as_torch()
-    assert torch.ops.rnnkern_cuda_on_host.run_launches() >= before + 2
+    assert torch.ops.rnnkern_cuda_on_host.persistent_launches() >= before + 2
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_on_chip_in_any_order(runs: None, cell: str, dtype: torch.dtype) -> None:
-    """However the threads of a cluster take turns and however long messages take, the bits are the
-    same, also where a run ends with a chunk."""
+def test_persistent_in_any_order(persistent: None, cell: str, dtype: torch.dtype) -> None:
+    """The bits do not depend on the order of threads and on the latency of messages, also where a
+    persistent launch ends with a chunk."""
     case = Case(cell, T=13, B=10, H=150, bidirectional=True, packed=True, hx=True, dtype=dtype)
     found = []
     for seed in range(6):
-        torch.ops.rnnkern_cuda_on_host.set_runs(True, seed)
+        torch.ops.rnnkern_cuda_on_host.set_persistent(True, seed)
         found.append(results(case, rnnkern))
     for other in found[1:]:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
@@ -169,14 +140,14 @@ def test_on_chip_in_any_order(runs: None, cell: str, dtype: torch.dtype) -> None
     ),
     seed=st.integers(0, 1000),
 )
-def test_on_chip_at_random(case: Case, seed: int) -> None:
-    """Whatever the sizes, steps taken together and one by one give the same, to rounding."""
+def test_persistent_at_random(case: Case, seed: int) -> None:
+    """The persistent and the stepwise engine agree to rounding, for random sizes."""
     found = []
     torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
-    for together in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_runs(together, seed)
+    for enabled in (True, False):
+        torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, seed)
         found.append(results(case, rnnkern))
-    torch.ops.rnnkern_cuda_on_host.set_runs(False, 0)
+    torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
     close = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[case.dtype]
     for name, value in found[0].items():
         distance = (value - found[1][name]).norm() / found[1][name].norm().clamp(min=1e-3)
@@ -184,15 +155,15 @@ def test_on_chip_at_random(case: Case, seed: int) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_on_chip_leaves_the_same(runs: None, cell: str) -> None:
-    """Saved values, cell states and flows too are those of the steps one by one."""
+def test_persistent_leaves_the_same(persistent: None, cell: str) -> None:
+    """Saved values, cell states and flows are those of the stepwise engine, too."""
     layer = Case(cell, I=3, H=70, bidirectional=True, batch_first=True).layer(rnnkern)
     weights = [p.detach() for p in layer.parameters()]
     x, dy = torch.randn(6, 5, 3), torch.randn(6, 5, 140)
     call = (CELLS.index(cell), True)
     found = []
-    for together in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_runs(together, 1)
+    for enabled in (True, False):
+        torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, 1)
         output, _, _, saved, cells = rnnkern.ops.library.forward(
             x, None, None, None, weights, *call, True
         )
@@ -203,8 +174,8 @@ def test_on_chip_leaves_the_same(runs: None, cell: str) -> None:
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
-def test_plan(runs: None) -> None:
-    """What stays on the chip, and what goes step by step."""
+def test_plan(persistent: None) -> None:
+    """Which sizes get the persistent engine, and which the stepwise one."""
 
     def plan(dtype: torch.dtype, hidden_size: int, *more: object, steps: int = 9) -> dict:
         arguments = (

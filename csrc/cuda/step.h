@@ -1,78 +1,207 @@
-// One time step of one direction: what it reads and writes, and the functions that start it.
-//
-// The matrix products are done before; what is left is pointwise over (batch row, hidden unit).
-// Tensors keep the storage type T (double, float, bfloat16, half); sums, running states, `saved`
-// and `cells` have the accumulation type A, which is T, or float for the two halves.
-//
-// A "row" is one (step, batch row) pair; rows are numbered in time-major order, t * B + b, or as
-// packed. A pointer is to the whole tensor; *_offset is where this step's rows begin in it and
-// *_row how far apart they are, in elements. All indices are 64-bit.
-//
-// With a projection the cell's own h is called m, and h = W_hr m, R wide, is a product between the
-// kernels: forward, the cell leaves m in `h_operand`; backward, launch_total comes first, and the
-// cell is given dm = dh W_hr.
+// One (batch row, hidden unit) of a time step: its offsets in the tensors of params.h, what it
+// loads, the cell, and what it stores. Both engines are made of these functions, for one thread.
+// Where pre-activations come from and how threads share a step is not known here.
+// Nothing needs a GPU: the tests run the same functions on the CPU.
 #pragma once
-#include <cstdint>
-
-struct CUstream_st;
+#include "cell_math.h"
+#include "params.h"
 
 namespace rnnkern::cuda {
 
-using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
+// Cell::forward, from and to the accumulation type.
+template <class Cell, class T>
+RNNKERN_HD static void cell_forward(const Acc<T>* preact, const Acc<T>* prev, Acc<T>* next,
+                                    Acc<T>* saved) {
+  using V = CellMath<T>;
+  V x[Cell::kPreacts], from[Cell::kStates], to[Cell::kStates], kept[Cell::kSaved + 1];
+  for (int i = 0; i < Cell::kPreacts; ++i) x[i] = V(preact[i]);
+  for (int i = 0; i < Cell::kStates; ++i) from[i] = V(prev[i]);
+  Cell::forward(x, from, to, kept);
+  for (int i = 0; i < Cell::kStates; ++i) next[i] = Acc<T>(to[i]);
+  for (int i = 0; i < Cell::kSaved; ++i) saved[i] = Acc<T>(kept[i]);
+}
 
-enum class Storage : int { float64, float32, bfloat16, float16 };
+// Layout (rows, values, H): the offset of a unit's first value, from `row`, its offset in a layout
+// (rows, H).
+RNNKERN_HD static int64_t gate_offset(int values, int64_t row, int unit) {
+  return row * values - int64_t(values - 1) * unit;
+}
 
-struct ForwardStep {
-  int64_t batch, units;  // rows of this step, H
-  int64_t row;           // number of the first of them
+// Offsets of one (batch row, unit) of a step, in elements.
+struct ForwardOffsets {
+  int64_t input, y, row;  // row: in a layout (rows, H)
+  int unit;
 
-  const void* input;  // A: W_ih x, gates in torch's order; may be the same memory as `saved`
-  int64_t input_offset, input_row;
-  const void* hidden;             // A (batch, gates * H): W_hh h; null where h is zero
-  const void *bias_ih, *bias_hh;  // T (gates * H), or null
-  void *h, *c;                    // A (batch, H): the states, before and after; or null
-  void* h_operand;                // T (batch, H): h for the next product, null where h serves
-  void* y;                        // T; null with a projection, as h is
-  int64_t y_offset, y_row;
-  void *saved, *cells;  // A (rows, kSaved, H), (rows, H); null where not wanted
+  RNNKERN_HD void operator+=(const ForwardOffsets& step) {
+    input += step.input, y += step.y, row += step.row;
+  }
 };
 
-struct BackwardStep {
-  int64_t batch, units, width;           // width: R, of h; units unless it is projected
-  int64_t row, chunk_row;                // number of the first row, overall and within the chunk
-  int64_t previous_batch, previous_row;  // rows that had a step before this one; the others
-                                         // began here, from h0 and c0
+RNNKERN_HD static ForwardOffsets forward_offsets(const StepForwardParams& p, int64_t b, int64_t u) {
+  return {p.input_offset + b * p.input_stride + u, p.y_offset + b * p.y_stride + u,
+          (p.row + b) * p.units + u, int(u)};
+}
 
-  const void* y;  // T
-  int64_t y_offset, previous_y_offset, y_row;
-  const void *h0, *c0;        // T (B, R), (B, H), or null for zeros
-  const void *saved, *cells;  // A
-  const void* dy;             // T, or null for zeros
-  int64_t dy_offset, dy_row;
-  void* recurrent;        // A (batch, R): W_hh^T dsum of the step after
-  void *dh, *dc;          // A (batch, R), (batch, H): derivative by the states, after and before;
-                          // dc or null
-  void *flow_h, *flow_c;  // A (rows, R), (rows, H): dL/dh_t and dL/dc_t; null where not wanted
+// The biases of one unit, by pre-activation.
+template <class Cell, class T>
+RNNKERN_HD static void load_bias(const StepForwardParams& p, int64_t u, Acc<T>* bias) {
+  using A = Acc<T>;
+  const auto bias_ih = static_cast<const T*>(p.bias_ih);
+  const auto bias_hh = static_cast<const T*>(p.bias_hh);
+  for (int s = 0; s < Cell::kPreacts; ++s) bias[s] = A(0);
+  for (int s = 0; s < Cell::kGates; ++s) {
+    if (bias_ih) bias[Cell::kInputPreact + s] += A(bias_ih[Cell::input_gate(s) * p.units + u]);
+    if (bias_hh) bias[Cell::kHiddenPreact + s] += A(bias_hh[Cell::hidden_gate(s) * p.units + u]);
+  }
+}
 
-  // Of the chunk's rows, T, as operands of the products with the weights.
-  void* dsum;      // (kSums, H) each
-  void* previous;  // R: the h that each row began with; null where not wanted
+// W_ih x, for the pre-activations from kInputPreact on.
+template <class Cell, class T>
+RNNKERN_HD static void load_input(const StepForwardParams& p, const ForwardOffsets& at,
+                                  Acc<T>* input) {
+  const auto from = static_cast<const Acc<T>*>(p.input) + at.input;
+  for (int s = 0; s < Cell::kGates; ++s) input[s] = from[Cell::input_gate(s) * p.units];
+}
 
-  // Only with a projection.
-  void* total;     // R, of the chunk's rows, T: dL/dh_t
-  void* m;         // H, of the chunk's rows, T: what was projected; null where not wanted
-  const void* dm;  // A (batch, H): W_hr^T dL/dh_t
+// y and what backward needs; the running states are not stored.
+template <class Cell, class T>
+RNNKERN_HD static void store_forward(const StepForwardParams& p, const ForwardOffsets& at,
+                                     const Acc<T>* next, const Acc<T>* saved) {
+  using A = Acc<T>;
+  if (p.y) static_cast<T*>(p.y)[at.y] = T(next[0]);
+  if (p.saved)
+    for (int s = 0; s < Cell::kSaved; ++s)
+      static_cast<A*>(p.saved)[gate_offset(Cell::kSaved, at.row, at.unit) + s * p.units] = saved[s];
+  if constexpr (Cell::kStates == 2)
+    if (p.c_states) static_cast<A*>(p.c_states)[at.row] = next[1];
+}
+
+template <class Cell, class T>
+RNNKERN_HD static void load_states(const StepForwardParams& p, int64_t b, int64_t u,
+                                   Acc<T>* state) {
+  using A = Acc<T>;
+  const int64_t at = b * p.units + u;
+  state[0] = p.h ? static_cast<A*>(p.h)[at] : A(0);
+  if constexpr (Cell::kStates == 2) state[1] = static_cast<A*>(p.c)[at];
+}
+
+template <class Cell, class T>
+RNNKERN_HD static void store_states(const StepForwardParams& p, int64_t b, int64_t u,
+                                    const Acc<T>* state) {
+  using A = Acc<T>;
+  const int64_t at = b * p.units + u;
+  if (p.h) static_cast<A*>(p.h)[at] = state[0];
+  if (p.h_operand) static_cast<T*>(p.h_operand)[at] = T(state[0]);
+  if constexpr (Cell::kStates == 2) static_cast<A*>(p.c)[at] = state[1];
+}
+
+struct BackwardOffsets {
+  int64_t y, dy, row;  // as in ForwardOffsets
+  int64_t chunk_row;   // row, within the chunk
+  int64_t first;       // in the states, (batch, H)
+  int unit;
+  bool began;  // at this step, from h0 and c0
+
+  RNNKERN_HD void operator+=(const BackwardOffsets& step) {
+    y += step.y, dy += step.dy, row += step.row, chunk_row += step.chunk_row;
+  }
 };
 
-// Each puts one kernel on the stream and returns null, or CUDA's word for what went wrong.
-const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream stream);
-const char* launch_backward(int cell, Storage storage, const BackwardStep& step, Stream stream);
+RNNKERN_HD static BackwardOffsets backward_offsets(const StepBackwardParams& p, int64_t b,
+                                                   int64_t u) {
+  const int64_t H = p.units;
+  return {p.y_offset + b * p.y_stride + u,
+          p.dy_offset + b * p.dy_stride + u,
+          (p.row + b) * H + u,
+          (p.chunk_row + b) * H + u,
+          b * H + u,
+          int(u),
+          b >= p.prev_batch};
+}
 
-// With a projection, before launch_backward: dL/dh_t, of which dh holds nothing afterwards.
-const char* launch_total(Storage storage, const BackwardStep& step, Stream stream);
+// Distance from a step's elements to those of the step before in time.
+struct PrevStepOffset {
+  int64_t y, row;
+};
 
-// out = a + b over `count` contiguous elements: out in T, a and b in A if `accumulated`, else T.
-const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
-                       const void* b, void* out, Stream stream);
+RNNKERN_HD static PrevStepOffset prev_step_offset(const StepBackwardParams& p) {
+  return {p.prev_y_offset - p.y_offset, (p.prev_row - p.row) * p.units};
+}
+
+// What the forward pass saved of one unit at one step. A projected cell reads neither h.
+template <class Cell, class T>
+struct SavedValues {
+  T h_prev, h;
+  Acc<T> c_prev, c, saved[Cell::kSaved + 1];
+};
+
+template <class Cell, class T>
+RNNKERN_HD static void load_saved(const StepBackwardParams& p, const BackwardOffsets& at,
+                                  const PrevStepOffset& prev, SavedValues<Cell, T>* v) {
+  using A = Acc<T>;
+  const auto y = static_cast<const T*>(p.y), h0 = static_cast<const T*>(p.h0);
+  const auto c0 = static_cast<const T*>(p.c0);
+  const auto c_states = static_cast<const A*>(p.c_states);
+  if (!p.dm) {
+    v->h = y[at.y];
+    if (!at.began)
+      v->h_prev = y[at.y + prev.y];
+    else
+      v->h_prev = h0 ? h0[at.first] : T(0.f);
+  }
+  if constexpr (Cell::kStates == 2) {
+    v->c = c_states[at.row];
+    if (!at.began)
+      v->c_prev = c_states[at.row + prev.row];
+    else
+      v->c_prev = c0 ? A(c0[at.first]) : A(0);
+  }
+  for (int s = 0; s < Cell::kSaved; ++s)
+    v->saved[s] =
+        static_cast<const A*>(p.saved)[gate_offset(Cell::kSaved, at.row, at.unit) + s * p.units];
+}
+
+// Cell::backward: dnext becomes the total derivative.
+template <class Cell, class T>
+RNNKERN_HD static void cell_backward(const SavedValues<Cell, T>& v, Acc<T>* dnext, Acc<T>* dprev,
+                                     Acc<T>* dgates) {
+  using A = Acc<T>;
+  using V = CellMath<T>;
+  V saved[Cell::kSaved + 1], prev[Cell::kStates], next[Cell::kStates], dn[Cell::kStates];
+  V dp[Cell::kStates], ds[Cell::kPreacts];
+  for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(v.saved[i]);
+  prev[0] = V(A(v.h_prev));
+  next[0] = V(A(v.h));
+  if constexpr (Cell::kStates == 2) prev[1] = V(v.c_prev), next[1] = V(v.c);
+  for (int i = 0; i < Cell::kStates; ++i) dn[i] = V(dnext[i]);
+  Cell::backward(saved, prev, next, dn, dp, ds);
+  for (int i = 0; i < Cell::kStates; ++i) dnext[i] = A(dn[i]), dprev[i] = A(dp[i]);
+  for (int i = 0; i < Cell::kPreacts; ++i) dgates[i] = A(ds[i]);
+}
+
+// Operands of the weight gradients, and flows; the running derivatives are not stored.
+template <class Cell, class T>
+RNNKERN_HD static void store_backward(const StepBackwardParams& p, const BackwardOffsets& at,
+                                      const SavedValues<Cell, T>& v, const Acc<T>* dnext,
+                                      const Acc<T>* dgates) {
+  using A = Acc<T>;
+  using V = CellMath<T>;
+  for (int s = 0; s < Cell::kPreacts; ++s)
+    static_cast<T*>(p.dgates)[gate_offset(Cell::kPreacts, at.chunk_row, at.unit) + s * p.units] =
+        T(dgates[s]);
+  if (!p.dm) {
+    if (p.h_prev) static_cast<T*>(p.h_prev)[at.chunk_row] = v.h_prev;
+    if (p.flow_h) static_cast<A*>(p.flow_h)[at.row] = dnext[0];
+  }
+  if constexpr (Cell::kStates == 2)
+    if (p.flow_c) static_cast<A*>(p.flow_c)[at.row] = dnext[1];
+  if constexpr (Cell::kProjects)
+    if (p.m) {
+      V saved[Cell::kSaved + 1], next[Cell::kStates];
+      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(v.saved[i]);
+      next[0] = V(0), next[Cell::kStates - 1] = V(v.c);
+      static_cast<T*>(p.m)[at.chunk_row] = T(A(Cell::hidden(saved, next)));
+    }
+}
 
 }  // namespace rnnkern::cuda

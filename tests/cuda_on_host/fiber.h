@@ -20,22 +20,22 @@ using Context = void**;  // the stack, with the registers on top
       "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; ret");
 }
 
-inline void prepare(Context& context, char* stack_end, size_t /*bytes*/, void (*enter)()) {
+inline void prepare(Context& context, char* stack_end, size_t /*bytes*/, void (*entry)()) {
   context = reinterpret_cast<void**>(stack_end) - 8;
-  std::fill_n(context, 8, nullptr);  // six registers, `enter`, where it would return to
-  context[6] = reinterpret_cast<void*>(enter);
+  std::fill_n(context, 8, nullptr);  // six registers, `entry`, where it would return to
+  context[6] = reinterpret_cast<void*>(entry);
 }
 #else
 using Context = ucontext_t;
 
 inline void switch_context(Context& from, const Context& to) { swapcontext(&from, &to); }
 
-inline void prepare(Context& context, char* stack_end, size_t bytes, void (*enter)()) {
+inline void prepare(Context& context, char* stack_end, size_t bytes, void (*entry)()) {
   getcontext(&context);
   context.uc_stack.ss_sp = stack_end - bytes;
   context.uc_stack.ss_size = bytes;
   context.uc_link = nullptr;
-  makecontext(&context, enter, 0);
+  makecontext(&context, entry, 0);
 }
 #endif
 

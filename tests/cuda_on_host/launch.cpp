@@ -1,17 +1,17 @@
-// The CUDA engine without a GPU: each launch runs every thread of its grid on the CPU, one after
-// the other, with the index arithmetic of the kernels (pointwise.h). Together with
-// csrc/bindings/cuda_ops.cpp this makes operators that torch calls on CPU tensors.
+// The launches of csrc/cuda/params.h without a GPU. A stepwise launch runs the threads of its grid
+// one after the other, a persistent one on the simulated chip. Together with
+// csrc/bindings/torch_cuda_*.cpp this makes operators that torch calls on CPU tensors.
 //
-// torch::stable's mm in the half types with a float32 result exists on CUDA only; test_cuda_host.py
-// supplies it.
+// torch's mm of half types with a float32 result exists on CUDA only; test_cuda_host.py brings one.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <vector>
 
-#include "../../csrc/cuda/cluster_backward.h"
-#include "../../csrc/cuda/cluster_forward.h"
+#include "../../csrc/cuda/cluster/backward.h"
+#include "../../csrc/cuda/cluster/forward.h"
+#include "../../csrc/cuda/stepwise/elements.h"
 
 namespace rnnkern::cuda {
 namespace {
@@ -19,72 +19,73 @@ namespace {
 int64_t launches = 0;
 
 template <class F>
-void each_thread(const Grid& g, F&& body) {
+void for_each_thread(const Grid& g, F&& body) {
   ++launches;
   for (int64_t by = 0; by < g.blocks_y; ++by)
     for (int64_t bx = 0; bx < g.blocks_x; ++bx)
       for (int64_t ty = 0; ty < g.threads_y; ++ty)
         for (int64_t tx = 0; tx < g.threads_x; ++tx)
-          body(Lane{by * g.threads_y + ty, int64_t(g.blocks_y) * g.threads_y, bx * g.threads_x + tx,
-                    int64_t(g.blocks_x) * g.threads_x});
+          body(GridStride{by * g.threads_y + ty, int64_t(g.blocks_y) * g.threads_y,
+                          bx * g.threads_x + tx, int64_t(g.blocks_x) * g.threads_x});
 }
 
 template <class F>
-void visit_storage(Storage storage, F&& f) {
-  switch (storage) {
-    case Storage::float64: return f(double{});
-    case Storage::bfloat16: return f(c10::BFloat16{});
-    case Storage::float16: return f(c10::Half{});
+void dispatch_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float64: return f(double{});
+    case DType::bfloat16: return f(c10::BFloat16{});
+    case DType::float16: return f(c10::Half{});
     default: return f(float{});
   }
 }
 
 }  // namespace
 
-const char* launch_forward(int cell, Storage storage, const ForwardStep& step, Stream) {
+const char* launch_forward(int cell, DType dtype, const StepForwardParams& step, Stream) {
   visit_cell(CellId(cell), [&](auto c) {
-    visit_storage(storage, [&](auto type) {
-      each_thread(make_grid(step.batch, step.units),
-                  [&](const Lane& lane) { forward_lane<decltype(c), decltype(type)>(step, lane); });
-    });
-  });
-  return nullptr;
-}
-
-const char* launch_backward(int cell, Storage storage, const BackwardStep& step, Stream) {
-  visit_cell(CellId(cell), [&](auto c) {
-    visit_storage(storage, [&](auto type) {
-      each_thread(make_grid(step.batch, step.units), [&](const Lane& lane) {
-        backward_lane<decltype(c), decltype(type)>(step, lane);
+    dispatch_dtype(dtype, [&](auto type) {
+      for_each_thread(make_grid(step.batch, step.units), [&](const GridStride& at) {
+        forward_grid_stride<decltype(c), decltype(type)>(step, at);
       });
     });
   });
   return nullptr;
 }
 
-const char* launch_total(Storage storage, const BackwardStep& step, Stream) {
-  visit_storage(storage, [&](auto type) {
-    each_thread(make_grid(step.batch, step.width),
-                [&](const Lane& lane) { total_lane<decltype(type)>(step, lane); });
+const char* launch_backward(int cell, DType dtype, const StepBackwardParams& step, Stream) {
+  visit_cell(CellId(cell), [&](auto c) {
+    dispatch_dtype(dtype, [&](auto type) {
+      for_each_thread(make_grid(step.batch, step.units), [&](const GridStride& at) {
+        backward_grid_stride<decltype(c), decltype(type)>(step, at);
+      });
+    });
   });
   return nullptr;
 }
 
-const char* launch_add(Storage storage, bool accumulated, int64_t count, const void* a,
-                       const void* b, void* out, Stream) {
-  visit_storage(storage, [&](auto type) {
+const char* launch_dh_total(DType dtype, const StepBackwardParams& step, Stream) {
+  dispatch_dtype(dtype, [&](auto type) {
+    for_each_thread(make_grid(step.batch, step.width),
+                    [&](const GridStride& at) { dh_total_grid_stride<decltype(type)>(step, at); });
+  });
+  return nullptr;
+}
+
+const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
+                       void* out, Stream) {
+  dispatch_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     const auto add = [&](auto operand) {
       using S = decltype(operand);
       Grid g = make_grid(1, count);
       g.threads_y = 1;
-      each_thread(g, [&](const Lane& lane) {
-        add_lane(count, static_cast<const S*>(a), static_cast<const S*>(b), static_cast<T*>(out),
-                 lane.unit, lane.unit_step);
+      for_each_thread(g, [&](const GridStride& at) {
+        add_grid_stride(count, static_cast<const S*>(a), static_cast<const S*>(b),
+                        static_cast<T*>(out), at.unit, at.unit_step);
       });
     };
     if (accumulated)
-      add(Accumulated<T>{});
+      add(Acc<T>{});
     else
       add(type);
   });
@@ -93,81 +94,85 @@ const char* launch_add(Storage storage, bool accumulated, int64_t count, const v
 
 namespace {
 
-bool runs = false;  // whether steps are taken together where a shape serves
-int64_t run_launches = 0;
+bool persistent = false;  // whether the persistent engine is taken where it has a tiling
+int64_t persistent_launches = 0;
 
-// float16 has sixteen batch rows to a cluster, the others eight: both widths run, and no more than
-// these are compiled.
+// float16 has two batch tiles to a cluster, the others one: each is compiled for one type alone.
 template <class F>
-bool visit_run(int cell, Storage storage, int64_t units, F&& f) {
+bool dispatch_persistent(int cell, DType dtype, int64_t units, F&& f) {
   bool found = false;
   visit_cell(CellId(cell), [&](auto c) {
     using Cell = decltype(c);
-    if (storage == Storage::bfloat16)
-      found = visit_shape<Cell, c10::BFloat16, 1>(
-          units, [&](auto shape) { f(c, c10::BFloat16{}, shape); });
-    else if (storage == Storage::float16)
-      found = visit_shape<Cell, c10::Half, 2>(units, [&](auto shape) { f(c, c10::Half{}, shape); });
-    else if (storage == Storage::float32)
-      found = visit_shape<Cell, float, 1>(units, [&](auto shape) { f(c, float{}, shape); });
+    if (dtype == DType::bfloat16)
+      found = dispatch_config<Cell, c10::BFloat16, 1>(
+          units, [&](auto config) { f(c, c10::BFloat16{}, config); });
+    else if (dtype == DType::float16)
+      found = dispatch_config<Cell, c10::Half, 2>(units,
+                                                  [&](auto config) { f(c, c10::Half{}, config); });
+    else if (dtype == DType::float32)
+      found = dispatch_config<Cell, float, 1>(units, [&](auto config) { f(c, float{}, config); });
   });
   return found;
 }
 
-constexpr size_t kSharedBytes = 227 << 10;  // of a block on Hopper
+constexpr size_t kMaxSmemBytes = 227 << 10;  // of a block on Hopper
 
-template <class Run>
-OnChip plan(int cell, Storage storage, int64_t units, int64_t batch) {
-  OnChip chosen;
-  visit_run(cell, storage, units, [&](auto c, auto type, auto shape) {
-    using S = decltype(shape);
-    const int blocks = blocks_for<S>(units);
-    if (shared_bytes<decltype(c), decltype(type), S>(static_cast<const Run*>(nullptr), blocks) <=
-        kSharedBytes)
-      chosen = {blocks, int((batch + S::kRows - 1) / S::kRows), S::kRows};
+template <class Params>
+PersistentPlan plan(int cell, DType dtype, int64_t units, int64_t batch) {
+  PersistentPlan chosen;
+  dispatch_persistent(cell, dtype, units, [&](auto c, auto type, auto config) {
+    using Config = decltype(config);
+    const int blocks = cluster_size_for<Config>(units);
+    if (smem_bytes<decltype(c), decltype(type), Config>(static_cast<const Params*>(nullptr),
+                                                        blocks) <= kMaxSmemBytes)
+      chosen = {blocks, int((batch + Config::kBatchRows - 1) / Config::kBatchRows),
+                Config::kBatchRows};
   });
   return chosen;
 }
 
-template <class Run>
-const char* launch_each(int cell, Storage storage, const Run* runs, int count) {
-  const auto& step = runs->step;
-  const OnChip chosen = plan<Run>(cell, storage, step.units, step.batch);
-  visit_run(cell, storage, step.units, [&](auto c, auto type, auto shape) {
+template <class Params>
+const char* launch_each(int cell, DType dtype, const Params* params, int directions) {
+  const auto& step = params->step;
+  const PersistentPlan chosen = plan<Params>(cell, dtype, step.units, step.batch);
+  dispatch_persistent(cell, dtype, step.units, [&](auto c, auto type, auto config) {
     using Cell = decltype(c);
     using T = decltype(type);
-    using S = decltype(shape);
-    for (const Run* run = runs; run < runs + count; ++run, ++run_launches)
-      run_clusters(chosen.blocks, chosen.clusters, S::kThreads,
-                   shared_bytes<Cell, T, S>(run, chosen.blocks),
-                   [&] { run_cluster<Cell, T, S>(*run); });
+    using Config = decltype(config);
+    for (const Params* each = params; each < params + directions; ++each, ++persistent_launches)
+      launch_clusters(chosen.blocks, chosen.clusters, Config::kThreads,
+                      smem_bytes<Cell, T, Config>(each, chosen.blocks),
+                      [&] { persistent_thread<Cell, T, Config>(*each); });
   });
   return nullptr;
 }
 
 }  // namespace
 
-OnChip on_chip(int cell, Storage storage, int64_t units, int64_t batch, bool backward, int) {
-  if (!runs || !batch) return {};
-  return backward ? plan<BackwardRun>(cell, storage, units, batch)
-                  : plan<ForwardRun>(cell, storage, units, batch);
+PersistentPlan persistent_plan(int cell, DType dtype, int64_t units, int64_t batch, bool backward,
+                               int) {
+  if (!persistent || !batch) return {};
+  return backward ? plan<PersistentBackwardParams>(cell, dtype, units, batch)
+                  : plan<PersistentForwardParams>(cell, dtype, units, batch);
 }
 
-const char* launch_runs(int cell, Storage storage, const ForwardRun* runs, int count, Stream) {
-  return launch_each(cell, storage, runs, count);
+const char* launch_persistent(int cell, DType dtype, const PersistentForwardParams* params,
+                              int directions, Stream) {
+  return launch_each(cell, dtype, params, directions);
 }
 
-const char* launch_runs(int cell, Storage storage, const BackwardRun* runs, int count, Stream) {
-  return launch_each(cell, storage, runs, count);
+const char* launch_persistent(int cell, DType dtype, const PersistentBackwardParams* params,
+                              int directions, Stream) {
+  return launch_each(cell, dtype, params, directions);
 }
 
 namespace {
 
-int64_t count() { return launches; }
-int64_t count_runs() { return run_launches; }
-bool set_runs(bool wanted, int64_t seed) {
-  delivery_seed = int(seed);
-  return std::exchange(runs, wanted);
+int64_t count_launches() { return launches; }
+int64_t count_persistent() { return persistent_launches; }
+bool set_persistent(bool enabled, int64_t seed) {
+  schedule_seed = int(seed);
+  return std::exchange(persistent, enabled);
 }
 
 std::vector<int64_t> grid(int64_t rows, int64_t units) {
@@ -194,14 +199,14 @@ STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
       "int directions, bool packed, bool backward) -> str");
   m.def("set_chunk(int sums) -> int");
   m.def("launches() -> int");
-  m.def("run_launches() -> int");
-  m.def("set_runs(bool wanted, int seed) -> bool");
+  m.def("persistent_launches() -> int");
+  m.def("set_persistent(bool enabled, int seed) -> bool");
   m.def("grid(int rows, int units) -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern_cuda_on_host, CompositeExplicitAutograd, m) {
-  m.impl("launches", TORCH_BOX(&rnnkern::cuda::count));
-  m.impl("run_launches", TORCH_BOX(&rnnkern::cuda::count_runs));
-  m.impl("set_runs", TORCH_BOX(&rnnkern::cuda::set_runs));
+  m.impl("launches", TORCH_BOX(&rnnkern::cuda::count_launches));
+  m.impl("persistent_launches", TORCH_BOX(&rnnkern::cuda::count_persistent));
+  m.impl("set_persistent", TORCH_BOX(&rnnkern::cuda::set_persistent));
   m.impl("grid", TORCH_BOX(&rnnkern::cuda::grid));
 }

@@ -1,41 +1,41 @@
-// The operators on CUDA: any GPU, any size, every floating dtype.
+// The operators on CUDA, registered: any GPU, any size, every floating dtype.
 //
 // Forward: x W_ih^T for a chunk of time is one large product; then per step one product h W_hh^T
-// and one pointwise kernel. Backward: per step one pointwise kernel and one product dsum W_hh;
+// and one pointwise kernel. Backward: per step one pointwise kernel and one product dgates W_hh;
 // then, chunk by chunk, the gradients of the input and of the weights, large products again. A
 // projection adds one product per step each way. Where the recurrent weights fit on the chip
-// (Hopper; csrc/cuda/shape.h says which), all steps with the same rows are one kernel
-// (csrc/cuda/run.h). Products go through torch's dispatcher, so that its settings (tf32, workspace,
-// deterministic) hold; everything is put on torch's current stream, memory comes from torch's
-// allocator, and nothing waits for the device: a call can be captured in a CUDA graph.
+// (Hopper; csrc/cuda/cluster/config.h has the sizes), all steps with the same rows are one
+// persistent kernel.
+//
+// Products go through torch's dispatcher, so that its settings (tf32, workspace, deterministic)
+// hold. Everything is put on torch's current stream, memory comes from torch's allocator, and
+// nothing waits for the device: a call can be captured in a CUDA graph.
 //
 // For bfloat16 and float16 the operands of a product have that type; its result, the running
-// states, `saved` and `cells` are float32.
+// states, `saved` and `c_states` are float32.
 //
-// Only libtorch's stable ABI is used. The tests build this file for the CPU too
-// (RNNKERN_CUDA_ON_HOST), with the kernels' threads run one after the other, or as fibers.
-#define RNNKERN_OUT_OF_MEMORY "CUDA out of memory"
-// clang-format off
-#include "call.h"  // before torch's headers, which report errors by it
-// clang-format on
+// Only libtorch's stable ABI is used. The tests build these files for the CPU too
+// (RNNKERN_CUDA_ON_HOST), with the threads of a kernel one after the other, or as fibers.
+#include "torch_cuda_ops.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
-#include "cuda_backward.h"
-#include "cuda_forward.h"
+#include "torch_cuda_sequence.h"
 
 namespace {
 
 using namespace rnnkern;
 
-// How a call would be taken, as JSON; packed or not, with so many rows at first.
+// The engine that a call gets, and its grid, as JSON. `batch` is that of the first step.
 std::string cuda_plan(Tensor input, int64_t cell, int64_t steps, int64_t batch, int64_t hidden_size,
                       int64_t proj_size, int64_t directions, bool packed, bool backward) {
   STD_TORCH_CHECK(cell >= 0 && cell < kCellCount, "rnnkern: no cell ", cell);
-  const OnDevice device(input);
-  const Runnable layer{CellId(cell), input.scalar_type(), hidden_size, proj_size != 0, backward};
-  cuda::OnChip plan = layer.plan_both(steps, batch, directions, packed);
+  const DeviceScope device(input);
+  const PersistentLayer layer{CellId(cell), input.scalar_type(), hidden_size, proj_size != 0,
+                              backward};
+  cuda::PersistentPlan plan = layer.plan_bidirectional(steps, batch, directions, packed);
   const bool both = plan.blocks;
   if (!both) plan = layer.plan(steps, batch);
   if (!plan.blocks) return "{\"schedule\": \"steps\"}";
@@ -59,7 +59,7 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkern, CUDA, m) {
 
 #ifdef RNNKERN_CUDA_ON_HOST
 namespace {
-int64_t set_chunk(int64_t sums) { return std::exchange(rnnkern::chunk_sums, sums); }
+int64_t set_chunk(int64_t elems) { return std::exchange(rnnkern::max_chunk_elems, elems); }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern_cuda_on_host, CompositeExplicitAutograd, m) {

@@ -1,6 +1,6 @@
-// What the CUDA operators need of torch: the stream, new tensors and views, products; and where the
-// rows of a sequence lie in a tensor. Stable ABI only.
+// The CUDA operators' view of torch: the stream, new tensors and views, products. Stable ABI only.
 #pragma once
+#define RNNKERN_OUT_OF_MEMORY "CUDA out of memory"
 // clang-format off
 #include "call.h"  // before torch's headers, which report errors by it
 // clang-format on
@@ -9,14 +9,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../cuda/step.h"
+#include "../cuda/params.h"
 
 namespace rnnkern {
 
 using Sizes = std::initializer_list<int64_t>;
 namespace stable = torch::stable;
 
-// For as long as it lives, autograd records nothing.
+// Turns autograd's recording off for its lifetime.
 class NoGrad {
  public:
   NoGrad() : recording_(aoti_torch_grad_mode_is_enabled()) {
@@ -30,10 +30,10 @@ class NoGrad {
   bool recording_;
 };
 
-// For as long as it lives: the tensors' device is current, and autograd records nothing.
-class OnDevice {
+// For its lifetime the tensor's device is current and autograd records nothing.
+class DeviceScope {
  public:
-  explicit OnDevice([[maybe_unused]] const Tensor& t) {
+  explicit DeviceScope([[maybe_unused]] const Tensor& t) {
 #ifndef RNNKERN_CUDA_ON_HOST
     guard_.emplace(t.get_device_index());
     void* stream;
@@ -53,20 +53,20 @@ inline void check_launch(const char* error) {
   STD_TORCH_CHECK(!error, "rnnkern: a CUDA kernel could not be launched: ", error ? error : "");
 }
 
-inline cuda::Storage storage_of(ScalarType dtype) {
+inline cuda::DType cuda_dtype(ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Double: return cuda::Storage::float64;
-    case ScalarType::Float: return cuda::Storage::float32;
-    case ScalarType::BFloat16: return cuda::Storage::bfloat16;
-    case ScalarType::Half: return cuda::Storage::float16;
+    case ScalarType::Double: return cuda::DType::float64;
+    case ScalarType::Float: return cuda::DType::float32;
+    case ScalarType::BFloat16: return cuda::DType::bfloat16;
+    case ScalarType::Half: return cuda::DType::float16;
     default: STD_TORCH_CHECK(false, "rnnkern: unsupported dtype");
   }
 }
 
-inline ScalarType wide_of(ScalarType dtype) { return is_half(dtype) ? ScalarType::Float : dtype; }
+inline ScalarType acc_dtype(ScalarType dtype) { return is_half(dtype) ? ScalarType::Float : dtype; }
 
 // The address of an element; null in a tensor without any.
-inline void* address(const Tensor& t, int64_t element = 0) {
+inline void* element_ptr(const Tensor& t, int64_t element = 0) {
   return t.numel() ? static_cast<char*>(t.data_ptr()) + element * int64_t(t.element_size())
                    : nullptr;
 }
@@ -75,16 +75,21 @@ inline Tensor empty(const Tensor& like, ScalarType dtype, Sizes sizes) {
   return stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
 }
 
-// A new tensor to start from: a copy of `from`, or zeros.
-inline Tensor start_from(const MaybeTensor& from, const Tensor& like, ScalarType dtype,
-                         Sizes sizes) {
+// An empty tensor of these sizes, or one without elements where it is not wanted.
+inline Tensor empty_if(bool wanted, const Tensor& like, ScalarType dtype, Sizes sizes) {
+  return wanted ? empty(like, dtype, sizes) : empty(like, dtype, {0});
+}
+
+// A new tensor: a copy of `from`, or zeros.
+inline Tensor copy_or_zeros(const MaybeTensor& from, const Tensor& like, ScalarType dtype,
+                            Sizes sizes) {
   if (!from) return stable::new_zeros(like, {sizes.begin(), sizes.size()}, dtype);
   Tensor copy = empty(like, dtype, sizes);
   stable::copy_(copy, *from);
   return copy;
 }
 
-inline Tensor in_dtype(const Tensor& t, ScalarType dtype) {
+inline Tensor to_dtype(const Tensor& t, ScalarType dtype) {
   if (t.scalar_type() == dtype) return t;
   Tensor copy = stable::new_empty(t, t.sizes(), dtype);
   stable::copy_(copy, t);
@@ -92,8 +97,8 @@ inline Tensor in_dtype(const Tensor& t, ScalarType dtype) {
 }
 
 // A matrix within t, from element `first` on.
-inline Tensor matrix(const Tensor& t, int64_t first, int64_t rows, int64_t columns,
-                     int64_t row_stride) {
+inline Tensor matrix_view(const Tensor& t, int64_t first, int64_t rows, int64_t columns,
+                          int64_t row_stride) {
   const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, 1};
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(
@@ -104,7 +109,7 @@ inline Tensor matrix(const Tensor& t, int64_t first, int64_t rows, int64_t colum
 inline Tensor transposed(const Tensor& m) { return stable::transpose(m, 0, 1); }
 
 // out = a b, in the dtype of out.
-inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+inline void gemm(const Tensor& a, const Tensor& b, const Tensor& out) {
   using stable::detail::from;
   StableIValue stack[4] = {from(a), from(b)};
   if (a.scalar_type() == out.scalar_type()) {
@@ -119,27 +124,27 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   stable::detail::to<Tensor>(stack[0]);  // a second handle on `out`, which we must release
 }
 
-// out = a + b for dense tensors; a and b of one type, which is that of out or the wide one to it.
-inline void add(const Tensor& a, const Tensor& b, const Tensor& out, const OnDevice& device) {
+// out = a + b for dense tensors; a and b have the dtype of out, or both its accumulation dtype.
+inline void add(const Tensor& a, const Tensor& b, const Tensor& out, const DeviceScope& device) {
   const ScalarType dtype = out.scalar_type();
-  check_launch(cuda::launch_add(storage_of(dtype), a.scalar_type() != dtype, out.numel(),
-                                address(a), address(b), address(out), device.stream()));
+  check_launch(cuda::launch_add(cuda_dtype(dtype), a.scalar_type() != dtype, out.numel(),
+                                element_ptr(a), element_ptr(b), element_ptr(out), device.stream()));
 }
 
-// out = a^T b, added up over the rows of both; out is dense and of the wide type. cuBLAS (13.0, on
-// Hopper) is wrong for halves where their number is not a multiple of 8: as if a row were missing.
-inline void multiply_rows(const Tensor& a, const Tensor& b, const Tensor& out,
-                          const OnDevice& device) {
+// out = a^T b, a sum over the rows of both; out is dense and has the accumulation dtype. cuBLAS
+// (13.0, on Hopper) is wrong for halves where K is not a multiple of 8: as if a row were missing.
+inline void gemm_tn(const Tensor& a, const Tensor& b, const Tensor& out,
+                    const DeviceScope& device) {
   const int64_t rows = a.size(0), whole = rows / 8 * 8, rest = rows - whole;
-  const auto multiply_some = [&](int64_t first, int64_t count, const Tensor& to) {
+  const auto gemm_some = [&](int64_t first, int64_t count, const Tensor& to) {
     Tensor some_a = a, some_b = b;
-    multiply(transposed(stable::narrow(some_a, 0, first, count)),
-             stable::narrow(some_b, 0, first, count), to);
+    gemm(transposed(stable::narrow(some_a, 0, first, count)),
+         stable::narrow(some_b, 0, first, count), to);
   };
-  if (!is_half(a.scalar_type()) || !whole || !rest) return multiply_some(0, rows, out);
+  if (!is_half(a.scalar_type()) || !whole || !rest) return gemm_some(0, rows, out);
   Tensor more = stable::empty_like(out);
-  multiply_some(0, whole, out);
-  multiply_some(whole, rest, more);
+  gemm_some(0, whole, out);
+  gemm_some(whole, rest, more);
   add(out, more, out, device);
 }
 

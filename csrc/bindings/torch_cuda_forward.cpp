@@ -1,0 +1,188 @@
+// The forward operator on CUDA. Chunk by chunk: W_ih x for all steps of the chunk, then the steps,
+// by the stepwise or the persistent engine.
+#include "torch_cuda_ops.h"
+#include "torch_cuda_sequence.h"
+#include "torch_cuda_tensors.h"
+
+namespace rnnkern {
+namespace {
+
+class ForwardCall {
+ public:
+  ForwardCall(const Call& call, Tensor input, Tensors state, Tensors weights, bool train)
+      : call_(call),
+        device_(input),
+        rows_{call_},
+        dtype_(input.scalar_type()),
+        acc_dtype_(acc_dtype(dtype_)),
+        T_(call.steps),
+        B_(call.batch),
+        H_(call.hidden_size),
+        R_(call.width),
+        columns_(call.gates * call.hidden_size),
+        projected_(call.proj_size != 0),
+        zero_state_(state.empty()),
+        saves_(train && call.saved_values),
+        layer_{call.cell, dtype_, H_, projected_, false},
+        chunk_(chunk_steps(call, columns_)),
+        bidirectional_launch_(
+            chunk_ == T_ && layer_.plan_bidirectional(T_, B_, call.directions, call.packed).blocks),
+        input_(std::move(input)),
+        weights_(dense(std::move(weights))) {
+    allocate(state, train);
+  }
+
+  ForwardResult run() {
+    for (int d = 0; d < call_.directions; ++d) run_direction(d);
+    const bool narrow_c = call_.has_c && is_half(dtype_);
+    Tensor c_n = narrow_c ? copy_or_zeros(c_, input_, dtype_, {call_.directions, B_, H_}) : c_;
+    return {rows_.to_caller_layout(output_), h_n_, c_n, saved_, c_states_};
+  }
+
+ private:
+  // The running states end as h_n and c_n. Halves have them twice: h_n is also the operand of the
+  // next product, h and c are what the cell reads. With a projection h is only an operand.
+  void allocate(const Tensors& state, bool train) {
+    const int64_t D = call_.directions;
+    const auto initial = [&](size_t i) {
+      return zero_state_ ? MaybeTensor() : MaybeTensor(state[i]);
+    };
+    output_ = rows_.allocate(input_, D * R_);
+    h_n_ = copy_or_zeros(initial(0), input_, dtype_, {D, B_, R_});
+    h_ = is_half(dtype_) && !projected_ ? copy_or_zeros(initial(0), input_, acc_dtype_, {D, B_, H_})
+                                        : h_n_;
+    c_ = call_.has_c ? copy_or_zeros(initial(1), input_, acc_dtype_, {D, B_, H_})
+                     : empty(input_, dtype_, {0});
+    m_ = empty_if(projected_, input_, dtype_, {B_, H_});
+    saved_ = empty_if(saves_, input_, acc_dtype_, {D, call_.rows, call_.saved_values, H_});
+    c_states_ = empty_if(train && call_.has_c, input_, acc_dtype_, {D, call_.rows, H_});
+    // Where values are saved, W_ih x goes there first and each thread overwrites what it has read.
+    input_gemm_ = saves_ ? saved_
+                         : empty(input_, acc_dtype_,
+                                 {(bidirectional_launch_ ? 2 : 1) * chunk_ * B_, columns_});
+    hidden_gemm_ = empty(input_, acc_dtype_, {B_, columns_});
+  }
+
+  const Tensor& weight(int d, int i) const { return weights_[d * call_.per_direction + i]; }
+  const Tensor& w_hr(int d) const { return weight(d, call_.per_direction - 1); }
+  int64_t h_offset(int d) const { return d * B_ * R_; }
+  // A direction's part of input_gemm_: within saved_, or a workspace of one chunk.
+  int64_t input_gemm_offset(int d) const {
+    if (saves_) return d * call_.rows * call_.saved_values * H_;
+    return bidirectional_launch_ ? d * call_.rows * columns_ : 0;
+  }
+
+  cuda::StepForwardParams direction_params(int d) const {
+    const int64_t first_row = d * call_.rows;
+    cuda::StepForwardParams step{};
+    step.units = H_;
+    step.input = element_ptr(input_gemm_, input_gemm_offset(d));
+    step.input_stride = saves_ ? call_.saved_values * H_ : columns_;
+    step.bias_ih = call_.bias ? element_ptr(weight(d, 2)) : nullptr;
+    step.bias_hh = call_.bias ? element_ptr(weight(d, 3)) : nullptr;
+    step.c = element_ptr(c_, d * B_ * H_);
+    if (projected_) {
+      step.h_operand = element_ptr(m_);
+    } else {
+      step.h = element_ptr(h_, h_offset(d));
+      step.h_operand = is_half(dtype_) ? element_ptr(h_n_, h_offset(d)) : nullptr;
+      step.y = element_ptr(output_, d * R_);
+    }
+    step.y_stride = call_.directions * R_;
+    step.saved = element_ptr(saved_, first_row * call_.saved_values * H_);
+    step.c_states = element_ptr(c_states_, first_row * H_);
+    return step;
+  }
+
+  void run_direction(int d) {
+    cuda::StepForwardParams step = direction_params(d);
+    const Tensor w_ih_t = transposed(weight(d, 0)), w_hh_t = transposed(weight(d, 1));
+    bool h_is_zero = zero_state_;
+    for (int64_t begin = 0; begin < T_; begin += chunk_) {
+      const int64_t end = std::min(begin + chunk_, T_);
+      chunk_row_ = input_gemm(d, begin, end, w_ih_t, step.input_stride);
+      for (int64_t k = begin, count; k < end; k += count) {
+        count = rows_.steps_with_same_batch(d, k, end);
+        step.batch = rows_.batch_at(rows_.time(d, k));
+        if (bidirectional_launch_ || layer_.plan(count, step.batch).blocks)
+          persistent(d, k, count, step);
+        else
+          stepwise(d, k, count, step, h_is_zero, w_hh_t);
+        h_is_zero = false;
+      }
+    }
+  }
+
+  // W_ih x for steps [begin, end) of a direction; returns the number of the row that is the first
+  // of input_gemm_.
+  int64_t input_gemm(int d, int64_t begin, int64_t end, const Tensor& w_ih_t, int64_t stride) {
+    const int64_t t0 = d ? T_ - end : begin, t1 = d ? T_ - begin : end;
+    const int64_t first = saves_ ? 0 : rows_.row(t0);
+    const int64_t offset = input_gemm_offset(d) + (rows_.row(t0) - first) * stride;
+    gemm(rows_.matrix(input_, t0, t1), w_ih_t,
+         matrix_view(input_gemm_, offset, rows_.row(t1) - rows_.row(t0), columns_, stride));
+    return first;
+  }
+
+  void set_step(int d, int64_t k, cuda::StepForwardParams& step) const {
+    step.row = rows_.row(rows_.time(d, k));
+    step.input_offset = (step.row - chunk_row_) * step.input_stride;
+    step.y_offset = step.row * step.y_stride;
+  }
+
+  // With two directions in one launch the first one waits for the second.
+  void persistent(int d, int64_t k, int64_t count, cuda::StepForwardParams& step) {
+    set_step(d, k, step);
+    const int64_t row_step = d ? -step.batch : step.batch;
+    pending_.push_back({step, count, row_step, element_ptr(weight(d, 1))});
+    if (!bidirectional_launch_ || d == 1) layer_.launch(pending_, device_);
+  }
+
+  void stepwise(int d, int64_t k, int64_t count, cuda::StepForwardParams& step, bool h_is_zero,
+                const Tensor& w_hh_t) {
+    Tensor h_rows = matrix_view(h_n_, h_offset(d), step.batch, R_, R_);
+    const Tensor m_rows = matrix_view(m_, 0, projected_ ? step.batch : 0, H_, H_);
+    const Tensor hidden_rows = matrix_view(hidden_gemm_, 0, step.batch, columns_, columns_);
+    for (const int64_t end = k + count; k < end; ++k) {
+      set_step(d, k, step);
+      if (!h_is_zero) gemm(h_rows, w_hh_t, hidden_rows);
+      step.hidden = h_is_zero ? nullptr : element_ptr(hidden_gemm_);
+      h_is_zero = false;
+      check_launch(
+          cuda::launch_forward(int(call_.cell), cuda_dtype(dtype_), step, device_.stream()));
+      if (projected_) {
+        gemm(m_rows, transposed(w_hr(d)), h_rows);
+        Tensor y = matrix_view(output_, step.y_offset + d * R_, step.batch, R_, step.y_stride);
+        stable::copy_(y, h_rows);
+      }
+    }
+  }
+
+  const Call& call_;
+  const DeviceScope device_;
+  const SequenceRows rows_;
+  const ScalarType dtype_, acc_dtype_;
+  const int64_t T_, B_, H_, R_, columns_;  // columns: gates * H
+  const bool projected_, zero_state_, saves_;
+  const PersistentLayer layer_;
+  const int64_t chunk_;              // steps
+  const bool bidirectional_launch_;  // two directions that are one persistent launch each: one
+  const Tensor input_;
+  const Tensors weights_;
+
+  Tensor output_, h_n_, h_, c_, m_, saved_, c_states_;
+  Tensor input_gemm_, hidden_gemm_;  // W_ih x of a chunk, W_hh h of a step
+  int64_t chunk_row_ = 0;            // number of the first row in input_gemm_
+  std::vector<cuda::PersistentForwardParams> pending_;
+};
+
+}  // namespace
+
+ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
+                           Tensors weights, int64_t cell, bool batch_first, bool train) {
+  Tensors state = given(h_0, c_0);
+  const Call call(input, batch_sizes, state, weights, cell, batch_first);
+  return ForwardCall(call, std::move(input), std::move(state), std::move(weights), train).run();
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,267 @@
+// The persistent backward kernel, for one thread: its registers, and the phases of a time step.
+//
+//   load_weights, load_elements
+//   each step:  receive_dh | cell_epilogue | sync | mma_mainloop | exchange_dh |
+//               store_and_prefetch, while the exchange is in flight
+//   receive_dh, store_final_states
+//
+// A block multiplies the rows of W_hh of its units, transposed, by dgates of its units, and so has
+// a part of W_hh^T dgates for all units. Each part goes to the block that owns the units.
+#pragma once
+#include "../step.h"
+#include "exchange.h"
+#include "fragments.h"
+
+namespace rnnkern::cuda {
+
+template <class Cell, class T, class Config>
+struct BackwardSmem {
+  static constexpr int G = Cell::kGates;
+  using Weights = WeightFragmentsFor<T, Config, G>;
+  static constexpr int kDgatesElems = G * Config::kBlockTiles * kElemsPerTile;
+
+  uint64_t* mbarriers;
+  T* dgates;           // two buffers: B operand of the block's units, (gate, tile)
+  float* dh_partials;  // two buffers: accumulators, at dh_partial()
+  AFragment* weights;
+  size_t bytes;
+
+  RNNKERN_HD BackwardSmem(char* memory, int blocks) {
+    SmemCarver carver(memory);
+    mbarriers = carver.alloc<uint64_t>(2);
+    dgates = carver.alloc<T>(2 * kDgatesElems);
+    dh_partials = carver.alloc<float>(2 * blocks * Config::kBlockElems);
+    weights = carver.alloc<AFragment>(Weights::kSmemFragments);
+    bytes = carver.bytes();
+  }
+
+  RNNKERN_DEVICE_MEMBER static int dgates_tile(int gate, int tile) {
+    return (gate * Config::kBlockTiles + tile) * kElemsPerTile;
+  }
+  // (buffer and block that sent it, tile of the receiving block).
+  RNNKERN_DEVICE_MEMBER static int dh_partial(int buffer_and_block, int tile) {
+    return buffer_and_block * Config::kBlockElems + tile * kElemsPerTile;
+  }
+};
+
+template <class Cell, class T, class Config>
+size_t smem_bytes(const PersistentBackwardParams*, int blocks) {
+  return BackwardSmem<Cell, T, Config>(nullptr, blocks).bytes;
+}
+
+// Scalars only, as in ForwardThread.
+template <class Cell, class T, class Config>
+struct BackwardThread {
+  static constexpr int G = Cell::kGates, kElems = Config::kElemsPerThread;
+  static constexpr int kKFragments = G * Config::kUnitTiles * kFragmentsPerTile<T>;
+  // Accumulators of one product: independent mma chains hide the latency of a short K.
+  static constexpr int kMTiles = Config::kWarpTiles, kNTiles = Config::kBatchTiles;
+  static constexpr int kChains = kMTiles * kNTiles < 4 ? 4 / (kMTiles * kNTiles) : 1;
+  using Smem = BackwardSmem<Cell, T, Config>;
+  using Accumulators = float[kChains][kMTiles][kNTiles][4];
+  using Weights = typename Smem::Weights;
+  using Partition = ThreadPartition<T, Config>;
+
+  // Of a thread's elements, from step to step.
+  struct Registers {
+    float dh[kElems], dc[kElems], dh_recurrent[kElems];
+    T dy[kElems];
+    SavedValues<Cell, T> saved[kElems];
+    BackwardOffsets at[kElems];
+  };
+  // Of a thread's elements, within a step.
+  struct Gradients {
+    float dnext[kElems][Cell::kStates], dgates[kElems][Cell::kPreacts];
+  };
+
+  const PersistentBackwardParams& params;
+  const StepBackwardParams& step;
+  const int warp, lane, block_rank, blocks, H;
+  const Smem smem;
+  const Exchange exchange;
+  const BackwardOffsets strides;  // from one step to the next
+
+  RNNKERN_DEVICE_MEMBER explicit BackwardThread(const PersistentBackwardParams& p)
+      : params(p),
+        step(p.step),
+        warp(thread_index() / kWarpSize),
+        lane(thread_index() % kWarpSize),
+        block_rank(block_rank_in_cluster()),
+        blocks(blocks_in_cluster()),
+        H(int(step.units)),
+        smem(dynamic_smem(), blocks),
+        exchange{smem.mbarriers, blocks, blocks * Config::kBlockElems * int(sizeof(float))},
+        strides{p.y_step, p.dy_step, p.row_step * H, p.row_step * H, 0, 0, false} {}
+
+  RNNKERN_DEVICE_MEMBER void load_weights(Weights& weights) const {
+    constexpr int F = kFragmentsPerTile<T>;
+    const auto w_hh = static_cast<const T*>(params.w_hh);
+    weights.load(smem.weights, warp, lane, [&](int fragment, int m, int k) {
+      const int to = (warp * kMTiles + fragment / kKFragments) * kUnitsPerTile + m;
+      const int k_tile = fragment % kKFragments / F, gate = k_tile / Config::kUnitTiles;
+      const int unit_tile = block_rank * Config::kUnitTiles + k_tile % Config::kUnitTiles;
+      const int unit = unit_tile * kUnitsPerTile + fragment % F * kFragmentK<T> + k;
+      const bool inside = unit < H && to < H;
+      return inside ? w_hh[(int64_t(Cell::hidden_gate(gate)) * H + unit) * H + to] : T(0.f);
+    });
+  }
+
+  // What element e reads at step i.
+  RNNKERN_DEVICE_MEMBER void load_step(const Partition& elems, Registers& regs, int e,
+                                       int64_t i) const {
+    PrevStepOffset prev = prev_step_offset(step);
+    if (i + 1 == params.steps) {
+      prev = {params.last_prev_y, params.last_prev_row * H};
+      regs.at[e].began = elems.row[e] >= params.last_prev_batch;
+    }
+    load_saved<Cell, T>(step, regs.at[e], prev, &regs.saved[e]);
+    if (step.dy) regs.dy[e] = static_cast<const T*>(step.dy)[regs.at[e].dy];
+  }
+
+  RNNKERN_DEVICE_MEMBER void load_elements(const Partition& elems, Registers& regs) const {
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      if (elems.in_bounds[e]) {
+        regs.at[e] = backward_offsets(step, elems.row[e], elems.unit[e]);
+        const int64_t state = regs.at[e].first;
+        regs.dh[e] = static_cast<const float*>(step.dh)[state];
+        regs.dh_recurrent[e] = static_cast<const float*>(step.dh_recurrent)[state];
+        if constexpr (Cell::kStates == 2) regs.dc[e] = static_cast<const float*>(step.dc)[state];
+        load_step(elems, regs, e, 0);
+      }
+  }
+
+  // W_hh^T dgates of step i - 1, added up over the blocks in a fixed order.
+  RNNKERN_DEVICE_MEMBER void receive_dh(const Partition& elems, Registers& regs, int64_t i) const {
+    exchange.wait(i);
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      if (elems.tile[e] >= 0) {
+        const float* from =
+            smem.dh_partials + Smem::dh_partial((int(i) & 1) * blocks, elems.tile[e]) + elems.acc;
+        float part[4] = {};
+        RNNKERN_UNROLL
+        for (int block = 0; block < kMaxClusterSize; ++block)
+          part[block % 4] += block < blocks ? from[Smem::dh_partial(block, 0)] : 0.f;
+        regs.dh_recurrent[e] = (part[0] + part[1]) + (part[2] + part[3]);
+      }
+  }
+
+  // The cell's adjoint; dgates becomes the B operand of the product.
+  RNNKERN_DEVICE_MEMBER void cell_epilogue(const Partition& elems, Registers& regs, T* operand,
+                                           Gradients& grads) const {
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e) {
+      if (elems.tile[e] < 0) continue;
+      RNNKERN_UNROLL
+      for (int s = 0; s < Cell::kPreacts; ++s) grads.dgates[e][s] = 0.f;
+      if (elems.in_bounds[e]) {
+        float dprev[Cell::kStates];
+        grads.dnext[e][0] = regs.dh[e] + regs.dh_recurrent[e];
+        if (step.dy) grads.dnext[e][0] += float(regs.dy[e]);
+        if constexpr (Cell::kStates == 2) grads.dnext[e][1] = regs.dc[e];
+        cell_backward<Cell, T>(regs.saved[e], grads.dnext[e], dprev, grads.dgates[e]);
+        regs.dh[e] = dprev[0];
+        if constexpr (Cell::kStates == 2) regs.dc[e] = dprev[1];
+      }
+      RNNKERN_UNROLL
+      for (int s = 0; s < G; ++s)
+        operand[Smem::dgates_tile(s, elems.tile[e]) + elems.element] =
+            T(grads.dgates[e][Cell::kHiddenPreact + s]);
+    }
+  }
+
+  // M = the warp's unit tiles of the layer, N = the cluster's rows, K = gates of the block's units.
+  RNNKERN_DEVICE_MEMBER void mma_mainloop(const Weights& weights, const T* operand,
+                                          Accumulators& acc) const {
+    const auto dgates = reinterpret_cast<const U32x2*>(operand) + lane;
+    RNNKERN_UNROLL
+    for (int k = 0; k < kKFragments; ++k) {
+      RNNKERN_UNROLL
+      for (int n = 0; n < kNTiles; ++n) {
+        const BFragment<T> b(dgates[b_fragment_index<T, Config>(k, n)]);
+        RNNKERN_UNROLL
+        for (int m = 0; m < kMTiles; ++m)
+          mma(acc[k % kChains][m][n], weights[m * kKFragments + k], b);
+      }
+    }
+  }
+
+  // Sends each tile of the product to the block that owns its units.
+  RNNKERN_DEVICE_MEMBER void exchange_dh(int buffer, Accumulators& acc) const {
+    RNNKERN_UNROLL
+    for (int m = 0; m < kMTiles; ++m) {
+      const int tile = warp * kMTiles + m, block = tile / Config::kUnitTiles;
+      if (block >= blocks) continue;
+      RNNKERN_UNROLL
+      for (int n = 0; n < kNTiles; ++n) {
+        RNNKERN_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          RNNKERN_UNROLL
+          for (int c = 1; c < kChains; ++c) acc[0][m][n][j] += acc[c][m][n][j];
+        }
+        float* to = smem.dh_partials + Smem::dh_partial(buffer * blocks + block_rank,
+                                                        tile % Config::kUnitTiles * kNTiles + n);
+        U32x4* const vector = reinterpret_cast<U32x4*>(to) + acc_vector(lane);
+        if (blocks == 1)
+          *vector = as_u32x4(acc[0][m][n]);
+        else
+          exchange.put(vector, buffer, block, as_u32x4(acc[0][m][n]));
+      }
+    }
+  }
+
+  RNNKERN_DEVICE_MEMBER void store_and_prefetch(const Partition& elems, Registers& regs,
+                                                const Gradients& grads, int64_t i) const {
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      if (elems.in_bounds[e]) {
+        store_backward<Cell, T>(step, regs.at[e], regs.saved[e], grads.dnext[e], grads.dgates[e]);
+        regs.at[e] += strides;
+        if (i + 1 < params.steps) load_step(elems, regs, e, i + 1);
+      }
+  }
+
+  RNNKERN_DEVICE_MEMBER void store_final_states(const Partition& elems,
+                                                const Registers& regs) const {
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      if (elems.in_bounds[e]) {
+        const int64_t state = regs.at[e].first;
+        static_cast<float*>(step.dh)[state] = regs.dh[e];
+        static_cast<float*>(step.dh_recurrent)[state] = regs.dh_recurrent[e];
+        if constexpr (Cell::kStates == 2) static_cast<float*>(step.dc)[state] = regs.dc[e];
+      }
+  }
+
+  RNNKERN_DEVICE_MEMBER void run() const {
+    const Partition elems(H, step.batch);
+    Weights weights;
+    Registers regs;
+    load_weights(weights);
+    load_elements(elems, regs);
+    exchange.init();
+    for (int64_t i = 0; i < params.steps; ++i) {
+      if (i) receive_dh(elems, regs, i);
+      const int buffer = int(i) & 1;
+      T* const operand = smem.dgates + buffer * Smem::kDgatesElems;
+      Gradients grads;
+      cell_epilogue(elems, regs, operand, grads);
+      sync_block();
+      Accumulators acc = {};
+      mma_mainloop(weights, operand, acc);
+      exchange_dh(1 - buffer, acc);
+      store_and_prefetch(elems, regs, grads, i);
+    }
+    receive_dh(elems, regs, params.steps);
+    store_final_states(elems, regs);
+    sync_cluster();  // no block may end while others still put into its shared memory
+  }
+};
+
+template <class Cell, class T, class Config>
+RNNKERN_DEVICE void persistent_thread(const PersistentBackwardParams& params) {
+  BackwardThread<Cell, T, Config>(params).run();
+}
+
+}  // namespace rnnkern::cuda

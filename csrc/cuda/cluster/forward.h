@@ -1,0 +1,262 @@
+// The persistent forward kernel, for one thread: its registers, and the phases of a time step.
+//
+//   load_weights, load_h0, load_elements
+//   each step:  wait | mma_mainloop, store_partials | sync | reduce_and_epilogue |
+//               exchange_h | store_and_prefetch, while the exchange is in flight
+//   store_final_states
+//
+// A block multiplies the rows of W_hh of its units by h of all units. kSplitK warps share K of one
+// unit tile; the epilogue adds their partial sums and finishes the block's units.
+#pragma once
+#include "../step.h"
+#include "exchange.h"
+#include "fragments.h"
+
+namespace rnnkern::cuda {
+
+template <class Cell, class T, class Config>
+struct ForwardSmem {
+  static constexpr int G = Cell::kGates;
+  using Weights = WeightFragmentsFor<T, Config, G>;
+  static constexpr int kHElems = Config::kLayerTiles * Config::kBatchTiles * kElemsPerTile;
+
+  uint64_t* mbarriers;
+  T* h;             // two buffers: B operand of all units
+  float* partials;  // accumulators, at partial()
+  T* staging;       // (element of a thread, thread): new h
+  AFragment* weights;
+  size_t bytes;
+
+  RNNKERN_HD explicit ForwardSmem(char* memory) {
+    SmemCarver carver(memory);
+    mbarriers = carver.alloc<uint64_t>(2);
+    h = carver.alloc<T>(2 * kHElems);
+    partials = carver.alloc<float>(Config::kSplitK * Config::kBlockTiles * G * kElemsPerTile);
+    staging = carver.alloc<T>(Config::kElemsPerThread * Config::kThreads);
+    weights = carver.alloc<AFragment>(Weights::kSmemFragments);
+    bytes = carver.bytes();
+  }
+
+  RNNKERN_DEVICE_MEMBER T* h_tile(int buffer, int tile) const {
+    return h + buffer * kHElems + tile * kElemsPerTile;
+  }
+  // (warp, batch tile, gate); of a part of K the warps of all unit tiles follow each other, so that
+  // (warp, batch tile) is (part of K, tile of the block) as well.
+  RNNKERN_DEVICE_MEMBER static int partial(int warp_tile, int gate) {
+    return (warp_tile * G + gate) * kElemsPerTile;
+  }
+};
+
+template <class Cell, class T, class Config>
+size_t smem_bytes(const PersistentForwardParams*, int /*blocks*/) {
+  return ForwardSmem<Cell, T, Config>(nullptr).bytes;
+}
+
+// The object has scalars only. Arrays are locals of run(): their indices are constant only once
+// the loops are unrolled, and until then the compiler keeps the whole object around them in memory.
+template <class Cell, class T, class Config>
+struct ForwardThread {
+  static constexpr int G = Cell::kGates, kElems = Config::kElemsPerThread;
+  static constexpr int kKFragments =  // of a warp
+      Config::kUnitTiles * Config::kWarpTiles * kFragmentsPerTile<T>;
+  using Smem = ForwardSmem<Cell, T, Config>;
+  using Accumulators = float[Config::kBatchTiles][G][4];
+  using Saved = float[kElems][Cell::kSaved + 1];
+  using Weights = typename Smem::Weights;
+  using Partition = ThreadPartition<T, Config>;
+
+  // Of a thread's elements, from step to step.
+  struct Registers {
+    float state[kElems][Cell::kStates], bias[kElems][Cell::kPreacts], input[kElems][G];
+    ForwardOffsets at[kElems];
+  };
+
+  const PersistentForwardParams& params;
+  const StepForwardParams& step;
+  const int thread, warp, lane, block_rank, blocks, H;
+  const int unit_tile, split;  // of the block's, and which part of K
+  const Smem smem;
+  const Exchange exchange;
+  const ForwardOffsets strides;  // from one step to the next
+
+  RNNKERN_DEVICE_MEMBER explicit ForwardThread(const PersistentForwardParams& p)
+      : params(p),
+        step(p.step),
+        thread(thread_index()),
+        warp(thread / kWarpSize),
+        lane(thread % kWarpSize),
+        block_rank(block_rank_in_cluster()),
+        blocks(blocks_in_cluster()),
+        H(int(step.units)),
+        unit_tile(warp % Config::kUnitTiles),
+        split(warp / Config::kUnitTiles),
+        smem(dynamic_smem()),
+        exchange{smem.mbarriers, blocks, blocks * Config::kBlockElems * int(sizeof(T))},
+        strides{p.row_step * step.input_stride, p.row_step * step.y_stride, p.row_step * H, 0} {}
+
+  RNNKERN_DEVICE_MEMBER void load_weights(Weights& weights) const {
+    const auto w_hh = static_cast<const T*>(params.w_hh);
+    weights.load(smem.weights, warp, lane, [&](int fragment, int m, int k) {
+      const int gate = Cell::hidden_gate(fragment % G);
+      const int unit = (block_rank * Config::kUnitTiles + unit_tile) * kUnitsPerTile + m;
+      const int from = (split * kKFragments + fragment / G) * kFragmentK<T> + k;
+      const bool inside = unit < H && from < H;
+      return inside ? w_hh[(int64_t(gate) * H + unit) * H + from] : T(0.f);
+    });
+  }
+
+  // h before the first step, of all units; units and rows beyond the last are zero in both buffers.
+  RNNKERN_DEVICE_MEMBER void load_h0() const {
+    const auto h0 = static_cast<const T*>(step.h_operand ? step.h_operand : step.h);
+    for (int i = thread; i < Smem::kHElems; i += Config::kThreads) {
+      const TileCoord coord = b_tile_coord<T>(i % kElemsPerTile);
+      const int tile = i / kElemsPerTile;
+      const int unit = tile / Config::kBatchTiles * kUnitsPerTile + coord.unit;
+      const int64_t row = cluster_id_in_grid() * Config::kBatchRows +
+                          tile % Config::kBatchTiles * kRowsPerTile + coord.row;
+      smem.h[i] = unit < H && row < step.batch ? h0[row * H + unit] : T(0.f);
+      smem.h[Smem::kHElems + i] = T(0.f);
+    }
+  }
+
+  RNNKERN_DEVICE_MEMBER void load_elements(const Partition& elems, Registers& regs) const {
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      if (elems.in_bounds[e]) {
+        regs.at[e] = forward_offsets(step, elems.row[e], elems.unit[e]);
+        load_bias<Cell, T>(step, elems.unit[e], regs.bias[e]);
+        load_states<Cell, T>(step, elems.row[e], elems.unit[e], regs.state[e]);
+        load_input<Cell, T>(step, regs.at[e], regs.input[e]);
+      }
+  }
+
+  // The warp's part of W_hh h: M = 16 units of each gate, N = the cluster's rows.
+  RNNKERN_DEVICE_MEMBER void mma_mainloop(const Weights& weights, int buffer,
+                                          Accumulators& acc) const {
+    const auto h = reinterpret_cast<const U32x2*>(smem.h_tile(buffer, 0)) +
+                   b_fragment_index<T, Config>(split * kKFragments, 0) + lane;
+    RNNKERN_UNROLL
+    for (int k = 0; k < kKFragments; ++k) {
+      RNNKERN_UNROLL
+      for (int n = 0; n < Config::kBatchTiles; ++n) {
+        const BFragment<T> b(h[b_fragment_index<T, Config>(k, n)]);
+        RNNKERN_UNROLL
+        for (int s = 0; s < G; ++s) mma(acc[n][s], weights[k * G + s], b);
+      }
+    }
+  }
+
+  RNNKERN_DEVICE_MEMBER void store_partials(const Accumulators& acc) const {
+    RNNKERN_UNROLL
+    for (int n = 0; n < Config::kBatchTiles; ++n) {
+      RNNKERN_UNROLL
+      for (int s = 0; s < G; ++s) {
+        float* tile = smem.partials + Smem::partial(warp * Config::kBatchTiles + n, s);
+        reinterpret_cast<U32x4*>(tile)[acc_vector(lane)] = as_u32x4(acc[n][s]);
+      }
+    }
+  }
+
+  // Adds the parts of K in order, then runs the cell: new states, and what backward needs.
+  RNNKERN_DEVICE_MEMBER void reduce_and_epilogue(const Partition& elems, Registers& regs,
+                                                 Saved& saved) const {
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      if (elems.in_bounds[e]) {
+        float preact[Cell::kPreacts], next[Cell::kStates];
+        RNNKERN_UNROLL
+        for (int s = 0; s < Cell::kPreacts; ++s) preact[s] = regs.bias[e][s];
+        RNNKERN_UNROLL
+        for (int s = 0; s < G; ++s) {
+          preact[Cell::kInputPreact + s] += regs.input[e][s];
+          const float* partials = smem.partials + Smem::partial(elems.tile[e], s) + elems.acc;
+          float product = partials[0];
+          RNNKERN_UNROLL
+          for (int p = 1; p < Config::kSplitK; ++p)
+            product += partials[Smem::partial(p * Config::kBlockTiles, 0)];
+          preact[Cell::kHiddenPreact + s] += product;
+        }
+        cell_forward<Cell, T>(preact, regs.state[e], next, saved[e]);
+        RNNKERN_UNROLL
+        for (int s = 0; s < Cell::kStates; ++s) regs.state[e][s] = next[s];
+      }
+  }
+
+  // A warp's 32 values of h go out together, in vectors of 16 bytes, to every block.
+  RNNKERN_DEVICE_MEMBER void exchange_h(const Partition& elems, const Registers& regs,
+                                        int buffer) const {
+    constexpr int kVectors = kWarpSize / kElemsPerVector<T>, kBlocksAtOnce = kWarpSize / kVectors;
+    const int vector = lane % kVectors;
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      smem.staging[e * Config::kThreads + thread] =
+          elems.in_bounds[e] ? T(regs.state[e][0]) : T(0.f);
+    sync_warp();
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e) {
+      if (elems.tile[e] < 0) continue;
+      const T* staged = smem.staging + e * Config::kThreads + warp * kWarpSize;
+      const U32x4 value = reinterpret_cast<const U32x4*>(staged)[vector];
+      const int tile = block_rank * Config::kBlockTiles + elems.tile[e];
+      T* to = smem.h_tile(buffer, tile) + elems.element - lane + vector * kElemsPerVector<T>;
+      if (blocks == 1) {
+        if (lane < kVectors) *reinterpret_cast<U32x4*>(to) = value;
+      } else {
+        RNNKERN_UNROLL
+        for (int first = 0; first < kMaxClusterSize; first += kBlocksAtOnce)
+          if (const int block = first + lane / kVectors; block < blocks)
+            exchange.put(to, buffer, block, value);
+      }
+    }
+  }
+
+  RNNKERN_DEVICE_MEMBER void store_and_prefetch(const Partition& elems, Registers& regs,
+                                                const Saved& saved, int64_t i) const {
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      if (elems.in_bounds[e]) {
+        store_forward<Cell, T>(step, regs.at[e], regs.state[e], saved[e]);
+        regs.at[e] += strides;
+        if (i + 1 < params.steps) load_input<Cell, T>(step, regs.at[e], regs.input[e]);
+      }
+  }
+
+  RNNKERN_DEVICE_MEMBER void store_final_states(const Partition& elems,
+                                                const Registers& regs) const {
+    RNNKERN_UNROLL
+    for (int e = 0; e < kElems; ++e)
+      if (elems.in_bounds[e])
+        store_states<Cell, T>(step, elems.row[e], elems.unit[e], regs.state[e]);
+  }
+
+  RNNKERN_DEVICE_MEMBER void run() const {
+    const Partition elems(H, step.batch);
+    Weights weights;
+    Registers regs;
+    load_weights(weights);
+    load_h0();
+    load_elements(elems, regs);
+    exchange.init();
+    for (int64_t i = 0; i < params.steps; ++i) {
+      if (i) exchange.wait(i);
+      const int buffer = int(i) & 1;
+      Accumulators acc = {};
+      mma_mainloop(weights, buffer, acc);
+      store_partials(acc);
+      sync_block();
+      Saved saved;
+      reduce_and_epilogue(elems, regs, saved);
+      if (i + 1 < params.steps) exchange_h(elems, regs, 1 - buffer);
+      store_and_prefetch(elems, regs, saved, i);
+    }
+    store_final_states(elems, regs);
+    sync_cluster();  // no block may end while others still put into its shared memory
+  }
+};
+
+template <class Cell, class T, class Config>
+RNNKERN_DEVICE void persistent_thread(const PersistentForwardParams& params) {
+  ForwardThread<Cell, T, Config>(params).run();
+}
+
+}  // namespace rnnkern::cuda

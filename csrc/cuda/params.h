@@ -1,0 +1,120 @@
+// The boundary of the CUDA engine: parameter structs of its kernels and the host functions that
+// launch them. No torch and no CUDA header is needed to include it.
+//
+// The stepwise engine takes one kernel per time step and direction; the recurrent products run
+// before it, in cuBLAS, so that it is pointwise over (batch row, hidden unit). The persistent
+// engine takes many steps in one kernel, with the recurrent weights in registers and shared memory.
+// Both give the same results up to rounding.
+//
+// Types: T is the storage type (double, float, bfloat16, half). A is the accumulation type of
+// pre-activations, running states, `saved` and `c_states`: T, or float for the two halves.
+//
+// Rows: a row is one (time step, batch row) pair. Rows are numbered in time-major order, t * B + b,
+// or as packed. A pointer is to the whole tensor; *_offset is the first element of this step's rows
+// in it, *_stride the distance of two rows, in elements. All indices are 64-bit.
+//
+// Projection: the cell's own h is called m; h = W_hr m, R wide, is a product between the kernels.
+// Forward, the cell writes m to `h_operand`. Backward, launch_dh_total comes first and the cell
+// reads dm = dh W_hr.
+#pragma once
+#include <cstdint>
+
+struct CUstream_st;
+
+namespace rnnkern::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
+
+enum class DType : int { float64, float32, bfloat16, float16 };
+
+struct StepForwardParams {
+  int64_t batch, units;  // rows of this step, H
+  int64_t row;           // number of the first of them
+
+  const void* input;  // A: W_ih x, gates in torch's order; may be the same memory as `saved`
+  int64_t input_offset, input_stride;
+  const void* hidden;             // A (batch, gates * H): W_hh h; null where h is zero
+  const void *bias_ih, *bias_hh;  // T (gates * H), or null
+  void *h, *c;                    // A (batch, H): the states, before and after; or null
+  void* h_operand;                // T (batch, H): h for the next product, null where h serves
+  void* y;                        // T; null with a projection, as h is
+  int64_t y_offset, y_stride;
+  void *saved, *c_states;  // A (rows, kSaved, H), (rows, H); null where not wanted
+};
+
+struct StepBackwardParams {
+  int64_t batch, units, width;   // width: R, of h; units unless it is projected
+  int64_t row, chunk_row;        // number of the first row, overall and within the chunk
+  int64_t prev_batch, prev_row;  // rows that had a step before this one; the others began here,
+                                 // from h0 and c0
+
+  const void* y;  // T
+  int64_t y_offset, prev_y_offset, y_stride;
+  const void *h0, *c0;           // T (B, R), (B, H), or null for zeros
+  const void *saved, *c_states;  // A
+  const void* dy;                // T, or null for zeros
+  int64_t dy_offset, dy_stride;
+  void* dh_recurrent;     // A (batch, R): W_hh^T dgates of the step after
+  void *dh, *dc;          // A (batch, R), (batch, H): derivative by the states, after and before;
+                          // dc or null
+  void *flow_h, *flow_c;  // A (rows, R), (rows, H): dL/dh_t and dL/dc_t; null where not wanted
+
+  // Of the chunk's rows, T, as operands of the products with the weights.
+  void* dgates;  // (kPreacts, H) each
+  void* h_prev;  // R: the h that each row began with; null where not wanted
+
+  // Only with a projection.
+  void* dh_total;  // R, of the chunk's rows, T: dL/dh_t
+  void* m;         // H, of the chunk's rows, T: what was projected; null where not wanted
+  const void* dm;  // A (batch, H): W_hr^T dL/dh_t
+};
+
+// All steps of a persistent launch have the same batch rows; *_step is the distance of the rows of
+// two consecutive steps, negative against time.
+struct PersistentForwardParams {
+  StepForwardParams step;  // the first; `hidden` is not read
+  int64_t steps;
+  int64_t row_step;
+  const void* w_hh;  // T (gates * H, H)
+};
+
+struct PersistentBackwardParams {
+  StepBackwardParams step;  // the latest in time, which comes first
+  int64_t steps;
+  int64_t row_step, y_step, dy_step;
+  // The step before the last one may have other rows than `step` says: their number, and the
+  // distance to them in rows and in elements of y.
+  int64_t last_prev_batch, last_prev_row, last_prev_y;
+  const void* w_hh;
+};
+
+// Each puts one kernel on the stream and returns null, or CUDA's description of the error.
+const char* launch_forward(int cell, DType dtype, const StepForwardParams& step, Stream stream);
+const char* launch_backward(int cell, DType dtype, const StepBackwardParams& step, Stream stream);
+
+// With a projection, before launch_backward: writes dL/dh_t to dh_total and zeros to dh.
+const char* launch_dh_total(DType dtype, const StepBackwardParams& step, Stream stream);
+
+// out = a + b over `count` contiguous elements: out in T, a and b in A if `accumulated`, else T.
+const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
+                       void* out, Stream stream);
+
+// The grid of a persistent launch; no blocks: none is possible.
+struct PersistentPlan {
+  int blocks = 0;    // of a cluster: they share the weights and exchange h or dh in each step
+  int clusters = 0;  // they share the batch
+  int rows = 0;      // of the batch, to a cluster
+};
+
+// The grid for the current device, for one direction or for two of the same size at once.
+PersistentPlan persistent_plan(int cell, DType dtype, int64_t units, int64_t batch, bool backward,
+                               int directions);
+
+// One kernel for the `directions` (1 or 2) elements of `params`.
+const char* launch_persistent(int cell, DType dtype, const PersistentForwardParams* params,
+                              int directions, Stream stream);
+// Leaves W_hh^T dgates of the last step in `dh_recurrent`.
+const char* launch_persistent(int cell, DType dtype, const PersistentBackwardParams* params,
+                              int directions, Stream stream);
+
+}  // namespace rnnkern::cuda

@@ -1,5 +1,0 @@
-#include "runs.h"
-
-namespace rnnkern::cuda {
-extern const Runs runs_bfloat16 = runs_of<__nv_bfloat16>();
-}

@@ -1,0 +1,100 @@
+// The kernels of the stepwise engine without the launch: what one thread does with its
+// (row, unit) pairs. Pre-activations, states and running derivatives are in global memory.
+#pragma once
+#include "../step.h"
+#include "grid.h"
+
+namespace rnnkern::cuda {
+
+template <class Cell, class T>
+RNNKERN_HD static void forward_element(const StepForwardParams& p, int64_t b, int64_t u) {
+  using A = Acc<T>;
+  constexpr int G = Cell::kGates;
+  const auto hidden = static_cast<const A*>(p.hidden);
+  const ForwardOffsets at = forward_offsets(p, b, u);
+
+  A preact[Cell::kPreacts], input[G];
+  load_bias<Cell, T>(p, u, preact);
+  load_input<Cell, T>(p, at, input);
+  for (int s = 0; s < G; ++s) preact[Cell::kInputPreact + s] += input[s];
+  for (int s = 0; hidden && s < G; ++s)
+    preact[Cell::kHiddenPreact + s] += hidden[(b * G + Cell::hidden_gate(s)) * p.units + u];
+
+  A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
+  load_states<Cell, T>(p, b, u, prev);
+  cell_forward<Cell, T>(preact, prev, next, saved);
+  store_states<Cell, T>(p, b, u, next);
+  store_forward<Cell, T>(p, at, next, saved);
+}
+
+// h before the step.
+template <class T>
+RNNKERN_HD static T prev_h(const StepBackwardParams& p, int64_t b, int64_t u) {
+  if (b < p.prev_batch) return static_cast<const T*>(p.y)[p.prev_y_offset + b * p.y_stride + u];
+  return p.h0 ? static_cast<const T*>(p.h0)[b * p.width + u] : T(0.f);
+}
+
+// dL/dh_t: from the cell and W_hh of the next step, and from y.
+template <class T>
+RNNKERN_HD static Acc<T> dh_total_of(const StepBackwardParams& p, int64_t b, int64_t u) {
+  using A = Acc<T>;
+  const int64_t state = b * p.width + u;
+  A sum = static_cast<const A*>(p.dh)[state] + static_cast<const A*>(p.dh_recurrent)[state];
+  if (p.dy) sum += A(static_cast<const T*>(p.dy)[p.dy_offset + b * p.dy_stride + u]);
+  return sum;
+}
+
+template <class T>
+RNNKERN_HD static void dh_total_element(const StepBackwardParams& p, int64_t b, int64_t u) {
+  using A = Acc<T>;
+  const int64_t R = p.width, at = (p.chunk_row + b) * R + u;
+  const A total = dh_total_of<T>(p, b, u);
+  static_cast<T*>(p.dh_total)[at] = T(total);
+  static_cast<A*>(p.dh)[b * R + u] = A(0);
+  if (p.h_prev) static_cast<T*>(p.h_prev)[at] = prev_h<T>(p, b, u);
+  if (p.flow_h) static_cast<A*>(p.flow_h)[(p.row + b) * R + u] = total;
+}
+
+template <class Cell, class T>
+RNNKERN_HD static void backward_element(const StepBackwardParams& p, int64_t b, int64_t u) {
+  using A = Acc<T>;
+  const BackwardOffsets at = backward_offsets(p, b, u);
+  SavedValues<Cell, T> values{};
+  A dnext[Cell::kStates], dprev[Cell::kStates], dgates[Cell::kPreacts];
+  load_saved<Cell, T>(p, at, prev_step_offset(p), &values);
+  dnext[0] = p.dm ? static_cast<const A*>(p.dm)[at.first] : dh_total_of<T>(p, b, u);
+  if constexpr (Cell::kStates == 2) dnext[1] = static_cast<A*>(p.dc)[at.first];
+  cell_backward<Cell, T>(values, dnext, dprev, dgates);
+  store_backward<Cell, T>(p, at, values, dnext, dgates);
+  if (!p.dm) static_cast<A*>(p.dh)[at.first] = dprev[0];
+  if constexpr (Cell::kStates == 2) static_cast<A*>(p.dc)[at.first] = dprev[1];
+}
+
+// One thread's part of a kernel.
+template <class Cell, class T>
+RNNKERN_HD static void forward_grid_stride(const StepForwardParams& p, const GridStride& at) {
+  for (int64_t b = at.row; b < p.batch; b += at.row_step)
+    for (int64_t u = at.unit; u < p.units; u += at.unit_step) forward_element<Cell, T>(p, b, u);
+}
+
+template <class Cell, class T>
+RNNKERN_HD static void backward_grid_stride(const StepBackwardParams& p, const GridStride& at) {
+  for (int64_t b = at.row; b < p.batch; b += at.row_step)
+    for (int64_t u = at.unit; u < p.units; u += at.unit_step) backward_element<Cell, T>(p, b, u);
+}
+
+template <class T>
+RNNKERN_HD static void dh_total_grid_stride(const StepBackwardParams& p, const GridStride& at) {
+  for (int64_t b = at.row; b < p.batch; b += at.row_step)
+    for (int64_t u = at.unit; u < p.width; u += at.unit_step) dh_total_element<T>(p, b, u);
+}
+
+// S is the type of both operands, T or A.
+template <class T, class S>
+RNNKERN_HD static void add_grid_stride(int64_t count, const S* a, const S* b, T* out, int64_t first,
+                                       int64_t step) {
+  using A = Acc<T>;
+  for (int64_t i = first; i < count; i += step) out[i] = T(A(a[i]) + A(b[i]));
+}
+
+}  // namespace rnnkern::cuda

@@ -1,0 +1,64 @@
+"""The CUDA operators on a CPU: compiled with the simulated chip, and put in rnnkern's place."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import rnnkern.ops.autograd
+import rnnkern.ops.library
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH = Path(torch.__file__).parent
+COMPILER = shutil.which("c++")
+
+
+def compile_operators(path: Path) -> None:
+    """The operators of csrc/bindings with tests/cuda_on_host, as a library at `path`."""
+    patterns = ("csrc/bindings/torch_cuda_*.cpp", "tests/cuda_on_host/*.cpp")
+    sources = sorted(str(source) for pattern in patterns for source in ROOT.glob(pattern))
+    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
+    flags += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
+    link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    subprocess.run([COMPILER, *flags, *sources, "-o", str(path), *link], check=True)
+
+
+@contextmanager
+def loaded(path: Path) -> Iterator[None]:
+    """torch.ops.rnnkern_cuda_on_host."""
+    torch.ops.load_library(path)
+
+    # torch has this one on CUDA only: products of half types with a float32 result.
+    def mm(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+        return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
+
+    aten = torch.library.Library("aten", "IMPL")
+    aten.impl("mm.dtype_out", mm, "CPU")
+    yield
+    aten._destroy()
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """rnnkern's layers call these operators. New tensors are NaN, so that an element that no kernel
+    writes shows; one thread, as all tensors are small and the simulation is serial."""
+    saved = (rnnkern.ops.autograd.NATIVE, rnnkern.ops.library.forward, rnnkern.ops.library.backward)
+    rnnkern.ops.autograd.NATIVE = None  # it would go to the CPU engine
+    rnnkern.ops.library.forward = torch.ops.rnnkern_cuda_on_host.forward.default
+    rnnkern.ops.library.backward = torch.ops.rnnkern_cuda_on_host.backward.default
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        rnnkern.ops.autograd.NATIVE, rnnkern.ops.library.forward, rnnkern.ops.library.backward = (
+            saved
+        )
