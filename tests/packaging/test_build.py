@@ -12,7 +12,7 @@ import torch
 
 import rnnkern.ops.autograd
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")

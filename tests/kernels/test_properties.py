@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CELLS, Case, call, results
-from relu import check
+from judging import check
 from torch import Tensor
 
 import rnnkern
@@ -345,7 +345,7 @@ def test_lower_levels(level: str) -> None:
             "-q",
             "-k",
             chosen,
-            *("test_layers.py", "test_kernels.py"),
+            *("test_layers.py", "test_properties.py"),
         ],
         cwd=Path(__file__).parent,
         env=os.environ | {"RNNKERN_CPU": level},

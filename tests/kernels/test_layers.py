@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import CELLS, TABLE, Case
 from hypothesis import given, settings
-from relu import check, judge
+from judging import check, judge
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
@@ -71,6 +71,7 @@ def test_random(case: Case) -> None:
 
 @pytest.mark.timeout(300)
 @settings(max_examples=60)
-@given(random_cases(CELLS[:3], (torch.bfloat16,)))  # ReLU's units are on and off at random: relu.py
+# Without ReLU, whose units are on and off at random: judging.py.
+@given(random_cases(CELLS[:3], (torch.bfloat16,)))
 def test_random_bfloat16(case: Case) -> None:
     check(case)

@@ -9,7 +9,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 from cases import CELLS, PERSISTENT, TABLE, Case, Judged, Results, results
-from relu import judge_halves
+from judging import judge_halves
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
