@@ -217,6 +217,7 @@ def test_older_modules(name: str) -> None:
         assert type(rnnkern.revert(old)) is OWN[name]
 
 
+@pytest.mark.compiler
 def test_dynamo_still_refuses_torchs_own() -> None:
     """Dynamo looks nn.LSTM up at each call; traced, torch's own fails in training on a CPU."""
     old = nn.LSTM(3, 4)
@@ -418,6 +419,7 @@ Own(3, 4)(1)
 """
 
 
+@pytest.mark.compiler
 def test_run_says_what_ran_fused(folder: Path) -> None:
     (folder / "layers.py").write_text(LAYERS_PROGRAM)
     run = python("-m", "rnnkern", "run", "layers.py", cwd=folder)

@@ -17,6 +17,7 @@ import rnnkern
 import rnnkern.ops.library
 
 pytestmark = [
+    pytest.mark.cuda,
     pytest.mark.skipif(
         not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a torch built for it"
     ),

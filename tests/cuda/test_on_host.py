@@ -31,8 +31,12 @@ import rnnkern.ops.library
 from rnnkern.cell_spec import BY_MODE
 from rnnkern.ops import decomposition
 
-# The first test of all compiles the library, which takes minutes where the machine is busy.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.cuda,
+    # One worker: each would compile the library, which takes minutes where the machine is busy.
+    pytest.mark.xdist_group("cuda_on_host"),
+    pytest.mark.timeout(600),
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from judging import check, judge
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_table(case: Case) -> None:
     check(case)
@@ -69,6 +70,7 @@ def test_random(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.bfloat16
 @pytest.mark.timeout(300)
 @settings(max_examples=60)
 # Without ReLU, whose units are on and off at random: judging.py.
