@@ -18,6 +18,7 @@ from twins import close, loss, pack
 
 import rnnkern
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 

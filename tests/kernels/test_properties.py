@@ -290,6 +290,7 @@ def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
         assert_same_bits(single, results(case, rnnkern))
 
 
+@pytest.mark.slow
 def test_busy_machine() -> None:
     """The bits stay the same while other processes keep every core busy and teams shrink."""
     torch.set_num_threads(2)
@@ -363,6 +364,7 @@ def test_forced_level() -> None:
     assert json.loads(torch.ops.rnnkern.info())["isa"] == os.environ.get("RNNKERN_CPU", LEVELS[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["rnnkern.ops", "rnnkern.numpy"])
 @pytest.mark.parametrize("level", ["AVX2", "avx1024", ""])
 def test_unknown_level(level: str, home: str) -> None:

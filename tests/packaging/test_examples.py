@@ -27,6 +27,7 @@ def _lies_in_examples(module) -> bool:
     return file is not None and Path(file).parent == EXAMPLES
 
 
+@pytest.mark.slow
 def test_page_and_table(tmp_path, monkeypatch):
     import demo
     import task1_rnn_forward

@@ -11,6 +11,9 @@ from torch import nn
 
 import rnnkern
 
+# Nearly every test imports torch in a process of its own.
+pytestmark = pytest.mark.slow
+
 
 def python(program: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
