@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | docs | cuda-check | gpu | sanitize | clean
+# make demo | test | test-quick | bench | lint | docs | cuda-check | gpu | sanitize | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
 # torch without CUDA on Linux:
@@ -8,6 +8,8 @@ PYTHON   ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
                         2>/dev/null && echo $$p && break; done)
 PIP_ARGS ?=
 ARGS     ?=
+# A process per core; ARGS="-n 0" runs all in one, where a debugger can look.
+PYTEST_ARGS := -n auto --dist loadgroup
 
 BIN   := .venv/bin
 READY := .venv/.ready
@@ -16,14 +18,19 @@ CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
                             'bench/*.cu' 'tests/*.cpp' 'tests/*.h')
 PY     = $(shell git ls-files '*.py')
 
-.PHONY: demo test bench lint docs cuda-check gpu sanitize clean
+.PHONY: demo test test-quick bench lint docs cuda-check gpu sanitize clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 # glibc then fills what it hands out with 0xFE, so that reading unwritten memory shows.
 test: $(READY)
-	MALLOC_PERTURB_=1 $(BIN)/pytest $(ARGS)
+	MALLOC_PERTURB_=1 $(BIN)/pytest $(PYTEST_ARGS) $(ARGS)
+
+# For the inner loop: a choice that meets every kernel and every layer, on this CPU's highest level.
+test-quick: $(READY)
+	MALLOC_PERTURB_=1 $(BIN)/pytest $(PYTEST_ARGS) \
+	  -m 'not (levels or slow or compiler or cuda or peers)' $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py $(ARGS)

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 limit=${LIMIT:-570}
 failed=()
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 say() { echo "gpu: [$SECONDS s] $*"; }
 # Seconds that are left, or as many as asked for: at least one, since to timeout 0 means no limit.
 left() {
@@ -50,7 +50,7 @@ if "$python" -c 'import pytest' 2>/dev/null; then
   say "testing"
   workers=()
   "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-  OMP_NUM_THREADS=2 timeout "$(left 240)" "${pytest[@]}" "${workers[@]}" tests/test_cuda.py ||
+  OMP_NUM_THREADS=2 timeout "$(left 240)" "${pytest[@]}" "${workers[@]}" tests/cuda/test_gpu.py ||
     failed+=(tests)
 else
   say "pytest is not installed: the tests are left out" >&2
@@ -74,7 +74,7 @@ for tool in memcheck racecheck; do
     say "$tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left)" \
       compute-sanitizer --tool $tool --error-exitcode 99 --print-limit 20 \
-      "${pytest[@]}" tests/test_cuda.py \
+      "${pytest[@]}" tests/cuda/test_gpu.py \
       -k "test_table and ($cases$([ $tool = memcheck ] && echo " or T12-B9-I4-H200"))"
     status=$?
     if [ $status -eq 124 ]; then

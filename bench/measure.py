@@ -121,7 +121,7 @@ class Side:
         self.x, self.hx = row.inputs()
         if row.train:
             self.leaf = self.x.data if isinstance(self.x, PackedSequence) else self.x
-            self.leaf.requires_grad_(not row.data)
+            self.leaf.requires_grad_(row.input_requires_grad)
             self.gradient = row.gradient()
 
     @staticmethod
@@ -143,7 +143,7 @@ class Side:
             p.grad = None
         self.leaf.grad = None
         output, state = self.forward()
-        if self.row.last:
+        if self.row.loss_on == "h_n":
             read = state[0] if isinstance(state, tuple) else state
         else:
             read = self._data(output)
@@ -162,7 +162,7 @@ class Side:
             named["c_n"] = c[0]
         if self.row.train:
             self.train()
-            if not self.row.data:
+            if self.row.input_requires_grad:
                 named["input.grad"] = self.leaf.grad
             named |= {f"{k}.grad": p.grad for k, p in self.module.named_parameters()}
         return {k: v.detach().clone() for k, v in named.items()}
@@ -216,19 +216,21 @@ def alternately(
     return [Measurement.merge(done)[0] for done in runs]
 
 
-CALM, TRIES = 0.25, 3
+MAX_SPREAD, MAX_TRIES = 0.25, 3
 
 
-def calmest(calls: list[Callable[[], object]], threads: int, seconds: float) -> list[Measurement]:
-    """Timed alternately; again, up to TRIES times, while the spread of a side exceeds CALM of its
-    median. The try with the least spread counts, whatever its ratio."""
+def least_noisy(
+    calls: list[Callable[[], object]], threads: int, seconds: float
+) -> list[Measurement]:
+    """Times the calls alternately, up to MAX_TRIES times while a side's interquartile range exceeds
+    MAX_SPREAD of its median. The try with the least spread counts, whatever its ratio."""
 
     def spread(timed: list[Measurement]) -> float:
         return max(m.iqr / m.median for m in timed)
 
     best = alternately(calls, threads, seconds)
-    for _ in range(TRIES - 1):
-        if spread(best) <= CALM:
+    for _ in range(MAX_TRIES - 1):
+        if spread(best) <= MAX_SPREAD:
             break
         best = min(best, alternately(calls, threads, seconds), key=spread)
     return best
@@ -256,7 +258,7 @@ def compare(
             return result
         if row.train:
             result.saved = {"ours": mine.saved_bytes(), "theirs": other.saved_bytes()}
-        a, b = calmest([mine.call, other.call], threads, seconds)
+        a, b = least_noisy([mine.call, other.call], threads, seconds)
         result.ours, result.ours_iqr = a.median, a.iqr
         result.theirs, result.theirs_iqr = b.median, b.iqr
         for title, peer in (peers or {}).items():

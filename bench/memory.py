@@ -56,7 +56,7 @@ def _measure(row: Row, package: str, threads: int, answer: Connection) -> None:
 def added_at_peak(row: Row, package: str, threads: int) -> int:
     """Bytes that a training call of `row` with the layer of `package` adds, in a new process."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["load", "memory", "report", "rnnkern"])
+    context.set_forkserver_preload(["contention", "memory", "report", "rnnkern"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(row, package, threads, sender))
     process.start()

@@ -69,14 +69,14 @@ def _train(row: Row, weights: Weights, x: Array, hx: State, gradient: Array) -> 
 
     def read_by_loss(weights: Weights, x: Array) -> tuple[Array, dict[str, Array]]:
         results = _forward(row, weights, x, hx)
-        return results["h_n" if row.last else "output"], results
+        return results[row.loss_on], results
 
-    if row.data:
-        _, backward, results = jax.vjp(lambda w: read_by_loss(w, x), weights, has_aux=True)
-        (grads,) = backward(gradient)
-    else:
+    if row.input_requires_grad:
         _, backward, results = jax.vjp(read_by_loss, weights, x, has_aux=True)
         grads, results["input.grad"] = backward(gradient)
+    else:
+        _, backward, results = jax.vjp(lambda w: read_by_loss(w, x), weights, has_aux=True)
+        (grads,) = backward(gradient)
     return results | {f"{name}.grad": g for name, g in grads.items()}
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,8 +53,8 @@ class Row:
     batch_first: bool = False
     packed: bool = False
     hx: bool = False
-    data: bool = False  # the input is data and needs no gradient
-    last: bool = False  # the loss reads h_n, not the output
+    input_requires_grad: bool = True
+    loss_on: Literal["output", "h_n"] = "output"
     proj: int = 0
     dtype: torch.dtype = torch.float32
     rounded: bool = False  # torch's settings let float32 products round their factors to bfloat16
@@ -114,7 +115,7 @@ class Row:
         total = 0.0
         for layer in range(self.L):
             features = self.I if layer == 0 else directions * out
-            needs_dx = layer > 0 or not self.data
+            needs_dx = layer > 0 or self.input_requires_grad
             into, back = gates * self.H * features, gates * self.H * out + self.proj * self.H
             per_step = into * (2 + needs_dx) + 3 * back if self.train else into + back
             total += 2.0 * directions * per_step
@@ -165,13 +166,13 @@ class Row:
 
     def gradient(self) -> Tensor:
         """The loss's gradient with respect to what it reads, from a fixed seed."""
-        if self.last:
+        if self.loss_on == "h_n":
             shape = [self.states, self.B]
         elif self.packed:
             shape = [sum(self.lengths())]
         else:
             shape = [self.B, self.T] if self.batch_first else [self.T, self.B]
-        features = (self.proj or self.H) * (1 if self.last else 1 + self.bidirectional)
+        features = (self.proj or self.H) * (1 if self.loss_on == "h_n" else 1 + self.bidirectional)
         generator = torch.Generator().manual_seed(2)
         return torch.randn(*shape, features, generator=generator).to(self.dtype)
 
@@ -200,11 +201,11 @@ def _course() -> Iterator[Row]:
         note="characters: one sequence, trained embedding, hx given",
     )  # fmt: skip
     yield Row(
-        "course", "LSTM", 50, 1000, 1, 32, 2, train=True, batch_first=True, data=True,
-        note="sine waves: all 1000 in one batch, no embedding",
+        "course", "LSTM", 50, 1000, 1, 32, 2, train=True, batch_first=True,
+        input_requires_grad=False, note="sine waves: all 1000 in one batch, no embedding",
     )  # fmt: skip
     yield Row(
-        "course", "LSTM", 10, 500, 16, 32, train=True, batch_first=True, last=True,
+        "course", "LSTM", 10, 500, 16, 32, train=True, batch_first=True, loss_on="h_n",
         note="sentiment: padded to 10, not packed, trained embedding, loss of h_n",
     )  # fmt: skip
 
@@ -267,19 +268,20 @@ def _client(
 
 
 _BI = {"bidirectional": True}
+_DATA = {"input_requires_grad": False}
 _BI_PACKED = {"bidirectional": True, "packed": True, "train": True}
 CLIENTS = [
     _client("speechbrain language model", "LSTM", 1, 16, 128, 2048, 2, hx=True),
-    _client("speechbrain packed", "LSTM", 200, 16, 80, 128, 2, **_BI_PACKED, data=True),
+    _client("speechbrain packed", "LSTM", 200, 16, 80, 128, 2, **_BI_PACKED, **_DATA),
     _client("stanza characters", "LSTM", 149, 16, 100, 512, hx=True),
     _client("stanza tokenizer", "LSTM", 100, 32, 37, 64, **_BI_PACKED),
     _client("stanza tagger", "LSTM", 40, 48, 200, 200, 2, **_BI_PACKED, hx=True),
     _client("flair characters", "LSTM", 81, 8, 100, 512),
     _client("flair tagger", "LSTM", 40, 16, 300, 256, **_BI_PACKED),
     _client("docTR SAR decoder", "LSTM", 40, 4, 512, 512, 2),
-    _client("neuralforecast LSTM", "LSTM", 24, 128, 1, 200, 2, train=True, data=True),
-    _client("neuralforecast GRU", "GRU", 24, 128, 1, 200, 2, train=True, data=True),
-    _client("neuralforecast projected", "LSTM", 25, 128, 1, 128, 2, train=True, data=True, proj=1),
+    _client("neuralforecast LSTM", "LSTM", 24, 128, 1, 200, 2, train=True, **_DATA),
+    _client("neuralforecast GRU", "GRU", 24, 128, 1, 200, 2, train=True, **_DATA),
+    _client("neuralforecast projected", "LSTM", 25, 128, 1, 128, 2, train=True, **_DATA, proj=1),
     _client("WaveRNN training", "GRU", 500, 4, 512, 512, train=True),
     _client("WaveRNN generation", "GRU", 1, 1, 544, 512, hx=True),
     _client("TorchRL with resets", "LSTM", 61, 32, 64, 128, packed=True, train=True),
@@ -290,12 +292,12 @@ CLIENTS = [
     _client("AWD-LSTM training", "LSTM", 40, 16, 400, 1152, train=True),
     _client("AWD-LSTM generation", "LSTM", 1, 1, 1152, 1152, hx=True),
     _client("RecurrentPPO rollout", "LSTM", 1, 8, 4, 256, hx=True),
-    _client("RecurrentPPO learning", "LSTM", 128, 4, 4, 256, train=True, data=True, hx=True),
+    _client("RecurrentPPO learning", "LSTM", 128, 4, 4, 256, train=True, **_DATA, hx=True),
     _client("icefall streaming", "LSTM", 3, 1, 512, 1024, hx=True, proj=512),
     _client("Open-Unmix separation", "LSTM", 862, 1, 512, 256, 3, **_BI),
     _client("Open-Unmix training", "LSTM", 255, 4, 512, 256, 3, **_BI, train=True),
-    _client("darts float64", "LSTM", 36, 32, 1, 25, 2, train=True, data=True, dtype=torch.float64),
+    _client("darts float64", "LSTM", 36, 32, 1, 25, 2, train=True, **_DATA, dtype=torch.float64),
     _client("DeepAR", "LSTM", 29, 64, 10, 30, 2, packed=True, train=True),
-    _client("skorch digits", "GRU", 8, 64, 8, 64, train=True, data=True),
+    _client("skorch digits", "GRU", 8, 64, 8, 64, train=True, **_DATA),
     _client("Demucs", "LSTM", 21, 1, 1024, 1024, 2, **_BI, train=True),
 ]

@@ -17,7 +17,7 @@ import re
 import sys
 from pathlib import Path
 
-from load import slowdowns
+from contention import slowdowns
 from measure import Machine, compare
 from memory import added_at_peak, available
 from peers import PEERS, installed

@@ -160,7 +160,7 @@ def results(case: Case, package: ModuleType, dtype: torch.dtype | None = None) -
     return {k: v.detach().double() for k, v in named.items()}
 
 
-def floor(case: Case, name: str, truth: Tensor) -> float:
+def rounding_allowance(case: Case, name: str, truth: Tensor) -> float:
     """The rounding error that we grant even where torch.nn happens to make less.
 
     Two units: the last function on the way may be off by 2 ulp, and as much again comes from the
@@ -205,14 +205,14 @@ class Judged:
         }
 
     def assert_as_good_as_torch(self) -> None:
-        """Asserts that no result errs more than 1.5 times torch.nn's largest error, plus `floor`;
-        in float64, where both sides' errors may add up, one more of each."""
+        """Asserts that no result errs more than 1.5 times torch.nn's largest error,
+        plus `rounding_allowance`; in float64, where both errors may add up, one more of each."""
         double = self.case.dtype is torch.float64
         assert list(self.ours) == list(self.truth)
         bad = []
         for name, (mine, other) in self.errors().items():
             worst, torchs = mine.abs().max().item(), other.abs().max().item()
-            granted = floor(self.case, name, self.truth[name])
+            granted = rounding_allowance(self.case, name, self.truth[name])
             bound = (1.5 + double) * torchs + (1 + double) * granted
             if not worst <= bound:
                 bad.append(f"{name}: error {worst:.2e}, torch.nn {torchs:.2e}, bound {bound:.2e}")

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 # kernel writes fails a comparison.
 os.environ["RNNKERN_POISON"] = "1"
 
+# Threads of OpenMP, which torch.nn runs on, sleep while they wait: spinning they would take most of
+# the suite's processor time from each other. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import hypothesis
 import pytest
 import torch
@@ -15,6 +19,14 @@ import torch
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what runs in bfloat16 by its parameters: a dtype, or a case or tensor of it."""
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(torch.bfloat16 is getattr(value, "dtype", value) for value in values):
+            item.add_marker("bfloat16")
 
 
 @pytest.fixture(autouse=True)

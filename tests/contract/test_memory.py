@@ -242,6 +242,7 @@ print("went on")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit of address space")
 def test_out_of_memory() -> None:
     """torch's words, by which accelerate and Lightning know it; the process goes on."""

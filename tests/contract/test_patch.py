@@ -117,6 +117,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_order_of_imports(order: str) -> None:
     program = textwrap.dedent(ORDERS[order]) + textwrap.dedent("""
@@ -217,6 +218,7 @@ def test_older_modules(name: str) -> None:
         assert type(rnnkern.revert(old)) is OWN[name]
 
 
+@pytest.mark.compiler
 def test_dynamo_still_refuses_torchs_own() -> None:
     """Dynamo looks nn.LSTM up at each call; traced, torch's own fails in training on a CPU."""
     old = nn.LSTM(3, 4)
@@ -367,6 +369,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [
@@ -418,6 +421,8 @@ Own(3, 4)(1)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_run_says_what_ran_fused(folder: Path) -> None:
     (folder / "layers.py").write_text(LAYERS_PROGRAM)
     run = python("-m", "rnnkern", "run", "layers.py", cwd=folder)
@@ -429,12 +434,14 @@ def test_run_says_what_ran_fused(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_run_needs_a_program() -> None:
     run = python("-m", "rnnkern", "run")
     assert run.returncode == 2
     assert "run needs a script or -m and a module" in run.stderr
 
 
+@pytest.mark.slow
 def test_without_a_command() -> None:
     run = python("-m", "rnnkern")
     assert run.returncode == 0

@@ -124,6 +124,7 @@ def test_layers_results_in_place(name: str) -> None:
                 s.detach_()
 
 
+@pytest.mark.compiler
 def test_cells_of_subclasses_and_compiled() -> None:
     """Calls that go through the dispatcher."""
 

@@ -473,6 +473,7 @@ def test_copies_and_pickles_of_a_watched_model_are_not_watched():
     assert not seen
 
 
+@pytest.mark.compiler
 def test_transforms_and_compilers_see_nothing_of_it():
     model, x = Model(), torch.randn(T, B, I)
     params = dict(model.named_parameters())
@@ -488,6 +489,7 @@ def test_transforms_and_compilers_see_nothing_of_it():
     torch.testing.assert_close(program(x), model(x))
 
 
+@pytest.mark.compiler
 def test_a_compiled_model_is_left_alone():
     model, x = Model(), torch.randn(T, B, I)
     wanted = gradients(model, x)

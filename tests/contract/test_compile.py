@@ -23,6 +23,7 @@ from rnnkern.ops import library
 
 # Inductor's own frames and exported programs warn about deprecated parts of Python and torch.
 pytestmark = [
+    pytest.mark.compiler,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]

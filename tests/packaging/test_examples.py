@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +27,7 @@ def _lies_in_examples(module) -> bool:
     return file is not None and Path(file).parent == EXAMPLES
 
 
+@pytest.mark.slow
 def test_page_and_table(tmp_path, monkeypatch):
     import demo
     import task1_rnn_forward

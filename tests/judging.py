@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import Case, Judged, Results, floor, results
+from cases import Case, Judged, Results, results, rounding_allowance
 from cases import judge as judge_others
 from torch import Tensor
 
@@ -53,7 +53,7 @@ def truth_with_units_of(case: Case, found: Results) -> Results:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(decomposition._STEPS, RNN_RELU.id, step)
         truth = results(case, Differentiable(), torch.float64)
-    assert torch.cat(flipped).abs().max() <= floor(case, "output", truth["output"])
+    assert torch.cat(flipped).abs().max() <= rounding_allowance(case, "output", truth["output"])
     return truth
 
 

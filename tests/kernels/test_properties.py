@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CELLS, Case, call, results
-from relu import check
+from judging import check
 from torch import Tensor
 
 import rnnkern
@@ -70,6 +70,7 @@ def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("letter", "TBIH")
 @pytest.mark.parametrize("cell", CELLS)
@@ -77,6 +78,8 @@ def test_sizes(cell: str, letter: str, size: int) -> None:
     check(Case(cell, **({"T": 3, "B": 3, "I": 3, "H": 3} | {letter: size})))
 
 
+@pytest.mark.every_level
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("letter", "TBIH")
 @pytest.mark.parametrize("cell", CELLS)
@@ -85,6 +88,7 @@ def test_sizes_of_pairs(cell: str, letter: str, size: int) -> None:
     check(Case(cell, dtype=HALF, **({"T": 3, "B": 3, "I": 4, "H": 4} | {letter: size})))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_of_a_projection(size: int) -> None:
     check(Case("LSTM", T=3, B=3, I=3, H=size + 3, P=size))
@@ -145,6 +149,7 @@ def test_strides(cell: str, P: int, batch_first: bool, dtype: torch.dtype) -> No
     assert_same_bits(plain, outcome(rows.copy_(x), states, True))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize(("cell", "P"), [*((cell, 0) for cell in CELLS), ("LSTM", 17)])
@@ -166,6 +171,7 @@ def test_not_finite(cell: str, P: int, value: float, dtype: torch.dtype) -> None
         assert ours[2, 3].isnan().any()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("name", ["output", "input", "weight_hh_l0"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3.4e38, 1e-39], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
@@ -188,6 +194,7 @@ def test_gradients_of_the_outermost(cell: str, value: float, name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.bfloat16
 def test_rounding_to_bfloat16() -> None:
     """To the nearest, of two as near to the even one: 1 to 2 in steps of 1/256 of the spacing."""
     exact = 1 + torch.arange(2**15) / 2**15
@@ -199,6 +206,7 @@ def test_rounding_to_bfloat16() -> None:
         assert torch.equal(layer(x[None])[0][0], upper[:, None].expand(-1, 2))
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_states_of_bfloat16(name: str) -> None:
     """They are carried on in float32: each step adds less than bfloat16 can tell."""
@@ -217,6 +225,7 @@ def test_states_of_bfloat16(name: str) -> None:
         )
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize("hidden", [6, 65, 200])
 @pytest.mark.parametrize(
@@ -247,6 +256,7 @@ def test_batch_invariance(cell: str, projected: bool, hidden: int, dtype: torch.
     assert final.shape == (2, case.B, case.R)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_batch_invariance_of_single_steps(cell: str, dtype: torch.dtype) -> None:
@@ -260,12 +270,14 @@ def test_batch_invariance_of_single_steps(cell: str, dtype: torch.dtype) -> None
         assert torch.equal(part, whole[:, begin:end]), (begin, end)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF], ids=str)
 @pytest.mark.parametrize("case", [*BLOCKS, *PAIRS, *LARGE], ids=str)
 def test_blocks(case: Case, dtype: torch.dtype) -> None:
     check(replace(case, dtype=dtype))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF], ids=str)
 @pytest.mark.parametrize("case", [*SPLITS, *BLOCKS, *PAIRS, *LARGE], ids=str)
 def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
@@ -278,6 +290,7 @@ def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
         assert_same_bits(single, results(case, rnnkern))
 
 
+@pytest.mark.slow
 def test_busy_machine() -> None:
     """The bits stay the same while other processes keep every core busy and teams shrink."""
     torch.set_num_threads(2)
@@ -324,29 +337,18 @@ def test_partial_gradients(case: Case) -> None:
 LEVELS = json.loads(torch.ops.rnnkern.info())["available"]
 
 
+@pytest.mark.levels
 @pytest.mark.timeout(300)
 @pytest.mark.skipif("RNNKERN_CPU" in os.environ, reason="a level is already forced")
 @pytest.mark.parametrize("level", LEVELS[:-1])
 def test_lower_levels(level: str) -> None:
     """The table, the sizes and the invariances once more at each lower instruction set; where it is
-    another one's with bfloat16 as it is, all that runs in bfloat16. The level is chosen when the
+    another one's with native bfloat16, all that runs in bfloat16. The level is chosen when the
     library loads: in a process of its own."""
-    chosen = (
-        "test_table or test_sizes or test_blocks or invariance or not_finite or outermost"
-        " or forced_level"
-    )
-    if level.endswith(("_bf16", "_amx")):
-        chosen = "bfloat16 or of_pairs or forced_level"
+    chosen = "bfloat16" if level.endswith(("_bf16", "_amx")) else "every_level"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", chosen]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-k",
-            chosen,
-            *("test_layers.py", "test_kernels.py"),
-        ],
+        [*command, "test_layers.py", "test_properties.py"],
         cwd=Path(__file__).parent,
         env=os.environ | {"RNNKERN_CPU": level},
         capture_output=True,
@@ -355,11 +357,14 @@ def test_lower_levels(level: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
+@pytest.mark.every_level
+@pytest.mark.bfloat16
 def test_forced_level() -> None:
     """RNNKERN_CPU forces the level down; without it the highest one runs."""
     assert json.loads(torch.ops.rnnkern.info())["isa"] == os.environ.get("RNNKERN_CPU", LEVELS[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["rnnkern.ops", "rnnkern.numpy"])
 @pytest.mark.parametrize("level", ["AVX2", "avx1024", ""])
 def test_unknown_level(level: str, home: str) -> None:

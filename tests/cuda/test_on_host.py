@@ -2,7 +2,7 @@
 
 The layers' own tests run here once more, with these operators in the place of the CPU engine's.
 What this cannot show is what only a GPU does: the launch itself, streams, and the rounding of its
-matrix products. tests/test_cuda.py is for that.
+matrix products. test_gpu.py is for that.
 """
 
 import json
@@ -11,13 +11,13 @@ from itertools import product
 
 import hypothesis.strategies as st
 import pytest
-import test_kernels
+import test_properties
 import torch
 from cases import CELLS, PERSISTENT, TABLE, Case, check, results
 from hypothesis import given, settings
-from relu import judge
+from judging import judge
 from simulated import COMPILER, compile_operators, in_place, loaded
-from test_kernels import (  # noqa: F401
+from test_properties import (  # noqa: F401
     test_gradcheck,
     test_not_finite,
     test_partial_gradients,
@@ -31,8 +31,12 @@ import rnnkern.ops.library
 from rnnkern.cell_spec import BY_MODE
 from rnnkern.ops import decomposition
 
-# The first test of all compiles the library, which takes minutes where the machine is busy.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.cuda,
+    # One worker: each would compile the library, which takes minutes where the machine is busy.
+    pytest.mark.xdist_group("cuda_on_host"),
+    pytest.mark.timeout(600),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _simulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The operators in place, with small chunks of time."""
     # The CPU's matrix products may round by where their operands begin in memory.
-    monkeypatch.setattr(test_kernels, "assert_same_bits", torch.testing.assert_close)
+    monkeypatch.setattr(test_properties, "assert_same_bits", torch.testing.assert_close)
     with in_place():
         chunk = torch.ops.rnnkern_cuda_on_host.set_chunk(200)
         yield

@@ -18,7 +18,8 @@ from twins import close, loss, pack
 
 import rnnkern
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")

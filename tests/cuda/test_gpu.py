@@ -9,7 +9,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 from cases import CELLS, PERSISTENT, TABLE, Case, Judged, Results, results
-from relu import judge_halves
+from judging import judge_halves
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -17,6 +17,7 @@ import rnnkern
 import rnnkern.ops.library
 
 pytestmark = [
+    pytest.mark.cuda,
     pytest.mark.skipif(
         not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a torch built for it"
     ),

@@ -163,6 +163,7 @@ def test_all_else_stays_exact(
         assert all(map(torch.equal, flat(lstm(x)), exact))
 
 
+@pytest.mark.compiler
 def test_compiled_graphs_stay_exact() -> None:
     gru = rnnkern.GRU(64, 64)
     x = torch.randn(25, 25, 64)

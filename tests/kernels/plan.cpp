@@ -1,5 +1,5 @@
 // Unit tests of the plan, without torch: which rule fires for which shape on a machine with a
-// budget of 640 KB per L2, and what holds for every shape. Built and run by tests/test_plan.py.
+// budget of 640 KB per L2, and what holds for every shape. Built and run by test_plan.py.
 #include "../../csrc/cpu/runtime/plan.h"
 
 #include <cstdio>

@@ -16,7 +16,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="pip install rnnkern[onn
 pytest.importorskip("onnxscript", reason="pip install rnnkern[onnx]")
 
 # torch's exporters warn of their own ways: deprecation, tracing, a batch size that is kept.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 both_exporters = pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "dynamo"])
 OPTIONS: list[tuple[bool, dict[str, Any]]] = [
     (False, {"bias": False}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "docs" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/README.md")
@@ -69,11 +69,13 @@ def test_paths_that_pages_name():
 
 def test_contract_names_tests_that_exist():
     text = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
-    files = dict(re.findall(r"^\| `(\w+)` \| (test_\w+) \|$", text, re.MULTILINE))
+    files = dict(re.findall(r"^\| `(\w+)` \| (\w+/test_\w+) \|$", text, re.MULTILINE))
     sources = {
-        short: next(Path(__file__).parent.rglob(f"{name}.py")).read_text(encoding="utf-8")
+        short: (ROOT / "tests" / f"{name}.py").read_text(encoding="utf-8")
         for short, name in files.items()
     }
+    for name in re.findall(r"\b\w+/test_\w+", text):
+        assert (ROOT / "tests" / f"{name}.py").exists(), name
     cited = re.findall(r"\b(\w+)::(test_\w+)(…?)", text)
     assert len(cited) > 50
     for short, name, more in cited:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from cases import CELLS, TABLE, Case
 from hypothesis import given, settings
-from relu import check, judge
+from judging import check, judge
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_table(case: Case) -> None:
     check(case)
@@ -69,8 +70,10 @@ def test_random(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.bfloat16
 @pytest.mark.timeout(300)
 @settings(max_examples=60)
-@given(random_cases(CELLS[:3], (torch.bfloat16,)))  # ReLU's units are on and off at random: relu.py
+# Without ReLU, whose units are on and off at random: judging.py.
+@given(random_cases(CELLS[:3], (torch.bfloat16,)))
 def test_random_bfloat16(case: Case) -> None:
     check(case)

@@ -137,6 +137,7 @@ def test_compare():
         plot.compare(flows, state="h")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "hidden"), [(1, 1), (5, 4), (2000, 512)])
 def test_readable_at_every_size(steps, hidden):
     trace = rnnkern.trace(rnnkern.LSTM(1, hidden), torch.randn(steps, 1))
@@ -156,6 +157,7 @@ def test_errors():
         plot.states(trace, kind="bars")
 
 
+@pytest.mark.slow
 def test_without_matplotlib():
     program = "import sys; sys.modules['matplotlib'] = None; import rnnkern; rnnkern.plot"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

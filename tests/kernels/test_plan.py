@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ROOT / "csrc" / "cpu" / "runtime"
 
 
+@pytest.mark.slow
 def test_rules(tmp_path: Path) -> None:
-    """Each rule fires for the shape that it is made for; see tests/plan/plan.cpp."""
+    """Each rule fires for the shape that it is made for; see plan.cpp beside it."""
     if not (compiler := shutil.which("c++")):
         pytest.skip("needs a C++ compiler")
     program = tmp_path / "plan"
-    sources = [ROOT / "tests" / "plan" / "plan.cpp", RUNTIME / "plan.cpp", RUNTIME / "tuning.cpp"]
+    sources = [
+        ROOT / "tests" / "kernels" / "plan.cpp",
+        RUNTIME / "plan.cpp",
+        RUNTIME / "tuning.cpp",
+    ]
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
     done = subprocess.run([program], capture_output=True, text=True)

@@ -12,7 +12,7 @@ import torch
 
 import rnnkern.ops.autograd
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
@@ -33,6 +33,7 @@ def test_autograd_library_is_of_this_torch() -> None:
     assert f"_autograd_torch{release}." in rnnkern.ops.autograd.NATIVE.__file__
 
 
+@pytest.mark.slow
 def test_source_archive(tmp_path: Path) -> None:
     """It has all of the sources: headers, and those that only a machine with CUDA compiles."""
     tree = tmp_path / "tree"

@@ -243,6 +243,7 @@ class _Rows(torch.utils.data.Dataset[Tensor]):
             return self.layer(self.x)[0]
 
 
+@pytest.mark.compiler
 def test_settings_are_left_alone() -> None:
     import torch._dynamo
 

@@ -11,6 +11,9 @@ from torch import nn
 
 import rnnkern
 
+# Nearly every test imports torch in a process of its own.
+pytestmark = pytest.mark.slow
+
 
 def python(program: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -136,6 +139,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "imports",
