@@ -9,6 +9,7 @@ import pytest
 
 import rnnkern.numpy
 from rnnkern import _numpy, reference
+from rnnkern.call_spec import CallSpec
 from rnnkern.cell_spec import BY_MODE, CELLS
 from rnnkern.state_dict import Weights
 
@@ -113,12 +114,11 @@ def test_gradients_are_the_references(mode, H, P, packed, isa):
         _numpy.set_isa(isa)
         rnnkern.numpy.set_threads(threads)
         try:
-            output, _, _, saved, cells = _numpy.forward(
-                x, sizes, state, arrays, cell.id, False, True
-            )
+            spec = CallSpec(cell.id, 2, projection=P > 0)
+            output, _, _, saved, c_states = _numpy.forward(x, sizes, state, arrays, spec, True)
             d_x, d_h, d_c, d_weights, flow_h, flow_c = _numpy.backward(
-                *grads, *[None] * (3 - len(grads)), x, sizes, state, arrays, output, saved, cells,
-                cell.id, False,
+                *grads, *[None] * (3 - len(grads)), x, sizes, state, arrays, output, saved,
+                c_states, spec,
             )  # fmt: skip
         finally:
             _numpy.set_isa(_numpy.isas()[-1])
