@@ -210,6 +210,25 @@ def test_wrong_inputs(x, hx, sizes, message):
         make("LSTM")(x, hx, sizes)
 
 
+def test_the_bindings_own_check():
+    """No array that the kernels would read beyond, whoever calls them."""
+    weights = [random(4 * H, I), random(4 * H, H)]
+    x, spec = random(T, B, I), CallSpec(0, bias=False)
+    for arguments, message in (
+        ((x, None, [], weights[:1], spec), "expected 2 weights, got 1"),
+        ((x[0], None, [], weights, spec), "input must have 3 dimensions, got 2"),
+        ((x, None, [], [random(4 * H, 2), weights[1]], spec), "weight_ih must have the"),
+        ((x, None, [random(1, B, H)], weights, spec), "expected 2 states, got 1"),
+        ((x, None, [], weights, spec._replace(cell=9)), "no cell 9"),
+        ((x, None, [], weights, spec._replace(directions=3)), "expected 1 or 2 direct"),
+        ((x, None, [], weights, spec._replace(cell=1, projection=True)), "only LSTM"),
+        ((x[0], [1, 2], [], weights, spec), "must not grow"),
+        ((x[0], [2], [], weights, spec), "add up to 2 rows, but the data has 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _numpy.forward(*arguments, False)
+
+
 @pytest.mark.parametrize(
     "sizes",
     [

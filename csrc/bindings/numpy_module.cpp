@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../cells/table.h"
 #include "../core/call_shape.h"
 #include "../cpu/engine.h"
 
@@ -224,6 +225,7 @@ PYBIND11_MODULE(_numpy, m) {
     for (int i = 0; i < count; ++i) names.emplace_back(engines[i]->name);
     return names;
   });
+  m.def("cells", &rnnkern::cell_table);
   m.def("isa", [] { return std::string(rnnkern::engine().name); });
   m.def("set_isa", [](const std::string& name) {
     require(rnnkern::select_engine(name.c_str()), "this CPU has no such level");

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "../cells/table.h"
 #include "../cpu/engine.h"
 
 namespace {
@@ -339,6 +340,7 @@ STABLE_TORCH_LIBRARY(rnnkern, m) {
   m.def(RNNKERN_FORWARD_SCHEMA);
   m.def(RNNKERN_BACKWARD_SCHEMA);
   m.def("info() -> str");
+  m.def("cells() -> str");
   m.def("peak(int threads) -> float");
   m.def(
       "plan(int cell, int steps, int batch, int input_size, int hidden_size, int proj_size, "
@@ -355,6 +357,7 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkern, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern, CompositeExplicitAutograd, m) {
   m.impl("info", TORCH_BOX(&info));
+  m.impl("cells", TORCH_BOX(&rnnkern::cell_table));
   m.impl("peak", TORCH_BOX(&peak));
   m.impl("plan", TORCH_BOX(&plan_op));
 }

@@ -50,6 +50,11 @@ def info() -> dict[str, Any]:
     return json.loads(torch.ops.rnnkern.info())
 
 
+def cells() -> list[dict[str, Any]]:
+    """The compiled table of cells, by number; `cell_spec.CELLS` is the same in Python."""
+    return json.loads(torch.ops.rnnkern.cells())
+
+
 def plan(
     cell: int,
     steps: int,
