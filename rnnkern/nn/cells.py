@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import select_backend, tensors_in
+from ..call_spec import CallSpec
 from ..cell_spec import BY_MODE
 from ..ops import decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
@@ -50,15 +51,16 @@ class Cell(_torch_twin.RNNCellBase):
 
         cell = BY_MODE[self._mode]
         pair = len(cell.states) == 2
+        spec = CallSpec(cell.id, 1, len(weights) > 2)
         state = () if hx is None else hx if pair else (hx,)
         if rank == 1:
             input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]
         if path is None and usual:
-            states = step_call(input, state, weights, cell.id)
+            states = step_call(input, state, weights, spec)
         else:
             run = operator_call if path is None else decomposition.layer
             state = [s.unsqueeze(0) for s in state]
-            _, *states = run(input.unsqueeze(0), None, state, weights, cell.id, False)
+            _, *states = run(input.unsqueeze(0), None, state, weights, spec)
             states = [without_first(s) for s in states]
         if rank == 1:
             states = [s.squeeze(0) for s in states]
@@ -97,7 +99,7 @@ class Cell(_torch_twin.RNNCellBase):
         if hx is None:
             return True
         shape = (*input.shape[:-1], self.hidden_size)
-        if self._mode != "LSTM":
+        if len(BY_MODE[self._mode].states) == 1:
             return isinstance(hx, Tensor) and hx.shape == shape
         return (
             isinstance(hx, (tuple, list))

@@ -1,6 +1,6 @@
 """The compiled library with the operators `rnnkern::forward` and `rnnkern::backward`.
 
-One call runs one layer with all its directions; the schemas are in csrc/bindings/torch_ops.cpp.
+One call runs one layer with all its directions; the schemas are in csrc/bindings/call.h.
 Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
 D directions, G gates, N rows of packed data.
 """
@@ -48,6 +48,11 @@ backward = torch.ops.rnnkern.backward.default
 def info() -> dict[str, Any]:
     """What the library can do on this machine: instruction sets compiled, available and chosen."""
     return json.loads(torch.ops.rnnkern.info())
+
+
+def cells() -> list[dict[str, Any]]:
+    """The compiled table of cells, by number; `cell_spec.CELLS` is the same in Python."""
+    return json.loads(torch.ops.rnnkern.cells())
 
 
 def plan(
@@ -142,16 +147,3 @@ def optional(state: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
     if len(state) > 2:
         raise RuntimeError(f"rnnkern: expected at most 2 states, got {len(state)}")
     return (*state, None, None)[:2]  # type: ignore[return-value]
-
-
-def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    """The weights of a layer, (w_ih, w_hh[, b_ih, b_hh][, w_hr]), for each direction.
-
-    D is not said anywhere: a direction's list starts with w_ih and w_hh, has the biases if its
-    third member is a vector, and w_hr if the member after those is not the next direction's w_ih,
-    which has G·H rows while w_hr has P < H.
-    """
-    each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
-    if len(weights) > each and weights[each].shape[0] < weights[0].shape[0]:
-        each += 1
-    return [weights[k : k + each] for k in range(0, len(weights), each)]
