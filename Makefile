@@ -28,11 +28,12 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python bench/run.py $(ARGS)
 
-# The last line is the house rule that keeps compile times low and the engines reusable: only the
-# bindings know torch and Python.
+# lint-imports checks the rooms of the Python package. The last line is the house rule that keeps
+# compile times low and the engines reusable: only the bindings know torch and Python.
 lint: $(READY)
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md bench csrc docs examples rnnkern tests
 	! grep -rnE '#include *[<"](torch|ATen|c10|Python\.h|pybind11)' csrc --exclude-dir=bindings
