@@ -33,6 +33,7 @@ bench: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
+	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md bench csrc docs examples rnnkern tests

@@ -21,7 +21,8 @@ class Cell:
     states: tuple[str, ...]
 
 
-LSTM = Cell("LSTM", 0, *2 * [("input", "forget", "cell", "output")], ("h", "c"))
+_LSTM_GATES = ("input", "forget", "cell", "output")
+LSTM = Cell("LSTM", 0, _LSTM_GATES, _LSTM_GATES, ("h", "c"))
 GRU = Cell("GRU", 1, ("reset", "update", "new"), ("new", "reset", "update", "q"), ("h",))
 RNN_TANH = Cell("RNN_TANH", 2, ("hidden",), (), ("h",))
 RNN_RELU = Cell("RNN_RELU", 3, ("hidden",), (), ("h",))
