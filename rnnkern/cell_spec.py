@@ -23,7 +23,8 @@ class Cell:
     projects: bool = False
 
 
-LSTM = Cell("LSTM", 0, *2 * [("input", "forget", "cell", "output")], ("h", "c"), True)
+_LSTM_GATES = ("input", "forget", "cell", "output")
+LSTM = Cell("LSTM", 0, _LSTM_GATES, _LSTM_GATES, ("h", "c"), True)
 GRU = Cell("GRU", 1, ("reset", "update", "new"), ("new", "reset", "update", "q"), ("h",))
 RNN_TANH = Cell("RNN_TANH", 2, ("hidden",), (), ("h",))
 RNN_RELU = Cell("RNN_RELU", 3, ("hidden",), (), ("h",))

@@ -140,7 +140,7 @@ class Layer:
         final = [np.concatenate(s) for s in zip(*finals, strict=True)]
         if unbatched:
             x, final = x[:, 0], [s[:, 0] for s in final]
-        return x, tuple(final) if len(final) > 1 else final[0], steps
+        return x, (final[0], final[1]) if len(final) > 1 else final[0], steps
 
     def _spec(self, batch_first: bool) -> CallSpec:
         bias, projection = self.weights[0][0].b_ih is not None, self.proj_size > 0
@@ -190,9 +190,9 @@ class Layer:
             inputs = self.directions * width if k else self.input_size
             wanted = [(gate_rows, inputs), (gate_rows, width), *[(gate_rows,)] * 2]
             wanted.append((width, self.hidden_size))
-            for w in (w for direction in layer for w in direction.arrays):
-                if w.dtype != self.dtype:
-                    raise ValueError(f"the weights are both {self.dtype} and {w.dtype}")
+            for given in (w for direction in layer for w in direction.arrays):
+                if given.dtype != self.dtype:
+                    raise ValueError(f"the weights are both {self.dtype} and {given.dtype}")
             for d, direction in enumerate(layer):
                 for name, w, shape in zip(direction._fields, direction, wanted, strict=False):
                     if w is not None and w.shape != shape:
@@ -211,7 +211,8 @@ def _whole(batch_sizes: Any) -> list[int]:
         raise ValueError("batch_sizes must have a size for each step, got none")
     if sizes.dtype.kind not in "iu":
         raise TypeError(f"batch_sizes must be whole numbers, got {sizes.dtype}")
-    return sizes.tolist()
+    whole: list[int] = sizes.tolist()
+    return whole
 
 
 def _check_sizes(sizes: list[int], rows: int) -> None:
@@ -233,7 +234,7 @@ def _cell(weights: Weights, nonlinearity: str) -> Cell:
     """The cell whose recurrent weights, (G·H, R), and projection, if any, (P, H), are these."""
     projected = weights.w_hr is not None
     w_hh = weights.w_hh.shape
-    units = weights.w_hr.shape[-1:] if projected else w_hh[1:]
+    units = w_hh[1:] if weights.w_hr is None else weights.w_hr.shape[-1:]
     gates, rest = divmod(w_hh[0], units[0]) if len(w_hh) == 2 and all(units) else (0, 1)
     cells = [c for c in CELLS if len(c.gates) == gates and (c.projects or not projected)]
     if rest or not cells:

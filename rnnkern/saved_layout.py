@@ -27,7 +27,8 @@ def offsets(sizes: Sequence[int], values: int, units: int) -> NDArray[np.int64]:
     block = unit // UNIT_BLOCK * UNIT_BLOCK
     width = np.minimum(UNIT_BLOCK, units - block)
     at = (before * units + block * rows + row * width) * values
-    return at + value * width + unit - block
+    found: NDArray[np.int64] = at + value * width + unit - block
+    return found
 
 
 def saved_values(

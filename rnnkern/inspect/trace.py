@@ -5,13 +5,13 @@ the layer's own layout. Letters: T steps, B batch rows, H hidden units (of h: pr
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ..saved_layout import saved_values
 from .explain import explain
 
 Input = Tensor | PackedSequence
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,11 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
     """
     _require_layer(layer)
     _require_input(x)
-    packed = isinstance(x, PackedSequence)
     with torch.inference_mode(False), torch.enable_grad(), recording(layer) as recorder:
         x, hx = map_tensors(_savable, (x, hx))
-        leaf = (x.data if packed else x).detach().requires_grad_()
-        output, state = layer(x._replace(data=leaf) if packed else leaf, hx)
+        leaf = (x.data if isinstance(x, PackedSequence) else x).detach().requires_grad_()
+        own = x._replace(data=leaf) if isinstance(x, PackedSequence) else leaf
+        output, state = layer(own, hx)
         _require_fused(recorder, layer, x, hx)
         loss = loss_fn(output, state) if _requires_two(loss_fn) else loss_fn(output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -232,9 +233,8 @@ class _Call:
     def by_direction(self) -> Tensor:
         """h as (D, rows, H), row t·B + b or packed."""
         steps = self.output.transpose(0, 1) if self.by_batch else self.output
-        return (
-            steps.detach().flatten(0, -2).unflatten(1, (self.spec.directions, -1)).transpose(0, 1)
-        )
+        rows = steps.detach().flatten(0, -2)
+        return torch.unflatten(rows, 1, (self.spec.directions, -1)).transpose(0, 1)
 
     def zero_flow(self) -> tuple[Tensor, Tensor]:
         """flow_h and flow_c of a loss that does not depend on the layer."""
@@ -299,12 +299,12 @@ class Recorder:
         norms = []
         for k, call in enumerate(self.calls):
             # A layer that the loss does not depend on is not reached.
-            by_state = self.flows.get(k) or call.zero_flow()
-            by_h, by_c = (
-                [layout.over_time(by) for by in gradient.norm(dim=-1)] if gradient.numel() else None
-                for gradient in by_state
-            )
-            norms.append([Norms(*one) for one in zip(by_h, by_c or repeat(None), strict=False)])
+            flow_h, flow_c = self.flows.get(k) or call.zero_flow()
+            by_h = [layout.over_time(by) for by in flow_h.norm(dim=-1)]
+            by_c: Iterable[Tensor | None] = repeat(None)
+            if flow_c.numel():
+                by_c = [layout.over_time(by) for by in flow_c.norm(dim=-1)]
+            norms.append([Norms(*one) for one in zip(by_h, by_c, strict=False)])
         return Flow(self.layer.mode, layout.lengths, norms)
 
 
@@ -358,15 +358,14 @@ class Layout:
     def lengths(self) -> Tensor | None:
         if self.packed is None:
             return None
-        rows = torch.empty(int(self.packed.batch_sizes.sum()), device="cpu")
-        rows = self.packed._replace(data=rows)
-        return pad_packed_sequence(rows)[1]
+        data = torch.empty(int(self.packed.batch_sizes.sum()), device="cpu")
+        return pad_packed_sequence(self.packed._replace(data=data))[1]
 
     def over_time(self, rows: Tensor) -> Tensor:
         """(rows, ...) as (T, B, ...), or (T, ...) without a batch."""
         if self.packed is not None:
             return pad_packed_sequence(self.packed._replace(data=rows))[0]
-        return rows if self.unbatched else rows.unflatten(0, (-1, self.batch))
+        return rows if self.unbatched else torch.unflatten(rows, 0, (-1, self.batch))
 
     def present(self, rows: Tensor) -> Tensor:
         """(rows, H) in the layer's own layout."""
@@ -389,7 +388,7 @@ def _savable(value: Tensor) -> Tensor:
     return value.clone() if value.is_inference() else value
 
 
-def _pick(parts: list[list[Any]], layer_and_direction: Any) -> Any:
+def _pick(parts: list[list[_Part]], layer_and_direction: Any) -> _Part:
     """One direction of one layer, by their numbers; negative ones count from the end."""
     layers, directions = len(parts), len(parts[0])
     if not (isinstance(layer_and_direction, tuple) and len(layer_and_direction) == 2):

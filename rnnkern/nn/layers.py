@@ -38,6 +38,7 @@ class Layer(_torch_twin.RNNBase):
     """What the three layers share: checks, layouts, the stack of layers, the choice of a path."""
 
     select_backend = select_backend
+    _flat_weights: list[Tensor]  # type: ignore[assignment]  # torch allows None while it builds it
 
     def current_weights(self) -> list[Tensor]:
         """The weights in torch's order, after whatever has been put in the parameters' place."""
@@ -49,12 +50,12 @@ class Layer(_torch_twin.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
-        weights = None
+        weights: list[Tensor] | None = None
         if not _is_compiling():
             flat = self._flat_weights
             weights = registered_weights(self, self._flat_weights_names, flat, input, hx)
         usual = weights is not None
-        if not usual:
+        if weights is None:
             tracer = None if _is_compiling() else _tracing.fx_tracer(input, hx)
             if tracer is not None:
                 return _tracing.fx_leaf(tracer, self, input, hx)
@@ -217,7 +218,7 @@ class Layer(_torch_twin.RNNBase):
             finals.append(final)
         return input, *map(torch.cat, zip(*finals, strict=True))
 
-    def __prepare_scriptable__(self) -> nn.RNNBase:
+    def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.
         return _torch_twin.to_torch(self)
 

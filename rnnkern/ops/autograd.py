@@ -8,13 +8,13 @@ torch.compile, torch.export, subclasses.
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..call_spec import CallSpec
 from . import decomposition, library
@@ -28,22 +28,60 @@ _requires_grad = attrgetter("requires_grad")
 
 def _vjp(*args: Any) -> list[Tensor | None]:
     """`decomposition.vjp` for C++, which hands over the spec's fields."""
-    *tensors, fields, needed = args
-    return decomposition.vjp(*tensors, CallSpec(*fields), needed)
+    grads, input, batch_sizes, state, weights, fields, needed = args
+    spec = CallSpec(*fields)
+    return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed)
 
 
-def _native() -> Any:
+class Native(Protocol):
+    """The C++ functions (csrc/bindings/autograd.cpp, module_weights.cpp); positional arguments."""
+
+    __file__: str
+
+    def layer(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+        cast_weights: bool,
+        /,
+    ) -> tuple[Tensor, ...]: ...
+
+    def step(
+        self, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], spec: CallSpec, /
+    ) -> tuple[Tensor, ...]: ...
+
+    def registered_weights(
+        self,
+        module: nn.Module,
+        names: Sequence[str],
+        flat: list[Tensor] | None,
+        input: Any,
+        hx: Any,
+        /,
+    ) -> list[Tensor] | None: ...
+
+    def cast_weights(self, weights: list[Tensor], dtype: torch.dtype, /) -> list[Tensor]: ...
+
+    def use_lookups(self, lookups: dict[str, Any], /) -> None: ...
+
+    def use_decomposition(self, vjp: Callable[..., list[Tensor | None]], /) -> None: ...
+
+
+def _native() -> Native | None:
     release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
     name = f"rnnkern._autograd_torch{release}"
     if importlib.util.find_spec(name) is None:
         return None
-    native = importlib.import_module(name)
+    native = cast(Native, importlib.import_module(name))
     native.use_decomposition(_vjp)
     return native
 
 
 #: The C++ functions, if the package was built with this very version of torch; else None.
-NATIVE: Any = _native()
+NATIVE: Native | None = _native()
 
 
 class CallObserver(Protocol):
@@ -124,7 +162,8 @@ def _gradients(
         raise library.typed(error) from None
     if observer is not None:
         observer.backward(key, flow_h, flow_c)
-    found = [grad_input, *(grad_h0, grad_c0)[:states], *(grad_weights or [None] * len(weights))]
+    of_weights: Sequence[Tensor | None] = grad_weights or [None] * len(weights)
+    found = [grad_input, *(grad_h0, grad_c0)[:states], *of_weights]
     return [g if need else None for g, need in zip(found, needed, strict=True)]
 
 
@@ -137,7 +176,7 @@ class _Layer(torch.autograd.Function):
     """`rnnkern::forward` for eager mode where the C++ function cannot be used."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         observer: CallObserver | None,
         batch_sizes: Tensor | None,
@@ -165,7 +204,7 @@ class _Layer(torch.autograd.Function):
         return _returned(spec, (output, h_n, c_n))
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[5:]
@@ -220,7 +259,7 @@ def layer_call(
     if torch.is_grad_enabled() and (
         input.requires_grad or any(map(_requires_grad, (*state, *weights)))
     ):
-        return _Layer.apply(
+        results: tuple[Tensor, ...] = _Layer.apply(  # type: ignore[no-untyped-call]
             observer,
             batch_sizes,
             len(state),
@@ -230,6 +269,7 @@ def layer_call(
             *state,
             *weights,
         )
+        return results
     with _below_autograd():
         if cast_weights:
             weights = _as_input(input, weights)
@@ -261,7 +301,8 @@ def step_call(
 def without_first(t: Tensor) -> Tensor:
     """t without its first dimension, of size one; not a view of t, as torch.nn's cells return none:
     a view out of a custom function could not be changed in place."""
-    return torch.ops.aten._unsafe_view(t, t.shape[1:])
+    copy: Tensor = torch.ops.aten._unsafe_view(t, t.shape[1:])
+    return copy
 
 
 def operator_call(

@@ -65,7 +65,7 @@ def layer(
         batch = by_step[0].shape[0]
     else:
         sizes = batch_sizes.tolist()
-        by_step = input.split(sizes)
+        by_step = input.split(sizes)  # type: ignore[no-untyped-call]
         batch = sizes[0]
 
     outputs, finals = [], []

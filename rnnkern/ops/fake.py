@@ -32,7 +32,7 @@ def _check_devices(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, *weigh
             raise RuntimeError(f"rnnkern: {name} and input are on different devices")
 
 
-def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
+def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int | torch.SymInt:
     """B of packed data, which without a state stands only in the values of batch_sizes."""
     if h_0 is not None:
         return h_0.shape[1]
@@ -41,7 +41,7 @@ def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
     return int(batch_sizes[0])
 
 
-@torch.library.register_fake("rnnkern::forward")
+@torch.library.register_fake("rnnkern::forward")  # type: ignore[untyped-decorator]
 def _forward_shapes(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -55,6 +55,7 @@ def _forward_shapes(
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
     directions, has_c = spec.directions, len(spec.kind.states) > 1
+    batch: int | torch.SymInt
     if batch_sizes is None:
         steps, batch = input.shape[:2]
         if spec.batch_first:
@@ -78,7 +79,7 @@ def _forward_shapes(
     )
 
 
-@torch.library.register_fake("rnnkern::backward")
+@torch.library.register_fake("rnnkern::backward")  # type: ignore[untyped-decorator]
 def _backward_shapes(
     grad_output: Tensor | None,
     grad_h: Tensor | None,
@@ -107,9 +108,10 @@ def _backward_shapes(
         grad_input = input.new_empty([input.shape[k] for k in (1, 0, 2)]).transpose(0, 1)
     else:
         grad_input = input.new_empty(input.shape)
+    batch: int | torch.SymInt
     if not needs & 2:
         batch = 0
-    elif packed:
+    elif batch_sizes is not None:
         batch = _packed_batch(batch_sizes, h_0)
     else:
         batch = input.shape[0 if spec.batch_first else 1]

@@ -7,7 +7,7 @@ D directions, G gates, N rows of packed data.
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def _load(name: str) -> bool:
     spec = importlib.util.find_spec(f"rnnkern.{name}")
     if spec is None or spec.origin is None:
         return False
-    torch.ops.load_library(spec.origin)
+    torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
     return True
 
 
@@ -41,18 +41,26 @@ DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}
 #: Device types whose kernels know LSTM's projection (proj_size); elsewhere torch runs such layers.
 PROJECTION = frozenset({"cpu", "cuda", "meta"})
 
-forward = torch.ops.rnnkern.forward.default
-backward = torch.ops.rnnkern.backward.default
+#: (output, h_n, c_n, saved, cells)
+forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = (
+    torch.ops.rnnkern.forward.default
+)
+#: (grad_input, grad_h_0, grad_c_0, grad_weights, flow_h, flow_c)
+backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]] = (
+    torch.ops.rnnkern.backward.default
+)
 
 
 def info() -> dict[str, Any]:
     """What the library can do on this machine: instruction sets compiled, available and chosen."""
-    return json.loads(torch.ops.rnnkern.info())
+    found: dict[str, Any] = json.loads(torch.ops.rnnkern.info())
+    return found
 
 
 def cells() -> list[dict[str, Any]]:
     """The compiled table of cells, by number; `cell_spec.CELLS` is the same in Python."""
-    return json.loads(torch.ops.rnnkern.cells())
+    table: list[dict[str, Any]] = json.loads(torch.ops.rnnkern.cells())
+    return table
 
 
 def plan(
@@ -68,11 +76,12 @@ def plan(
     threads: int,
 ) -> dict[str, Any]:
     """How the CPU engine runs one layer call: the members of `Plan` (csrc/cpu/runtime/plan.h)."""
-    found = torch.ops.rnnkern.plan(
+    text = torch.ops.rnnkern.plan(
         cell, steps, batch, input_size, hidden_size, proj_size, directions, element_size, backward,
         threads,
     )  # fmt: skip
-    return json.loads(found)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def cuda_plan(
@@ -87,10 +96,11 @@ def cuda_plan(
     backward: bool,
 ) -> dict[str, Any]:
     """How the CUDA engine would take one layer call on the input's device."""
-    found = torch.ops.rnnkern.cuda_plan(
+    text = torch.ops.rnnkern.cuda_plan(
         input, cell, steps, batch, hidden_size, proj_size, directions, packed, backward
     )
-    return json.loads(found)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 #: How torch's message begins when the memory of a GPU is at an end.
@@ -142,7 +152,7 @@ def check_memory(
             )
 
 
-def optional(state: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+def optional(state: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
     """(h_0, c_0) as the operators take them, of a state with both, one or none."""
     if len(state) > 2:
         raise RuntimeError(f"rnnkern: expected at most 2 states, got {len(state)}")
