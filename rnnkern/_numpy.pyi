@@ -21,7 +21,7 @@ def forward(
     spec: CallSpec,
     train: bool,
 ) -> tuple[NDArray[T], NDArray[T], NDArray[T], NDArray[T], NDArray[T]]:
-    """(output, h_n (D, B, R), c_n (D, B, H), saved, c_states); for the last two, saved_layout.py."""
+    """(output, h_n (D, B, R), c_n (D, B, H), saved, c_states): see saved_layout.py."""
 
 def backward(
     grad_output: NDArray[T] | None,

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../core/call_shape.h"
+#include "schemas.h"
 
 namespace rnnkern {
 
@@ -31,19 +32,6 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensors, Tensor, Tensor>;
 
 enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4 };
-
-// The operators' schemas. No list is ever empty: ahead-of-time packages hand over an empty list of
-// tensors as None.
-#define RNNKERN_FORWARD_SCHEMA                                                     \
-  "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] " \
-  "weights, " RNNKERN_CALL_SPEC_SCHEMA                                             \
-  ", bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, Tensor c_states)"
-#define RNNKERN_BACKWARD_SCHEMA                                                      \
-  "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "     \
-  "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, " \
-  "Tensor saved, Tensor c_states, " RNNKERN_CALL_SPEC_SCHEMA                         \
-  ", int needs, bool flow) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "  \
-  "Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)"
 
 struct ForwardArgs {
   Tensor input;

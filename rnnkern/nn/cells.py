@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import select_backend, tensors_in
-from ..call_spec import CallSpec
+from ..call_spec import CALL_SPECS
 from ..cell_spec import BY_MODE
 from ..ops import decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
@@ -57,7 +57,7 @@ class Cell(_torch_twin.RNNCellBase):
 
         cell = BY_MODE[mode]
         pair = len(cell.states) == 2
-        spec = CallSpec(cell.id, 1, len(weights) > 2)
+        spec = CALL_SPECS[cell.id, 1, len(weights) > 2, False, False]
         state = () if hx is None else hx if pair else (hx,)
         if rank == 1:
             input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]

@@ -1,6 +1,6 @@
 """The compiled library with the operators `rnnkern::forward` and `rnnkern::backward`.
 
-One call runs one layer with all its directions; the schemas are in csrc/bindings/call.h.
+One call runs one layer with all its directions; the schemas are in csrc/bindings/schemas.h.
 Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
 D directions, G gates, N rows of packed data.
 """

@@ -2,16 +2,14 @@
 // one after the other, a persistent one on the simulated chip. Together with
 // csrc/bindings/torch_cuda_*.cpp this makes operators that torch calls on CPU tensors.
 //
-// torch's mm of half types with a float32 result exists on CUDA only; cuda/test_on_host.py brings one.
-// clang-format off
-#include "../../csrc/bindings/torch_cuda_tensors.h"  // before torch's headers
-// clang-format on
+// torch has mm of half types with a float32 result on CUDA only: cuda/test_on_host.py brings one.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <vector>
 
+#include "../../csrc/bindings/schemas.h"
 #include "../../csrc/cuda/cluster/backward.h"
 #include "../../csrc/cuda/cluster/forward.h"
 #include "../../csrc/cuda/stepwise/elements.h"

@@ -1,0 +1,15 @@
+// The operators' schemas. The tests' operators on the simulated chip have the same. No list is ever
+// empty: ahead-of-time packages hand over an empty list of tensors as None.
+#pragma once
+#include "../core/call_spec.h"
+
+#define RNNKERN_FORWARD_SCHEMA                                                     \
+  "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] " \
+  "weights, " RNNKERN_CALL_SPEC_SCHEMA                                             \
+  ", bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, Tensor c_states)"
+#define RNNKERN_BACKWARD_SCHEMA                                                      \
+  "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "     \
+  "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, " \
+  "Tensor saved, Tensor c_states, " RNNKERN_CALL_SPEC_SCHEMA                         \
+  ", int needs, bool flow) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "  \
+  "Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)"
