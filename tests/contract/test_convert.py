@@ -135,9 +135,8 @@ def test_parametrised() -> None:
 
 
 def test_import_order_keeps_the_functions() -> None:
-    import rnnkern.trace
-
     import rnnkern.convert
+    import rnnkern.inspect.trace
 
     assert callable(rnnkern.convert)
     assert callable(rnnkern.trace)
