@@ -1,4 +1,4 @@
-# make demo | test | test-quick | bench | lint | docs | cuda-check | gpu | sanitize | clean
+# make demo | test | test-quick | bench | lint | tidy | docs | cuda-check | gpu | sanitize | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
 # torch without CUDA on Linux:
@@ -18,7 +18,7 @@ CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
                             'bench/*.cu' 'tests/*.cpp' 'tests/*.h')
 PY     = $(shell git ls-files '*.py')
 
-.PHONY: demo test test-quick bench lint docs cuda-check gpu sanitize clean
+.PHONY: demo test test-quick bench lint tidy docs cuda-check gpu sanitize clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -36,14 +36,34 @@ test-quick: $(READY)
 bench: $(READY)
 	$(BIN)/python bench/run.py $(ARGS)
 
-# The last line is the house rule that keeps compile times low and the engines reusable: only the
-# bindings know torch and Python.
+# lint-imports checks the rooms of the Python package. The last line is the house rule that keeps
+# compile times low and the engines reusable: only the bindings know torch and Python.
 lint: $(READY)
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md bench csrc docs examples rnnkern tests
 	! grep -rnE '#include *[<"](torch|ATen|c10|Python\.h|pybind11)' csrc --exclude-dir=bindings
+
+# clang-tidy over the C++ of the CPU engine, at one level, and the bindings: `make -j tidy`.
+TIDY_LEVEL = $(if $(filter x86_64,$(shell uname -m)),-mavx2 -mfma -DRNNKERN_ISA=avx2,\
+                  -DRNNKERN_ISA=baseline)
+TIDY_TORCH = $(shell $(BIN)/python -c 'import sysconfig, importlib.util as u; \
+                 t = u.find_spec("torch").submodule_search_locations[0] + "/include"; \
+                 print("-isystem", t, "-isystem", t + "/torch/csrc/api/include", \
+                       "-isystem", sysconfig.get_paths()["include"])')
+TIDY_FILES = csrc/cpu/engine.cpp $(wildcard csrc/cpu/runtime/*.cpp) \
+             $(addprefix csrc/bindings/,numpy_module.cpp torch_ops.cpp autograd.cpp module_weights.cpp)
+
+tidy: $(TIDY_FILES:%=tidy/%)
+
+tidy/csrc/cpu/engine.cpp: FLAGS = $(TIDY_LEVEL)
+tidy/csrc/bindings/%: FLAGS = $(TIDY_TORCH)
+tidy/csrc/bindings/torch_ops.cpp: FLAGS = $(TIDY_TORCH) -DTORCH_TARGET_VERSION=0x020a000000000000
+tidy/%: $(READY)
+	$(BIN)/clang-tidy --quiet $* -- -std=c++20 $(FLAGS)
 
 # Into site/; a warning is an error. The README's picture is drawn from the benchmark's results.
 docs: $(READY)

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from rows import Row
@@ -74,7 +75,7 @@ class GpuRow:
 def rows() -> Iterator[GpuRow]:
     """Every row in inference and in training."""
 
-    def both(cell: str, T: int, B: int, H: int, precision: str, **more: object) -> Iterator[GpuRow]:
+    def both(cell: str, T: int, B: int, H: int, precision: str, **more: Any) -> Iterator[GpuRow]:
         for train in (False, True):
             row = Row("gpu", cell, T, B, H, H, train=train, dtype=DTYPES[precision], **more)
             yield GpuRow(row, precision)
@@ -127,8 +128,8 @@ class Result:
     )
 
     def __str__(self) -> str:
-        cells = ((self.ours, self.ours_iqr), (self.graph, self.graph_iqr))
-        cells += ((self.theirs, self.theirs_iqr),)
+        cells = [(self.ours, self.ours_iqr), (self.graph, self.graph_iqr)]
+        cells.append((self.theirs, self.theirs_iqr))
         times = "".join(f"{f'{t:.1f} ±{d / t:.0%}' if t == t else '-':>15}" for t, d in cells)
         ratios = f"{self.theirs / self.ours:11.2f}{self.theirs / self.graph:8.2f}"
         notes = "; ".join([f"WRONG: {self.wrong}"] if self.wrong else self.notes)
@@ -144,7 +145,8 @@ class Side:
         if package is torch.nn:
             self.layer.flatten_parameters()
         x, hx = row.inputs()
-        self.x, self.hx = x.to(DEVICE), hx
+        self.x: Tensor | PackedSequence = x.to(DEVICE)  # type: ignore[arg-type]
+        self.hx = hx
         self.leaf = self.x.data if isinstance(self.x, PackedSequence) else self.x
         self.leaf.requires_grad_(row.train)
         if isinstance(self.x, PackedSequence):
@@ -200,7 +202,7 @@ def disagreement(ours: Side, theirs: Side, tolerance: float) -> str:
 
 def capture_graph(call: Callable[[], object]) -> Callable[[], None]:
     """The call as a CUDA graph."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         call()
@@ -217,7 +219,10 @@ def time_alternately(
     """Microseconds of every run of each call, the calls taking turns, for about `seconds` each."""
 
     def one(call: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
         cache.zero_()
         start.record()
         call()
@@ -285,7 +290,7 @@ def machine(facts: Path | None) -> dict[str, object]:
         "multiprocessors": properties.multi_processor_count,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "rnnkern": rnnkern.__version__,
         "commit": os.environ.get("COMMIT")
         or command_output("git", "-C", str(ROOT), "rev-parse", "HEAD"),

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,12 +129,13 @@ class Side:
     def _data(output: Tensor | PackedSequence) -> Tensor:
         return output.data if isinstance(output, PackedSequence) else output
 
-    def forward(self) -> tuple:
-        return self.module(self.x, self.hx)
+    def forward(self) -> tuple[Any, Any]:
+        results: tuple[Any, Any] = self.module(self.x, self.hx)
+        return results
 
-    def infer(self) -> tuple:
+    def infer(self) -> tuple[Any, Any]:
         with torch.inference_mode():
-            return self.module(self.x, self.hx)
+            return self.forward()
 
     def train(self) -> None:
         """Forward and backward, as between two optimizer steps: the optimizer has just changed the
@@ -277,13 +279,14 @@ def _seconds(stmt: str, threads: int, **names: object) -> float:
     return timer.blocked_autorange(min_run_time=0.1).median
 
 
-def _rate(inputs: list, f: Callable) -> float:
+def _rate(inputs: list[Any], f: Callable[[Any], object]) -> float:
     """1e9 elements per second that `f` takes on one thread: the difference of a small and a large
     input, free of the cost of a call."""
     timers = [Timer("f(a)", globals={"f": f, "a": a}, num_threads=1) for a in inputs]
     rounds = [[timer.timeit(100).mean for timer in timers] for _ in range(40)]
     small, large = map(min, zip(*rounds, strict=True))
-    return (len(inputs[1]) - len(inputs[0])) / (large - small) * 1e-9
+    rate: float = (len(inputs[1]) - len(inputs[0])) / (large - small) * 1e-9
+    return rate
 
 
 def _cache_bandwidth() -> float:

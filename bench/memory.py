@@ -62,6 +62,7 @@ def added_at_peak(row: Row, package: str, threads: int) -> int:
     process.start()
     sender.close()
     try:
-        return receiver.recv()
+        added: int = receiver.recv()
+        return added
     finally:
         process.join()

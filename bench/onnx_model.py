@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -24,8 +25,8 @@ def exported(row: Row) -> tuple[bytes, dict[str, np.ndarray]]:
         # This exporter, unlike its successor, keeps an RNN as one operator. It is deprecated,
         # and tells that it keeps the sizes of this call, as it should.
         warnings.simplefilter("ignore")
-        torch.onnx.export(row.module(torch.nn), args, file, dynamo=False)
-    tensors = [x] if hx is None else [x, *hx] if isinstance(hx, tuple) else [x, hx]
+        torch.onnx.export(row.module(torch.nn), args, cast(Any, file), dynamo=False)
+    tensors: list[Any] = [x] if hx is None else [x, *hx] if isinstance(hx, tuple) else [x, hx]
     model = file.getvalue()
     names = [i.name for i in onnx.load_model_from_string(model).graph.input]
     return model, {n: t.numpy() for n, t in zip(names, tensors, strict=True)}

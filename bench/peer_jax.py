@@ -14,6 +14,7 @@ from jax import numpy as jnp
 from jax.extend.backend import clear_backends
 from rows import Row
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 Weights = dict[str, Array]
 State = tuple[Array, ...]
@@ -41,7 +42,9 @@ def _direction(
             h = jnp.tanh(p + q)
         return (h, *c), h
 
-    return jax.lax.scan(step, state, x @ w_ih.T + b_ih, reverse=reverse)
+    last: State
+    last, y = jax.lax.scan(step, state, x @ w_ih.T + b_ih, reverse=reverse)
+    return last, y
 
 
 def _forward(row: Row, weights: Weights, x: Array, hx: State) -> dict[str, Array]:
@@ -49,7 +52,7 @@ def _forward(row: Row, weights: Weights, x: Array, hx: State) -> dict[str, Array
     x = x.swapaxes(0, 1) if row.batch_first else x
     names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", *(["weight_hr"] if row.proj else [])]
     suffixes = ["", "_reverse"][: 1 + row.bidirectional]
-    states = []
+    states: list[State] = []
     for layer in range(row.L):
         outputs = []
         for suffix in suffixes:
@@ -77,10 +80,12 @@ def _train(row: Row, weights: Weights, x: Array, hx: State, gradient: Array) -> 
     else:
         _, backward, results = jax.vjp(lambda w: read_by_loss(w, x), weights, has_aux=True)
         (grads,) = backward(gradient)
-    return results | {f"{name}.grad": g for name, g in grads.items()}
+    found: dict[str, Array] = results | {f"{name}.grad": g for name, g in grads.items()}
+    return found
 
 
-def _array(t: Tensor) -> Array:
+def _array(t: Tensor | PackedSequence) -> Array:
+    assert isinstance(t, Tensor)  # peers.py asks none of packed rows
     return jnp.asarray(t.detach().numpy())
 
 
@@ -97,9 +102,8 @@ class Peer:
             states = states if row.cell == "LSTM" else states[:1]
         else:
             states = tuple(map(_array, hx if isinstance(hx, tuple) else (hx,)))
-        args = (weights, _array(x), states)
-        if row.train:
-            args += (_array(row.gradient()),)
+        gradient = (_array(row.gradient()),) if row.train else ()
+        args = (weights, _array(x), states, *gradient)
         run = jax.jit(partial(_train if row.train else _forward, row))
         self.run = partial(run, *args)
 

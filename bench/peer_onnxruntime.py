@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import onnxruntime
 import torch
@@ -23,7 +24,7 @@ class Peer:
         )
 
     @property
-    def call(self) -> Callable[[], object]:
+    def call(self) -> Callable[[], list[Any]]:
         return lambda: self.session.run(None, self.feed)
 
     def results(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import torch
@@ -69,7 +70,7 @@ def line(r: Result, peers: Iterable[str]) -> str:
     )
 
 
-def groups(results: list[Result]) -> list[dict[str, object]]:
+def groups(results: list[Result]) -> list[dict[str, Any]]:
     """Per group and number of threads: geometric mean, least ratio, target, means of the peers."""
     out = []
     for group, (target, what) in TARGETS.items():
@@ -135,7 +136,7 @@ def memory_summary(results: list[Result]) -> str:
     return "\n".join(["keep more for backward than torch.nn:", *lines])
 
 
-def machine_facts(machines: list[Machine]) -> dict[str, object]:
+def machine_facts(machines: list[Machine]) -> dict[str, Any]:
     ops = torch.ops.rnnkern
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -147,7 +148,7 @@ def machine_facts(machines: list[Machine]) -> dict[str, object]:
     }
 
 
-def show_machine(console: Console, facts: dict[str, object]) -> None:
+def show_machine(console: Console, facts: dict[str, Any]) -> None:
     console.print(f"{facts['processor']}, torch {facts['torch']}, {facts['rnnkern']['isa']}")
     for m in facts["limits"]:
         peak = "not measured" if m["peak"] is None else f"{m['peak']:.0f} GFLOP/s"
@@ -157,7 +158,7 @@ def show_machine(console: Console, facts: dict[str, object]) -> None:
         )
 
 
-def write_json(path: Path, facts: dict[str, object], results: list[Result]) -> None:
+def write_json(path: Path, facts: dict[str, Any], results: list[Result]) -> None:
     rows = []
     for r in results:
         call = {k: str(v) if isinstance(v, torch.dtype) else v for k, v in asdict(r.row).items()}
@@ -175,10 +176,11 @@ def write_json(path: Path, facts: dict[str, object], results: list[Result]) -> N
     path.write_text(text + "\n")
 
 
-def plot(path: Path, facts: dict[str, object], results: list[Result]) -> None:
+def plot(path: Path, facts: dict[str, Any], results: list[Result]) -> None:
     """One bar per row: how many times faster, on a logarithmic scale, coloured by group."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Rectangle
 
     threads = max(r.threads for r in results)
     shown = [r for r in results if not r.wrong and r.threads == threads]
@@ -194,7 +196,7 @@ def plot(path: Path, facts: dict[str, object], results: list[Result]) -> None:
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xlabel("times faster than torch.nn")
     ax.set_title(f"{facts['processor']}, {threads} threads", fontsize=9)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()]
+    handles = [Rectangle((0, 0), 1, 1, color=c) for c in colours.values()]
     ax.legend(handles, list(colours), fontsize=7, loc="lower right")
     fig.savefig(path, dpi=150)
     plt.close(fig)

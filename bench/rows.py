@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -145,7 +145,8 @@ class Row:
             bidirectional=self.bidirectional,
             **extra,
         )
-        return layer.to(self.dtype).train(self.train)
+        ready: torch.nn.RNNBase = layer.to(self.dtype).train(self.train)
+        return ready
 
     def inputs(self) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, Tensor] | None]:
         """Input and initial state, from a fixed seed."""
@@ -261,9 +262,7 @@ def _rounded() -> Iterator[Row]:
         yield from both(Row("rounded", cell, 64, 32, 512, 512, rounded=True))
 
 
-def _client(
-    note: str, cell: str, T: int, B: int, I: int, H: int, L: int = 1, **call: object
-) -> Row:
+def _client(note: str, cell: str, T: int, B: int, I: int, H: int, L: int = 1, **call: Any) -> Row:
     return Row("clients", cell, T, B, I, H, L, note=note, **call)
 
 

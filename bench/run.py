@@ -95,7 +95,8 @@ def selected(args: argparse.Namespace) -> list[Row]:
 
 
 def thread_counts(args: argparse.Namespace) -> list[int]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     if args.threads:
         return [cores if t == "all" else int(t) for t in args.threads.split(",")]
     return [cores] if args.quick else sorted({1, cores})

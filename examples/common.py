@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -14,6 +14,8 @@ matplotlib.use("Agg")  # figures go to files, no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,7 +29,7 @@ SIDES = {"torch.nn": torch.nn, "rnnkern": rnnkern}
 plt.rcParams.update(
     {
         "axes.grid": True,
-        "axes.prop_cycle": plt.cycler(color=PALETTE),
+        "axes.prop_cycle": cycler(color=PALETTE),
         "axes.spines.right": False,
         "axes.spines.top": False,
         "figure.constrained_layout.use": True,
@@ -76,9 +78,10 @@ class Curve:
 
 
 Model = Callable[[Any], nn.Module]  # from a side's layers
+M = TypeVar("M", bound=nn.Module)
 
 
-def build(model: Model, after: Sequence[Model] = ()) -> dict[str, nn.Module]:
+def build(model: Callable[[Any], M], after: Sequence[Model] = ()) -> dict[str, M]:
     """The same model on both sides, from the same weights.
 
     `after` are the models of earlier tasks: the course draws the weights of its whole day from one
@@ -118,11 +121,11 @@ def train(
         name: torch.optim.Adam(m.parameters(), learning_rate) for name, m in models.items()
     }
     for epoch in tqdm(range(epochs), unit="epoch", leave=False):
-        for name in list(models) if epoch % 2 else reversed(models):
+        for name in list(models) if epoch % 2 else reversed(list(models)):
             start = time.perf_counter()
             loss = loss_of(models[name])
             optimizers[name].zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizers[name].step()
             curves[name].durations.append(time.perf_counter() - start)
             curves[name].losses.append(loss.item())
@@ -142,7 +145,7 @@ def in_turn(calls: Mapping[str, Callable[[], object]], repeats: int = 200) -> di
     """Typical seconds of each call, the calls made alternately."""
     durations: dict[str, list[float]] = {name: [] for name in calls}
     for k in range(repeats + 10):
-        for name in list(calls) if k % 2 else reversed(calls):
+        for name in list(calls) if k % 2 else reversed(list(calls)):
             start = time.perf_counter()
             calls[name]()
             if k >= 10:  # the first calls warm up
@@ -155,7 +158,7 @@ def typical(durations: Sequence[float]) -> float:
     return quantiles(durations, n=4)[0]
 
 
-def plot_curves(ax: plt.Axes, curves: Mapping[str, Curve]) -> None:
+def plot_curves(ax: Axes, curves: Mapping[str, Curve]) -> None:
     """Both loss curves on a log scale; torch.nn's lies under ours, wide and pale."""
     ax.semilogy(curves["torch.nn"].losses, lw=6, alpha=0.35, color=PALETTE[4], label="torch.nn")
     ax.semilogy(curves["rnnkern"].losses, color=PALETTE[0], label="rnnkern")

@@ -10,6 +10,7 @@ import platform
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import reflection_vanishing
 import task1_rnn_forward
@@ -45,7 +46,7 @@ def main() -> None:
     console = Console()
     results = []
     for task in TASKS:
-        console.print(task.__doc__.splitlines()[0], style="bold")
+        console.print(str(task.__doc__).splitlines()[0], style="bold")
         results.append(task.run(out))
     console.print(table(results))
     page = out / "index.html"
@@ -84,8 +85,8 @@ def render(results: list[Result]) -> str:
     )
 
 
-def lesson(task: ModuleType, result: Result) -> dict:
-    title, story, see = task.__doc__.strip().split("\n\n")
+def lesson(task: ModuleType, result: Result) -> dict[str, Any]:
+    title, story, see = str(task.__doc__).strip().split("\n\n")
     see = see.removeprefix("What to see: ")
     return {
         "title": title,
@@ -93,7 +94,7 @@ def lesson(task: ModuleType, result: Result) -> dict:
         "see": see[0].upper() + see[1:],
         "equations": task.EQUATIONS,
         "result": result,
-        "source": Path(task.__file__).name,
+        "source": Path(str(task.__file__)).name,
     }
 
 

@@ -49,7 +49,8 @@ def train(model: nn.Module, x: Tensor, target: Tensor, steps: int = 5) -> list[l
     for _ in range(steps):
         optimizer.zero_grad()
         model(x, target).backward()
-        history.append([whole(p.grad).clone() for p in model.parameters()])
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        history.append([whole(g).clone() for g in grads])
         optimizer.step()
     return [*history, [whole(p.detach()).clone() for p in model.parameters()]]
 
@@ -61,10 +62,11 @@ def largest_difference(sharded: bool) -> float:
     alone = Tagger()
     x = torch.randn(STEPS, BATCH, FEATURES)
     target = x.sum(-1, keepdim=True).cumsum(0).sin()
-    model: nn.Module = copy.deepcopy(alone)
+    tagger = copy.deepcopy(alone)
+    model: nn.Module = tagger
     if sharded:
         torch.distributed.device_mesh.init_device_mesh("cpu", (world,))
-        fully_shard(model.rnn)
+        fully_shard(tagger.rnn)
         fully_shard(model)
     else:
         model = DistributedDataParallel(model)

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from common import PALETTE, Result, in_turn, main, save
+from common import Result, in_turn, main, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 import rnnkern
+from rnnkern.plot import PALETTE
 
 EQUATIONS = [
     "∂L/∂h_t = (∂L/∂h_T) ∏_{s=t+1…T} ∂h_s/∂h_{s−1}",
@@ -39,7 +40,9 @@ BIASES = (0, 1, 3, 5)
 RECALL_STEPS, RECALL_BATCH, RECALL_EPOCHS = 60, 64, 150
 
 
-def lstm_with_forget_bias(bias: float, inputs: int = 1, dtype: torch.dtype = torch.float64):
+def lstm_with_forget_bias(
+    bias: float, inputs: int = 1, dtype: torch.dtype = torch.float64
+) -> rnnkern.LSTM:
     """An untrained LSTM whose forget gates start at σ(bias)."""
     torch.manual_seed(0)
     lstm = rnnkern.LSTM(inputs, HIDDEN, dtype=dtype)
@@ -49,7 +52,7 @@ def lstm_with_forget_bias(bias: float, inputs: int = 1, dtype: torch.dtype = tor
     return lstm
 
 
-def loss(output: Tensor) -> Tensor:
+def loss(output: Tensor | list[Tensor]) -> Tensor:
     return output[-1].square().sum()
 
 
@@ -57,12 +60,14 @@ def unrolled_flow(lstm: nn.LSTM, x: Tensor) -> tuple[Tensor, Tensor]:
     """The same norms by autograd on torch.nn's cell: its LSTM hides every state but the last."""
     cell = nn.LSTMCell(1, HIDDEN, dtype=x.dtype)
     cell.load_state_dict({k.removesuffix("_l0"): w for k, w in lstm.state_dict().items()})
-    h, c = [], []
+    h: list[Tensor] = []
+    c: list[Tensor] = []
     for x_t in x:
         for s, states in zip(cell(x_t, (h[-1], c[-1]) if h else None), (h, c), strict=True):
             states.append(s)
     gradients = torch.stack(torch.autograd.grad(loss(h), h + c)).norm(dim=-1)
-    return gradients.chunk(2)
+    of_h, of_c = gradients.chunk(2)
+    return of_h, of_c
 
 
 def recall(layer: nn.RNNBase) -> list[float]:
@@ -77,7 +82,7 @@ def recall(layer: nn.RNNBase) -> list[float]:
         x[0] = 2 * sign - 1
         error = F.binary_cross_entropy_with_logits(head(layer(x)[0][-1]), sign)
         optimizer.zero_grad()
-        error.backward()
+        error.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
         optimizer.step()
         losses.append(error.item())

@@ -12,28 +12,31 @@ them is memory. On the right, the input, and the output that is read from the st
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import PALETTE, SIDES, Result, build, in_turn, main, save
+from common import SIDES, Result, build, in_turn, main, save
 from torch import Tensor, nn
 
 import rnnkern
 from rnnkern import reference
+from rnnkern.plot import PALETTE
 from rnnkern.state_dict import Weights
 
 EQUATIONS = ["h_t = tanh(W_{ih} x_t + W_{hh} h_{t−1} + b_h)", "y_t = W_{ho} h_t + b_o"]
 
 
 class SimpleRNN(nn.Module):
-    def __init__(self, layers) -> None:
+    def __init__(self, layers: Any) -> None:
         super().__init__()
         self.rnn = layers.RNN(input_size=1, hidden_size=3)
         self.out = nn.Linear(3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.rnn(x)[0])
+        y: Tensor = self.out(self.rnn(x)[0])
+        return y
 
 
 def run(out: Path) -> Result:

@@ -12,12 +12,15 @@ is.
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from common import PALETTE, Result, build, curve_difference, main, plot_curves, save, train
+from common import Result, build, curve_difference, main, plot_curves, save, train
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rnnkern.plot import PALETTE
 
 EQUATIONS = [
     "h_t = tanh(W_{ih} e(x_t) + b_{ih} + W_{hh} h_{t−1} + b_{hh})",
@@ -32,7 +35,7 @@ COURSE = {100: 0.0020, 200: 0.0010, 300: 0.0006, 400: 0.0004, 500: 0.0003}
 
 
 class CharRNN(nn.Module):
-    def __init__(self, layers, characters: int = len(CHARACTERS), hidden: int = 32) -> None:
+    def __init__(self, layers: Any, characters: int = len(CHARACTERS), hidden: int = 32) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, hidden)
         self.rnn = layers.RNN(hidden, hidden, batch_first=True)
@@ -40,7 +43,8 @@ class CharRNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (B, T, characters) of the next character, from indices (B, T)."""
-        return self.out(self.rnn(self.embedding(x))[0])
+        y: Tensor = self.out(self.rnn(self.embedding(x))[0])
+        return y
 
 
 def run(out: Path) -> Result:

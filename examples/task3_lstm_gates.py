@@ -12,6 +12,7 @@ up what came in, so its colours deepen with time; the hidden state is a squeezed
 it.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def run(out: Path) -> Result:
         save(rnnkern.plot.states(trace), out, "task3_states"),
     ]
     with torch.inference_mode():
-        seconds = in_turn({name: lambda m=lstm: m(x) for name, lstm in lstms.items()})
+        seconds = in_turn({name: partial(lstm, x) for name, lstm in lstms.items()})
     rows = [
         ("error to float64", f"{error:.0e}", ""),
         ("error of ∂L/∂W_hh against float64", f"{slope_error:.0e}", "no backward pass"),

@@ -12,12 +12,12 @@ the true next value, one step ahead of the input. Bottom right, the errors over 
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from common import (
-    PALETTE,
     Result,
     build,
     course_numbers,
@@ -31,6 +31,8 @@ from task2_char_rnn import CharRNN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnnkern.plot import PALETTE
+
 EQUATIONS = [
     "h^{1}_t, c^{1}_t = LSTM^{1}(x_t, h^{1}_{t−1}, c^{1}_{t−1})",
     "h^{2}_t, c^{2}_t = LSTM^{2}(h^{1}_t, h^{2}_{t−1}, c^{2}_{t−1})",
@@ -43,21 +45,22 @@ COURSE = {10: 0.477, 20: 0.446, 30: 0.389, 40: 0.260, 50: 0.048}
 
 
 class Predictor(nn.Module):
-    def __init__(self, layers) -> None:
+    def __init__(self, layers: Any) -> None:
         super().__init__()
         self.lstm = layers.LSTM(input_size=1, hidden_size=32, num_layers=2, batch_first=True)
         self.out = nn.Linear(32, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The next value at every step, (B, T, 1), from the values (B, T, 1)."""
-        return self.out(self.lstm(x)[0])
+        y: Tensor = self.out(self.lstm(x)[0])
+        return y
 
 
 def waves(start: np.ndarray) -> tuple[Tensor, Tensor]:
     """Inputs and next values, each (waves, STEPS, 1), of waves starting at a part of a period."""
     start = 2 * np.pi * start[:, None]
-    values = np.sin(start + np.linspace(0, 4 * np.pi, STEPS + 1))
-    values = torch.tensor(values, dtype=torch.float32).unsqueeze(-1)
+    sines = np.sin(start + np.linspace(0, 4 * np.pi, STEPS + 1))
+    values = torch.tensor(sines, dtype=torch.float32).unsqueeze(-1)
     return values[:, :-1], values[:, 1:]
 
 

@@ -14,11 +14,11 @@ on.
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from common import (
-    PALETTE,
     Result,
     build,
     course_numbers,
@@ -32,9 +32,10 @@ from task2_char_rnn import CharRNN
 from task4_sine_lstm import TESTS, TRAINING, Predictor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 
 import rnnkern
+from rnnkern.plot import PALETTE
 
 EQUATIONS = [
     "h_t, c_t = LSTM(e(x_t), h_{t−1}, c_{t−1})",
@@ -69,19 +70,20 @@ COURSE = {
 
 
 class Classifier(nn.Module):
-    def __init__(self, layers) -> None:
+    def __init__(self, layers: Any) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(INDEX) + 1, 16, padding_idx=0)
         self.lstm = layers.LSTM(16, 32, batch_first=True)
         self.out = nn.Linear(32, 1)
 
-    def packed(self, x: Tensor, lengths: Tensor):
+    def packed(self, x: Tensor, lengths: Tensor) -> PackedSequence:
         return pack_padded_sequence(self.embedding(x), lengths, True, enforce_sorted=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Probabilities (B,) of being positive, from padded indices (B, T) and lengths (B,)."""
         _, (h_n, _) = self.lstm(self.packed(x, lengths))
-        return self.out(h_n[-1]).squeeze(-1).sigmoid()
+        p: Tensor = self.out(h_n[-1]).squeeze(-1).sigmoid()
+        return p
 
 
 def encode(sentences: list[str]) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ class _Finder(MetaPathFinder):
         try:
             for finder in sys.meta_path:
                 find = None if finder is self else getattr(finder, "find_spec", None)
-                spec = find and find(name, path, target)
+                spec: ModuleSpec | None = find and find(name, path, target)
                 if spec:
                     self._extend(spec.loader)
                     return spec

@@ -40,10 +40,10 @@ class _Layers:
     def install(self) -> None:
         for base in (Layer, Cell):
             base.__init__ = self._counting(base)  # type: ignore[method-assign]
-            base.select_backend = self._noting(base.select_backend)  # type: ignore[method-assign]
+            base.select_backend = self._noting(base.select_backend)
 
-    def _counting(self, base: type) -> Any:
-        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def _counting(self, base: Any) -> Any:
+        def __init__(module: Any, *args: Any, **kwargs: Any) -> None:
             self.constructed += 1
             super(base, module).__init__(*args, **kwargs)
 

@@ -58,7 +58,10 @@ def tensors_in(*values: Any) -> Iterator[Tensor]:
 
 
 # What a class has that lets every function pass.
-_PASSIVE = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+_PASSIVE = (
+    Tensor.__torch_function__.__func__,  # type: ignore[attr-defined]
+    torch._C._disabled_torch_function_impl,
+)
 
 
 def foreign(tensors: Iterable[Tensor]) -> tuple[type[Tensor], bool] | None:
@@ -67,7 +70,8 @@ def foreign(tensors: Iterable[Tensor]) -> tuple[type[Tensor], bool] | None:
     Second, whether it sees functions, by a `__torch_function__` of its own: it may wait for the
     very function that torch.nn calls. Others, with a `__torch_dispatch__`, see operators.
     """
-    for cls in map(type, tensors):
+    for tensor in tensors:
+        cls = type(tensor)
         if cls in PLAIN or issubclass(cls, (FakeTensor, FunctionalTensor)):
             continue
         function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)

@@ -1,4 +1,4 @@
-"""The table of cells, as csrc/cells/registry.h has it."""
+"""The table of cells, as csrc/cells has it. The library exports its own, and a test compares."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ class Cell:
     gates   gates in the order of torch's weight rows; the weights have `len(gates) * hidden_size`
     saved   what the kernels save per unit and step for the backward pass, in their order
     states  the states a step hands to the next one
+    projects  whether h may be projected before it is handed on (proj_size)
     """
 
     mode: str
@@ -19,9 +20,11 @@ class Cell:
     gates: tuple[str, ...]
     saved: tuple[str, ...]
     states: tuple[str, ...]
+    projects: bool = False
 
 
-LSTM = Cell("LSTM", 0, *2 * [("input", "forget", "cell", "output")], ("h", "c"))
+_LSTM_GATES = ("input", "forget", "cell", "output")
+LSTM = Cell("LSTM", 0, _LSTM_GATES, _LSTM_GATES, ("h", "c"), True)
 GRU = Cell("GRU", 1, ("reset", "update", "new"), ("new", "reset", "update", "q"), ("h",))
 RNN_TANH = Cell("RNN_TANH", 2, ("hidden",), (), ("h",))
 RNN_RELU = Cell("RNN_RELU", 3, ("hidden",), (), ("h",))

@@ -47,14 +47,15 @@ _HINT = (
 def _new(cls: type, *args: Any) -> nn.Module:
     """An empty instance of the class that a converted instance of `cls` has (for pickle)."""
     kind = _ours(cls)
-    return kind.__new__(kind, *args)
+    empty: nn.Module = kind.__new__(kind, *args)
+    return empty
 
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
     """`__reduce_ex__` of the classes made here: they pickle by the user's class."""
-    made = next(kind for kind in type(self).__mro__ if "_original" in vars(kind))
-    reduced = super(made, self).__reduce_ex__(2)  # type: ignore[misc]
-    if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:
+    made: Any = next(kind for kind in type(self).__mro__ if "_original" in vars(kind))
+    reduced = super(made, self).__reduce_ex__(2)
+    if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
         return (_new, (made._original, *reduced[1][1:]), *reduced[2:])
     return reduced  # by a method of the user's
 
@@ -121,8 +122,8 @@ def _class_refusal(cls: type) -> str | None:
     for kind in kinds:
         for name in sorted(_CHECKS & vars(kind).keys()):
             return f"{kind.__name__} overrides {name}"
-        if name := _collision(vars(kind), base):
-            return f"{kind.__name__} has a member {name}, as rnnkern's class has"
+        if taken := _collision(vars(kind), base):
+            return f"{kind.__name__} has a member {taken}, as rnnkern's class has"
     if refusal := replaces_forward(kinds):
         return refusal
     if vars(cls).get("__final__"):
@@ -142,8 +143,8 @@ def _refusal(module: nn.Module, cls: type) -> str | None:
     for name in sorted(_CHECKS & vars(module).keys()):
         return f"it has a {name} of its own"
     members = {*vars(module), *module._modules, *module._parameters, *module._buffers}
-    if name := _collision(members, _base(cls)):
-        return f"it has a member {name}, as rnnkern's class has"
+    if taken := _collision(members, _base(cls)):
+        return f"it has a member {taken}, as rnnkern's class has"
     return None if cls in OURS else _class_refusal(cls)
 
 
@@ -186,9 +187,14 @@ def _original(module: nn.Module) -> type:
     return type(module).__bases__[0] if is_parametrized(module) else type(module)
 
 
+def _is_torchs(cls: type) -> bool:
+    """Whether it is one of torch's classes, or the user's own on one of them; not rnnkern's."""
+    return issubclass(cls, tuple(OURS)) and not issubclass(cls, (*_TORCHS, Converted))
+
+
 def _conversion(name: str, module: nn.Module) -> _Step | None:
     cls = _original(module)
-    if not issubclass(cls, tuple(OURS)) or issubclass(cls, (*_TORCHS, Converted)):
+    if not _is_torchs(cls):
         return None
     refusal = _refusal(module, cls)
     if refusal is None:

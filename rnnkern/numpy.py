@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from . import _numpy
-from .cell_spec import BY_MODE, LSTM, Cell
-from .saved_layout import offsets
+from .call_spec import CallSpec
+from .cell_spec import CELLS, Cell
+from .saved_layout import saved_values
 from .state_dict import Weights, layers
 
 Array = np.ndarray
@@ -124,44 +125,44 @@ class Layer:
             x = x[:, None]
         batch = batch_sizes[0] if batch_sizes is not None else x.shape[not batch_first]
         states = self._state(hx, batch, unbatched)
+        spec = self._spec(batch_first)
         finals, steps = [], []
         for k, layer in enumerate(self.weights):
             rows = slice(k * self.directions, (k + 1) * self.directions)
-            x, h_n, c_n, saved, cells = _numpy.forward(
-                x, batch_sizes, [s[rows] for s in states], [w for d in layer for w in d.arrays],
-                self.cell.id, batch_first, train,
-            )  # fmt: skip
+            weights = [w for direction in layer for w in direction.arrays]
+            x, h_n, c_n, saved, c_states = _numpy.forward(
+                x, batch_sizes, [s[rows] for s in states], weights, spec, train
+            )
             finals.append((h_n, c_n)[: len(self.cell.states)])
             if train:
                 sizes = [batch] * x.shape[batch_first] if batch_sizes is None else batch_sizes
-                steps.append(self._steps(x, sizes, saved, cells, batch_first))
+                steps.append(self._steps(x, sizes, saved, c_states, batch_first))
         final = [np.concatenate(s) for s in zip(*finals, strict=True)]
         if unbatched:
             x, final = x[:, 0], [s[:, 0] for s in final]
-        return x, tuple(final) if self.cell is LSTM else final[0], steps
+        return x, (final[0], final[1]) if len(final) > 1 else final[0], steps
+
+    def _spec(self, batch_first: bool) -> CallSpec:
+        bias, projection = self.weights[0][0].b_ih is not None, self.proj_size > 0
+        return CallSpec(self.cell.id, self.directions, bias, projection, batch_first)
 
     def _steps(
         self,
         output: Array,
         sizes: Sequence[int],
         saved: Array,
-        cells: Array,
+        c_states: Array,
         batch_first: bool,
     ) -> list[dict[str, Array]]:
-        def of(kept: Array, d: int, names: tuple[str, ...]) -> dict[str, Array]:
-            by_row = kept[d].reshape(-1)[offsets(sizes, len(names), self.hidden_size)]
-            return {name: by_row[:, k] for k, name in enumerate(names)}
-
+        cell, shape = self.cell, (self.directions, self.hidden_size, sizes)
+        gates = saved_values(saved, cell.saved, *shape)
+        cell_states = saved_values(c_states, ("cell_state",), *shape)
         rows = output.swapaxes(0, 1) if batch_first else output
         hidden = np.split(rows.reshape(-1, rows.shape[-1]), self.directions, axis=1)
-        found = []
-        for d, h in enumerate(hidden):
-            states = {"hidden": h}
-            if self.cell is LSTM:
-                states |= of(cells, d, ("cell_state",))
-            gates = of(saved, d, self.cell.saved) if self.cell.saved else {}
-            found.append(states | {k: v for k, v in gates.items() if k in self.cell.gates})
-        return found
+        return [
+            {"hidden": h} | c | {name: v for name, v in values.items() if name in cell.gates}
+            for h, c, values in zip(hidden, cell_states, gates, strict=True)
+        ]
 
     def _state(self, hx: State | None, batch: int, unbatched: bool) -> list[Array]:
         if hx is None:
@@ -189,9 +190,9 @@ class Layer:
             inputs = self.directions * width if k else self.input_size
             wanted = [(gate_rows, inputs), (gate_rows, width), *[(gate_rows,)] * 2]
             wanted.append((width, self.hidden_size))
-            for w in (w for direction in layer for w in direction.arrays):
-                if w.dtype != self.dtype:
-                    raise ValueError(f"the weights are both {self.dtype} and {w.dtype}")
+            for given in (w for direction in layer for w in direction.arrays):
+                if given.dtype != self.dtype:
+                    raise ValueError(f"the weights are both {self.dtype} and {given.dtype}")
             for d, direction in enumerate(layer):
                 for name, w, shape in zip(direction._fields, direction, wanted, strict=False):
                     if w is not None and w.shape != shape:
@@ -210,7 +211,8 @@ def _whole(batch_sizes: Any) -> list[int]:
         raise ValueError("batch_sizes must have a size for each step, got none")
     if sizes.dtype.kind not in "iu":
         raise TypeError(f"batch_sizes must be whole numbers, got {sizes.dtype}")
-    return sizes.tolist()
+    whole: list[int] = sizes.tolist()
+    return whole
 
 
 def _check_sizes(sizes: list[int], rows: int) -> None:
@@ -232,13 +234,13 @@ def _cell(weights: Weights, nonlinearity: str) -> Cell:
     """The cell whose recurrent weights, (G·H, R), and projection, if any, (P, H), are these."""
     projected = weights.w_hr is not None
     w_hh = weights.w_hh.shape
-    units = weights.w_hr.shape[-1:] if projected else w_hh[1:]
+    units = w_hh[1:] if weights.w_hr is None else weights.w_hr.shape[-1:]
     gates, rest = divmod(w_hh[0], units[0]) if len(w_hh) == 2 and all(units) else (0, 1)
-    modes = (
-        {4: "LSTM"} if projected else {4: "LSTM", 3: "GRU", 1: f"RNN_{str(nonlinearity).upper()}"}
-    )
-    if rest or gates not in modes:
+    cells = [c for c in CELLS if len(c.gates) == gates and (c.projects or not projected)]
+    if rest or not cells:
         raise ValueError(f"weight_hh_l0 of shape {w_hh} belongs to no LSTM, GRU or RNN")
-    if modes[gates] not in BY_MODE:
+    if len(cells) > 1:  # RNN's, which differ in the nonlinearity alone
+        cells = [c for c in cells if c.mode == f"RNN_{str(nonlinearity).upper()}"]
+    if not cells:
         raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-    return BY_MODE[modes[gates]]
+    return cells[0]

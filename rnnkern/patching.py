@@ -32,7 +32,7 @@ def _swap() -> None:
             _found[place, name] = getattr(place, name)
             setattr(place, name, OURS[torchs])
         # pickle finds a class by its name, which is taken now.
-        copyreg.pickle(torchs, _reduce)  # type: ignore[arg-type]
+        copyreg.pickle(torchs, _reduce)
 
 
 def _restore() -> None:

@@ -6,6 +6,7 @@ Okabe and Ito for lines. Needs matplotlib.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def gradient_flow(flow: Flow, axes: AxesLike = None) -> Figure:
                 if norm is not None:
                     label = rf"$\|\partial L/\partial {symbol}_t\|${where}"
                     color = PALETTE[k % len(PALETTE)]
-                    _norms(ax, flow, norm, label, color, DASHES[state == "cell"])
+                    _norms(ax, norm, label, color, DASHES[state == "cell"])
             k += 1
     _log_scale(ax, r"norm of the gradient at step $t$")
     return figure
@@ -165,10 +166,11 @@ def compare(
         figure, (ax,) = _axes(axes, 1, columns=1)
         for k, (name, norm) in enumerate(values.items()):
             color, dash = PALETTE[k % len(PALETTE)], DASHES[k % len(DASHES)]
-            _norms(ax, shown[name], norm, name, color, dash)
+            _norms(ax, norm, name, color, dash)
         _log_scale(ax, rf"$\|\partial L/\partial {symbol}_t\|$")
         return figure
-    arrays = {name: _sample(shown[name], value, sample) for name, value in values.items()}
+    traces = cast(Mapping[str, Trace], shown)
+    arrays = {name: _sample(traces[name], value, sample) for name, value in values.items()}
     limit = max(float(np.abs(a).max()) for a in arrays.values()) or 1.0
     figure, cells = _axes(axes, len(arrays), columns=1)
     for ax, (name, array) in zip(cells, arrays.items(), strict=True):
@@ -219,13 +221,14 @@ def _map(ax: Axes, values: np.ndarray, colors: str, low: float, high: float, lab
     image = ax.imshow(values.T, cmap=colors, vmin=low, vmax=high, aspect="auto")
     if values.size <= WRITABLE:
         for (t, unit), value in np.ndenumerate(values):
-            dark = np.dot(to_rgb(image.cmap(image.norm(value))), (0.3, 0.6, 0.1)) < 0.5
+            rgba = cast(tuple[float, float, float, float], image.cmap(image.norm(value)))
+            dark = np.dot(to_rgb(rgba), (0.3, 0.6, 0.1)) < 0.5
             digits = 2 if high >= 0.1 else 3
             text = f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
             color = "white" if dark else "black"
             ax.text(t, unit, text, ha="center", va="center", color=color, fontsize=8)
     ax.grid(False)
-    ax.get_figure().colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
+    cast(Figure, ax.get_figure()).colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
     _time(ax)
     ax.set_ylabel("hidden unit")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -250,17 +253,19 @@ def _lines(ax: Axes, values: np.ndarray) -> None:
     _time(ax)
 
 
-def _norms(ax: Axes, flow: Flow, norm: torch.Tensor, label: str, color: str, dash: str) -> None:
+def _norms(ax: Axes, norm: torch.Tensor, label: str, color: str, dash: str) -> None:
     values = norm.detach().double().cpu().numpy().reshape(len(norm), -1)
     values = np.ma.masked_equal(values, 0)  # padding, and steps that no gradient reaches
-    ax.plot(np.ma.median(values, axis=1), dash, color=color, label=label, lw=2)
+    median = np.ma.median(values, axis=1)  # type: ignore[no-untyped-call]
+    ax.plot(median, dash, color=color, label=label, lw=2)
     if values.shape[1] > 1:
         low, high = values.min(axis=1), values.max(axis=1)
         ax.fill_between(np.arange(len(values)), low, high, color=color, alpha=0.15, lw=0)
 
 
 def _log_scale(ax: Axes, label: str) -> None:
-    values = np.ma.concatenate([np.ma.asarray(line.get_ydata()) for line in ax.get_lines()])
+    lines: list[np.ma.MaskedArray] = [np.ma.asarray(line.get_ydata()) for line in ax.get_lines()]
+    values = np.ma.concatenate(lines)  # type: ignore[no-untyped-call]
     if (np.ma.masked_invalid(values) > 0).any():
         ax.set_yscale("log")
     else:  # no logarithm: all of it has vanished, or overflowed

@@ -7,6 +7,7 @@ and torch.nn's GRU and RNN do. Its LSTM does not, as it has a setting of its own
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from .cell_spec import BY_MODE, LSTM
 from .ops import library
 from .ops.autograd import NATIVE
 
-_mkldnn = torch.backends.mkldnn
+_mkldnn: Any = torch.backends.mkldnn  # torch types neither its rnn nor its matmul
 
 # Levels of the engine that multiply bfloat16 faster than float32.
 _FAST = library.info()["isa"] in {"avx512_amx", "avx512_bf16"}
@@ -81,7 +82,9 @@ def _cast_once(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.to(dtype)
     with torch.enable_grad():
         product = torch.mm(weight, weight.new_empty(weight.shape[1], 0, requires_grad=True))
-    return product.grad_fn._saved_self
+    node: Any = product.grad_fn
+    saved: Tensor = node._saved_self
+    return saved
 
 
 def cast_weights(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

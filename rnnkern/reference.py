@@ -140,7 +140,9 @@ class GRU:
         return d_p, d_q, (d_h * z,), (d_h,)
 
 
-CELLS = {"LSTM": LSTM, "GRU": GRU, "RNN_TANH": RNN, "RNN_RELU": ReluRNN}  # by torch.nn's mode
+Cell = type[RNN] | type[LSTM] | type[GRU]
+#: By torch.nn's mode.
+CELLS: dict[str, Cell] = {"LSTM": LSTM, "GRU": GRU, "RNN_TANH": RNN, "RNN_RELU": ReluRNN}
 
 
 @dataclass
@@ -233,7 +235,10 @@ def forward(
     packed = batch_sizes is not None
     if x.ndim != 3 - packed:
         raise ValueError(f"x must have {3 - packed} dimensions, got {x.ndim}")
-    sizes = [int(b) for b in batch_sizes] if packed else [x.shape[1]] * x.shape[0]
+    if batch_sizes is None:
+        sizes = [x.shape[1]] * x.shape[0]
+    else:
+        sizes = [int(b) for b in batch_sizes]
     rows = x if packed else x.reshape(-1, x.shape[-1])
     _check(CELLS[mode], rows, weights, state, sizes)
     directions = [
@@ -267,7 +272,9 @@ def backward(
         for d_s, grad in zip(d_state, (grad_h, grad_c), strict=False):
             if grad is not None:
                 d_s += grad[k]
-        d_x, *rest = _walk_back(CELLS[tape.mode], rows, direction, d_hidden, d_state, tape.sizes, k)
+        d_x, *rest = _walk_back(
+            CELLS[tape.mode], rows, direction, d_hidden, d_state, tape.sizes, bool(k)
+        )
         d_rows += d_x
         found.append(rest)
     weights, states, flows = zip(*found, strict=True)
@@ -289,7 +296,7 @@ def _require_shape(name: str, array: Array, wanted: tuple[int, ...]) -> None:
 
 
 def _check(
-    cell: type,
+    cell: Cell,
     x: Array,
     weights: Sequence[Weights],
     state: Sequence[Array],
@@ -301,7 +308,7 @@ def _check(
         raise ValueError(f"batch_sizes must not grow and add up to the {len(x)} rows of x")
     for w in weights:
         width, hidden = np.shape(w.w_hh)[-1], len(w.w_ih) // cell.gates
-        shapes = [(cell.gates * hidden, n) for n in (x.shape[1], width)]
+        shapes: list[tuple[int, ...]] = [(cell.gates * hidden, n) for n in (x.shape[1], width)]
         shapes += [(cell.gates * hidden,)] * 2 + [(width, hidden)]
         for name, array, shape in zip(w._fields, w, shapes, strict=True):
             if array is not None:
@@ -322,14 +329,14 @@ def _steps(sizes: Sequence[int], reverse: bool) -> list[tuple[int, slice]]:
 
 
 def _walk(
-    cell: type,
+    cell: Cell,
     x: Array,
     given: Weights,
     state: Sequence[Array],
     sizes: Sequence[int],
     reverse: bool,
 ) -> Direction:
-    w = Weights(*(None if a is None else np.asarray(a, np.float64) for a in given))
+    w = given.map(lambda a: np.asarray(a, np.float64))
     hidden = w.w_ih.shape[0] // cell.gates
     widths = (w.w_hh.shape[1], hidden)[: cell.states]
     # A sequence that has ended (or, walking backward, not begun) keeps its state.
@@ -354,7 +361,7 @@ def _walk(
 
 
 def _walk_back(
-    cell: type,
+    cell: Cell,
     x: Array,
     done: Direction,
     d_hidden: Array,
@@ -364,14 +371,14 @@ def _walk_back(
 ) -> tuple[Array, Weights, States, States]:
     """d_x, d_weights, the derivatives by the initial states, and the total ones at every step."""
     w = done.weights
-    d_weights = Weights(*(None if a is None else np.zeros_like(a) for a in w))
+    d_weights = w.map(np.zeros_like)
     d_x = np.zeros_like(x)
     flow = tuple(np.empty_like(s) for s in done.after)
     for active, rows in reversed(_steps(sizes, reverse)):
         d_after = [d[:active] for d in d_state]
         d_h = d_after[0] + d_hidden[rows]  # h_t acts through the next step and through the output
         flow[0][rows] = d_h
-        if w.w_hr is not None:
+        if w.w_hr is not None and d_weights.w_hr is not None:
             d_weights.w_hr[:] += d_h.T @ done.raw[rows]
             d_h = d_h @ w.w_hr
         saved = {name: gate[rows] for name, gate in done.saved.items()}
@@ -383,7 +390,7 @@ def _walk_back(
         d_x[rows] = d_p @ w.w_ih
         d_weights.w_ih[:] += d_p.T @ x[rows]
         d_weights.w_hh[:] += d_q.T @ prev[0]
-        if w.b_ih is not None:
+        if d_weights.b_ih is not None and d_weights.b_hh is not None:
             d_weights.b_ih[:] += d_p.sum(axis=0)
             d_weights.b_hh[:] += d_q.sum(axis=0)
         through_q = d_q @ w.w_hh

@@ -6,7 +6,7 @@ I inputs, H hidden units, G gates, R width of h (H, or P with a projection). Nee
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,13 @@ class Weights(NamedTuple):
     def arrays(self) -> list[np.ndarray]:
         """Those that are there, as the kernels take them."""
         return [w for w in self if w is not None]
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Weights":
+        """The function's results for those that are there."""
+        w_ih, w_hh, *others = self
+        return Weights(
+            function(w_ih), function(w_hh), *(None if w is None else function(w) for w in others)
+        )
 
 
 def layers(state_dict: Mapping[str, Any], prefix: str = "") -> list[list[Weights]]:

@@ -12,8 +12,11 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <string_view>
+#include <tuple>
+#include <type_traits>
 
 #include "../cells/registry.h"
+#include "../core/call_spec.h"
 #include "module_weights.h"
 
 namespace {
@@ -30,13 +33,14 @@ using torch::autograd::variable_list;
 // place.
 struct Call {
   std::optional<Tensor> batch_sizes = {};
+  rnnkern::CallSpec spec = {};
   int64_t states = 0;
-  int64_t cell = 0;
-  bool batch_first = false;
   bool step = false;
   bool cast_weights = false;  // to the input's dtype, in either pass: no copy is kept in between
 
-  bool has_c() const { return cell == int64_t(rnnkern::CellId::lstm); }
+  bool has_c() const {
+    return rnnkern::visit_cell(rnnkern::CellId(spec.cell), [](auto c) { return c.kStates > 1; });
+  }
   // Whether the tensor in this place, of (input, *state, *weights), has no time or direction.
   bool lifts(int64_t place) const { return step && place <= states; }
 };
@@ -47,11 +51,19 @@ c10::OperatorHandle find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
 }
 
+template <class T>
+void push(torch::jit::Stack& stack, T&& arg) {
+  if constexpr (std::is_same_v<std::decay_t<T>, rnnkern::CallSpec>)
+    rnnkern::CallSpec(arg).each([&](auto field) { stack.emplace_back(field); });
+  else
+    stack.emplace_back(std::forward<T>(arg));
+}
+
 template <class... Args>
 torch::jit::Stack call_operator(const c10::OperatorHandle& op, Args&&... args) {
   torch::jit::Stack stack;
-  stack.reserve(sizeof...(args));
-  (stack.emplace_back(std::forward<Args>(args)), ...);
+  stack.reserve(sizeof...(args) + std::tuple_size_v<rnnkern::CallSpec::Types>);
+  (push(stack, std::forward<Args>(args)), ...);
   try {
     op.callBoxed(stack);
   } catch (const std::runtime_error& error) {
@@ -91,7 +103,7 @@ struct Split {
   }
 };
 
-// output, h_n, c_n, saved, cells
+// output, h_n, c_n, saved, c_states
 std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool train) {
   static const c10::OperatorHandle op = find("rnnkern::forward");
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -99,7 +111,7 @@ std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool tra
   const Split split(call, all);
   torch::jit::Stack stack =
       call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
-                    c10::List<Tensor>(split.weights), call.cell, call.batch_first, train);
+                    c10::List<Tensor>(split.weights), call.spec, train);
   std::array<Tensor, 5> results;
   for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
   return results;
@@ -117,8 +129,8 @@ variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
   return all;
 }
 
-// The decomposition, in Python: (grads, input, batch_sizes, state, weights, cell,
-// batch_first, needed) -> gradients of (input, *state, *weights).
+// The decomposition, in Python: (grads, input, batch_sizes, state, weights, spec, needed) ->
+// gradients of (input, *state, *weights).
 PyObject* decomposition_vjp = nullptr;
 
 pybind11::object wrapped(const Tensor& t) {  // None for an undefined tensor
@@ -128,6 +140,12 @@ pybind11::tuple wrapped(TensorList tensors) {
   pybind11::tuple all(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) all[i] = wrapped(tensors[i]);
   return all;
+}
+
+pybind11::tuple as_tuple(rnnkern::CallSpec spec) {
+  pybind11::list fields;
+  spec.each([&](auto field) { fields.append(field); });
+  return fields;
 }
 
 variable_list differentiable_backward(const Call& call, const std::array<Tensor, 3>& grads,
@@ -140,7 +158,7 @@ variable_list differentiable_backward(const Call& call, const std::array<Tensor,
   const pybind11::object found = pybind11::handle(decomposition_vjp)(
       wrapped(TensorList(grads)), wrapped(split.input),
       wrapped(call.batch_sizes.value_or(Tensor())), wrapped(split.state), wrapped(split.weights),
-      call.cell, call.batch_first, flags);
+      as_tuple(call.spec), flags);
   variable_list result;
   for (const pybind11::handle item : found)
     result.push_back(item.is_none() ? Tensor() : THPVariable_Unpack(item.ptr()));
@@ -158,6 +176,27 @@ bool needs_decomposition(const std::array<Tensor, 3>& grads) {
   return false;
 }
 
+// A call without its tensor, as a node of torch's keeps it.
+std::vector<int64_t> as_numbers(const Call& call) {
+  std::vector<int64_t> numbers{call.states, call.step, call.cast_weights,
+                               call.batch_sizes.has_value()};
+  rnnkern::CallSpec spec = call.spec;
+  spec.each([&](auto field) { numbers.push_back(field); });
+  return numbers;
+}
+
+// Returns whether there were batch_sizes.
+bool read_numbers(const std::vector<int64_t>& numbers, Call& call) {
+  const int64_t* next = numbers.data();
+  const auto read = [&](auto& field) {
+    field = static_cast<std::remove_reference_t<decltype(field)>>(*next++);
+  };
+  bool packed;
+  read(call.states), read(call.step), read(call.cast_weights), read(packed);
+  call.spec.each(read);
+  return packed;
+}
+
 struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
   static constexpr bool is_traceable = true;
 
@@ -169,9 +208,7 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     kept.insert(kept.end(), {results[0], results[3], results[4]});
     if (call.batch_sizes) kept.push_back(*call.batch_sizes);
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["call"] =
-        std::vector<int64_t>{call.states, call.cell,         call.batch_first,
-                             call.step,   call.cast_weights, call.batch_sizes.has_value()};
+    ctx->saved_data["call"] = as_numbers(call);
     ctx->set_materialize_grads(false);
     return outputs;
   }
@@ -179,9 +216,8 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
   static variable_list backward(AutogradContext* ctx, variable_list given) {
     static const c10::OperatorHandle op = find("rnnkern::backward");
     variable_list kept = ctx->get_saved_variables();
-    const std::vector<int64_t> saved = ctx->saved_data.at("call").toIntVector();
-    Call call{{}, saved[0], saved[1], saved[2] != 0, saved[3] != 0, saved[4] != 0};
-    if (saved[5]) {
+    Call call;
+    if (read_numbers(ctx->saved_data.at("call").toIntVector(), call)) {
       call.batch_sizes = std::move(kept.back());
       kept.pop_back();
     }
@@ -213,7 +249,7 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
       const torch::jit::Stack stack = call_operator(
           op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
           split.given(0), split.given(1), c10::List<Tensor>(split.weights), kept[count],
-          kept[count + 1], kept[count + 2], call.cell, call.batch_first, needs, false);
+          kept[count + 1], kept[count + 2], call.spec, needs, false);
       for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
       for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
       for (int64_t i = 0; i <= call.states; ++i)
@@ -259,13 +295,30 @@ PyObject* run(Call call, PyObject* input, PyObject* state, PyObject* weights) {
   return wrapped(TensorList(results)).release().ptr();
 }
 
-// layer(input, batch_sizes, state, weights, cell, batch_first, cast_weights)
+// The fields of a CallSpec of Python's, a tuple.
+rnnkern::CallSpec read_spec(PyObject* tuple) {
+  rnnkern::CallSpec spec;
+  constexpr Py_ssize_t count = std::tuple_size_v<rnnkern::CallSpec::Types>;
+  TORCH_CHECK_TYPE(PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) == count,
+                   "expected a CallSpec, got ", Py_TYPE(tuple)->tp_name);
+  Py_ssize_t i = 0;
+  spec.each([&](auto& field) {
+    PyObject* const item = PyTuple_GET_ITEM(tuple, i++);
+    if constexpr (std::is_same_v<decltype(field), bool&>) {
+      field = item == Py_True;
+    } else {
+      field = PyLong_AsLongLong(item);
+      if (field == -1 && PyErr_Occurred()) throw python_error();
+    }
+  });
+  return spec;
+}
+
+// layer(input, batch_sizes, state, weights, spec, cast_weights)
 PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 7, "layer takes 7 arguments");
-  Call call{.cell = PyLong_AsLongLong(args[4]),
-            .batch_first = args[5] == Py_True,
-            .cast_weights = args[6] == Py_True};
+  TORCH_CHECK_TYPE(count == 6, "layer takes 6 arguments");
+  Call call{.spec = read_spec(args[4]), .cast_weights = args[5] == Py_True};
   if (args[1] != Py_None) {
     TORCH_CHECK_TYPE(THPVariable_Check(args[1]), "batch_sizes must be a tensor");
     call.batch_sizes = THPVariable_Unpack(args[1]);
@@ -274,11 +327,11 @@ PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// step(input, state, weights, cell)
+// step(input, state, weights, spec)
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 4, "step takes 4 arguments");
-  return run({.cell = PyLong_AsLongLong(args[3]), .step = true}, args[0], args[1], args[2]);
+  return run({.spec = read_spec(args[3]), .step = true}, args[0], args[1], args[2]);
   END_HANDLE_TH_ERRORS
 }
 
@@ -290,10 +343,9 @@ PyObject* use_decomposition(PyObject*, PyObject* function) {
 
 PyMethodDef methods[] = {
     {"layer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer)), METH_FASTCALL,
-     "layer(input, batch_sizes, state, weights, cell, batch_first, cast_weights) -> (output, "
-     "h_n[, c_n])"},
+     "layer(input, batch_sizes, state, weights, spec, cast_weights) -> (output, h_n[, c_n])"},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
-     "step(input, state, weights, cell) -> (h[, c]), without the dimensions of T and D"},
+     "step(input, state, weights, spec) -> (h[, c]), without the dimensions of T and D"},
     {"use_decomposition", use_decomposition, METH_O, "The vjp for double backward and transforms."},
     {"registered_weights",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::registered_weights)),

@@ -1,5 +1,5 @@
-// What one call of an operator is about: its sizes, checked against its tensors, so that no kernel
-// can read or write outside them.
+// What one call of an operator is about: its tensors and what is said besides them, its sizes, and
+// the checks that no kernel can read or write outside the tensors.
 #pragma once
 // clang-format off
 #include "shim_errors.h"  // before torch's headers, which report errors by it
@@ -18,8 +18,7 @@
 #include <utility>
 #include <vector>
 
-#include "../cells/registry.h"
-#include "../core/weight_list.h"
+#include "../core/call_shape.h"
 
 namespace rnnkern {
 
@@ -32,6 +31,74 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensors, Tensor, Tensor>;
 
 enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4 };
+
+// The operators' schemas. No list is ever empty: ahead-of-time packages hand over an empty list of
+// tensors as None.
+#define RNNKERN_FORWARD_SCHEMA                                                     \
+  "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] " \
+  "weights, " RNNKERN_CALL_SPEC_SCHEMA                                             \
+  ", bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, Tensor c_states)"
+#define RNNKERN_BACKWARD_SCHEMA                                                      \
+  "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "     \
+  "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, " \
+  "Tensor saved, Tensor c_states, " RNNKERN_CALL_SPEC_SCHEMA                         \
+  ", int needs, bool flow) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "  \
+  "Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)"
+
+struct ForwardArgs {
+  Tensor input;
+  MaybeTensor batch_sizes;
+  Tensors state, weights;
+  CallSpec spec;
+  bool train;
+};
+
+// `needs` is a sum of Needs: the gradients that are wanted. `flow` asks for flow_h and flow_c.
+struct BackwardArgs {
+  MaybeTensor grad_output, grad_h, grad_c;
+  Tensor input;
+  MaybeTensor batch_sizes;
+  Tensors state, weights;
+  Tensor output, saved, c_states;
+  CallSpec spec;
+  int64_t needs;
+  bool flow;
+};
+
+// The states that a call was given.
+inline Tensors given(const MaybeTensor& h_0, const MaybeTensor& c_0) {
+  STD_TORCH_CHECK(h_0 || !c_0, "rnnkern: expected h_0 with c_0");
+  Tensors state;
+  for (const MaybeTensor* s : {&h_0, &c_0})
+    if (*s) state.push_back(**s);
+  return state;
+}
+
+// The operators with their arguments one by one, as torch calls them.
+template <ForwardResult (*run)(ForwardArgs), class SpecTypes = CallSpec::Types>
+struct ForwardOp;
+template <ForwardResult (*run)(ForwardArgs), class... Spec>
+struct ForwardOp<run, std::tuple<Spec...>> {
+  static ForwardResult call(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
+                            Tensors weights, Spec... spec, bool train) {
+    return run({std::move(input), std::move(batch_sizes), given(h_0, c_0), std::move(weights),
+                CallSpec{spec...}, train});
+  }
+};
+
+template <BackwardResult (*run)(BackwardArgs), class SpecTypes = CallSpec::Types>
+struct BackwardOp;
+template <BackwardResult (*run)(BackwardArgs), class... Spec>
+struct BackwardOp<run, std::tuple<Spec...>> {
+  static BackwardResult call(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
+                             Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
+                             MaybeTensor c_0, Tensors weights, Tensor output, Tensor saved,
+                             Tensor c_states, Spec... spec, int64_t needs, bool flow) {
+    return run({std::move(grad_output), std::move(grad_h), std::move(grad_c), std::move(input),
+                std::move(batch_sizes), given(h_0, c_0), std::move(weights), std::move(output),
+                std::move(saved), std::move(c_states), CallSpec{spec...}, needs, flow});
+  }
+};
 
 inline bool is_half(ScalarType t) { return t == ScalarType::BFloat16 || t == ScalarType::Half; }
 
@@ -91,178 +158,83 @@ inline void check_device(const Tensor& t, const Kind& input, const char* name) {
                   " and input are on different devices");
 }
 
-inline void check(const Tensor& t, const Kind& input, const char* name,
-                  std::initializer_list<int64_t> expected) {
+inline Shape shape_of(const Tensor& t) {
   const auto sizes = t.sizes();
-  if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
-    std::string wanted, got;
-    for (int64_t s : expected) wanted += " " + std::to_string(s);
-    for (int64_t s : sizes) got += " " + std::to_string(s);
-    STD_TORCH_CHECK(false, "rnnkern: ", name, " must have the sizes", wanted, ", got", got);
-  }
+  return {sizes.data(), int64_t(sizes.size())};
+}
+
+// What is to be true of a tensor whose shape is right.
+inline void check_kind(const Tensor& t, const Shape& shape, const Kind& input, const char* name) {
   const Kind kind(t);
   STD_TORCH_CHECK(kind.dtype == input.dtype, "rnnkern: ", name, " and input differ in dtype");
   STD_TORCH_CHECK(kind.on_device_of(input), "rnnkern: ", name,
                   " and input are on different devices");
-  check_memory(t, name, sizes, kind.dtype);
+  check_memory(t, name, {shape.sizes, size_t(shape.rank)}, kind.dtype);
 }
 
-inline int64_t size_or_zero(const Tensor& t, int64_t dim) {
-  return dim < t.dim() ? t.size(dim) : 0;
+[[noreturn]] inline void fail(const std::string& message) {
+  STD_TORCH_CHECK(false, message);
+  throw;  // never reached: the macro does not say so
 }
 
-// The size that most tensors speak for, the first of the most frequent ones.
-inline int64_t majority(const std::vector<int64_t>& sizes) {
-  const auto frequency = [&](int64_t size) { return std::count(sizes.begin(), sizes.end(), size); };
-  return *std::max_element(sizes.begin(), sizes.end(),
-                           [&](int64_t a, int64_t b) { return frequency(a) < frequency(b); });
-}
-
-// The states that a call was given.
-inline Tensors given(const MaybeTensor& h_0, const MaybeTensor& c_0) {
-  STD_TORCH_CHECK(h_0 || !c_0, "rnnkern: expected h_0 with c_0");
-  Tensors state;
-  for (const MaybeTensor* s : {&h_0, &c_0})
-    if (*s) state.push_back(**s);
-  return state;
-}
-
-struct Call {
-  CellId cell;
-  int gates, saved_values;
-  bool has_c, bias, packed, batch_first;
-  int directions, per_direction;
-  int64_t steps, batch, rows, input_size, hidden_size;
-  int64_t proj_size, width;      // P, 0 without a projection; R, of h
-  std::vector<int64_t> offsets;  // packed: the first row of each step, and their number
-
+struct Call : CallShape {
   Call(const Tensor& input, const MaybeTensor& batch_sizes, const Tensors& state,
-       const Tensors& weights, int64_t cell_id, bool batch_first_)
-      : cell(CellId(cell_id)),
-        packed(batch_sizes.has_value()),
-        batch_first(batch_first_ && !packed) {
-    STD_TORCH_CHECK(cell_id >= 0 && cell_id < kCellCount, "rnnkern: no cell ", cell_id);
-    visit_cell(cell,
-               [&](auto c) { gates = c.kGates, saved_values = c.kSaved, has_c = c.kStates > 1; });
-    STD_TORCH_CHECK(weights.size() >= 2, "rnnkern: expected at least two weights");
-    const WeightList list(int(weights.size()), weights.size() > 2 && weights[2].dim() == 1);
-    STD_TORCH_CHECK(list.fits(int(weights.size())), "rnnkern: unexpected number of weights, ",
-                    weights.size());
-    bias = list.bias, per_direction = list.per_direction, directions = list.directions;
-    STD_TORCH_CHECK(input.dim() == (packed ? 2 : 3), "rnnkern: input must have ", packed ? 2 : 3,
-                    " dimensions, got ", input.dim());
+       const Tensors& weights, const CallSpec& spec)
+      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail) {
+    Shape state_shapes[kMaxStates], weight_shapes[kMaxWeights];
+    for (size_t i = 0; i < state.size(); ++i) state_shapes[i] = shape_of(state[i]);
+    for (size_t i = 0; i < weights.size(); ++i) weight_shapes[i] = shape_of(weights[i]);
     const Kind kind(input);
     check_memory(input, "input");
-    input_size = input.size(input.dim() - 1);
-    read_sizes(weights, state, list.projection);
     if (packed) {
-      read_offsets(*batch_sizes, input.size(0));
+      const Tensor sizes = dense_sizes(*batch_sizes);
+      read(shape_of(input), state_shapes, weight_shapes,
+           static_cast<const int64_t*>(sizes.const_data_ptr()), sizes.numel());
     } else {
-      steps = input.size(batch_first ? 1 : 0);
-      batch = input.size(batch_first ? 0 : 1);
-      rows = steps * batch;
+      read(shape_of(input), state_shapes, weight_shapes);
     }
-    STD_TORCH_CHECK(steps > 0, "Expected sequence length to be larger than 0 in RNN");
-    check_weights(kind, weights);
-    STD_TORCH_CHECK(state.empty() || state.size() == (has_c ? 2 : 1), "rnnkern: expected ",
-                    has_c ? 2 : 1, " states, got ", state.size());
+    for (size_t i = 0; i < weights.size(); ++i)
+      check_kind(weights[i], weight_shapes[i], kind, weight_name(int(i) % per_direction));
     for (size_t i = 0; i < state.size(); ++i)
-      check(state[i], kind, i ? "the state c_0" : "the state h_0",
-            {directions, batch, i ? hidden_size : width});
+      check_kind(state[i], state_shapes[i], kind, state_name(int(i)));
   }
 
   // The tensors of a backward pass besides those of the forward pass.
-  void check_backward(const Tensor& input, const MaybeTensor& grad_output,
-                      const MaybeTensor& grad_h, const MaybeTensor& grad_c, const Tensor& output,
-                      const Tensor& saved, const Tensor& cells, ScalarType saved_type) const {
-    const Kind kind(input);
-    const int64_t features = directions * width;
-    const auto check_rows = [&](const Tensor& t, const char* name) {
-      if (packed) return check(t, kind, name, {rows, features});
-      check(t, kind, name, {batch_first ? batch : steps, batch_first ? steps : batch, features});
+  void check_backward(const BackwardArgs& args, ScalarType saved_type) const {
+    const Kind kind(args.input);
+    const auto check_sizes = [&](const MaybeTensor& t, const char* name, int64_t features) {
+      if (!t) return;
+      check(shape_of(*t), name, {directions, batch, features});
+      check_kind(*t, shape_of(*t), kind, name);
     };
-    check_rows(output, "output");
-    if (grad_output) check_rows(*grad_output, "grad_output");
-    if (grad_h) check(*grad_h, kind, "grad_h", {directions, batch, width});
-    if (grad_c && has_c) check(*grad_c, kind, "grad_c", {directions, batch, hidden_size});
-    const ScalarType wide = is_half(input.scalar_type()) ? ScalarType::Float : input.scalar_type();
-    const int64_t units = directions * rows * hidden_size;
-    STD_TORCH_CHECK(saved.numel() == units * saved_values && cells.numel() == (has_c ? units : 0) &&
-                        saved.scalar_type() == saved_type && cells.scalar_type() == wide,
-                    "rnnkern: the forward pass was not run with train=True");
-    for (const auto& [t, name] : {std::pair(&saved, "saved"), std::pair(&cells, "cells")}) {
+    const auto check_rows = [&](const Tensor& t, const char* name) {
+      check_output(shape_of(t), name);
+      check_kind(t, shape_of(t), kind, name);
+    };
+    check_rows(args.output, "output");
+    if (args.grad_output) check_rows(*args.grad_output, "grad_output");
+    check_sizes(args.grad_h, "grad_h", width);
+    if (has_c) check_sizes(args.grad_c, "grad_c", hidden_size);
+    const ScalarType dtype = args.input.scalar_type();
+    check_saved(args.saved.numel(), args.c_states.numel());
+    STD_TORCH_CHECK(
+        args.saved.scalar_type() == saved_type &&
+            args.c_states.scalar_type() == (is_half(dtype) ? ScalarType::Float : dtype),
+        "rnnkern: saved or c_states has a dtype that the forward pass does not give it");
+    for (const auto& [t, name] :
+         {std::pair(&args.saved, "saved"), std::pair(&args.c_states, "c_states")}) {
       check_device(*t, kind, name);
       check_memory(*t, name);
     }
   }
 
  private:
-  // H, P and R.
-  void read_sizes(const Tensors& weights, const Tensors& state, bool projected) {
-    const Tensor& last = weights[projected ? per_direction - 1 : 1];
-    hidden_size = size_or_zero(last, 1);
-    width = size_or_zero(weights[1], 1);
-    if (size_or_zero(weights[0], 0) != gates * hidden_size ||
-        (projected && size_or_zero(last, 0) != width))
-      settle_sizes(weights, state, projected);
-    proj_size = projected ? width : 0;
-    if (!projected) return;
-    STD_TORCH_CHECK(0 < proj_size && proj_size < hidden_size,
-                    "rnnkern: proj_size has to be smaller than hidden_size");
-    visit_cell(cell,
-               [](auto c) { STD_TORCH_CHECK(c.kProjects, "rnnkern: only LSTM has a projection"); });
-  }
-
-  // Where the tensors contradict each other: the sizes that most of them speak for, so that the
-  // checks name the one that is wrong.
-  void settle_sizes(const Tensors& weights, const Tensors& state, bool projected) {
-    std::vector<int64_t> hidden, widths;
-    for (int d = 0; d < directions; ++d) {
-      const Tensor* w = &weights[d * per_direction];
-      for (int i : {0, 2, 3})
-        if (i == 0 || bias) hidden.push_back(size_or_zero(w[i], 0) / gates);
-      hidden.push_back(size_or_zero(w[projected ? per_direction - 1 : 1], 1));
-      widths.push_back(size_or_zero(w[1], 1));
-      if (projected) widths.push_back(size_or_zero(w[per_direction - 1], 0));
-    }
-    for (size_t i = 0; i < state.size(); ++i)
-      (projected && i == 0 ? widths : hidden).push_back(size_or_zero(state[i], 2));
-    hidden_size = majority(hidden);
-    width = projected ? majority(widths) : hidden_size;
-  }
-
-  void read_offsets(const Tensor& batch_sizes, int64_t given_rows) {
+  static Tensor dense_sizes(const Tensor& batch_sizes) {
     STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_cpu() &&
                         batch_sizes.scalar_type() == ScalarType::Long,
                     "rnnkern: batch_sizes must be a 1-D int64 tensor on the CPU");
     check_memory(batch_sizes, "batch_sizes");
-    const Tensor sizes = dense(batch_sizes);
-    const auto size = static_cast<const int64_t*>(sizes.const_data_ptr());
-    steps = sizes.numel();
-    offsets.resize(steps + 1);
-    batch = steps ? size[0] : 0;
-    for (int64_t t = 0; t < steps; ++t) {
-      STD_TORCH_CHECK(size[t] >= 0 && (t == 0 || size[t] <= size[t - 1]),
-                      "rnnkern: batch_sizes must not grow");
-      offsets[t + 1] = offsets[t] + size[t];
-    }
-    rows = offsets[steps];
-    STD_TORCH_CHECK(rows == given_rows, "rnnkern: batch_sizes add up to ", rows,
-                    " rows, but the data has ", given_rows);
-  }
-
-  void check_weights(const Kind& input, const Tensors& weights) const {
-    const int64_t gate_rows = gates * hidden_size;
-    for (int d = 0; d < directions; ++d) {
-      const Tensor* w = &weights[d * per_direction];
-      check(w[0], input, "weight_ih", {gate_rows, input_size});
-      check(w[1], input, "weight_hh", {gate_rows, width});
-      if (bias) {
-        check(w[2], input, "bias_ih", {gate_rows});
-        check(w[3], input, "bias_hh", {gate_rows});
-      }
-      if (proj_size) check(w[per_direction - 1], input, "weight_hr", {proj_size, hidden_size});
-    }
+    return dense(batch_sizes);
   }
 };
 

@@ -8,17 +8,9 @@
 namespace rnnkern {
 namespace {
 
-// The tensors of a call besides those that Call reads.
-struct BackwardTensors {
-  MaybeTensor grad_output, grad_h, grad_c;
-  Tensor input;
-  Tensors state, weights;
-  Tensor output, saved, c_states;
-};
-
 class BackwardCall {
  public:
-  BackwardCall(const Call& call, BackwardTensors given, int64_t needs, bool flow)
+  BackwardCall(const Call& call, BackwardArgs given)
       : call_(call),
         device_(given.input),
         rows_{call_},
@@ -33,9 +25,9 @@ class BackwardCall {
         I_(call.input_size),
         preacts_(gates_.preacts * H_),
         projected_(call.proj_size != 0),
-        need_input_(needs & kNeedInput),
-        need_state_(needs & kNeedState),
-        need_weights_(needs & kNeedWeights),
+        need_input_(given.needs & kNeedInput),
+        need_state_(given.needs & kNeedState),
+        need_weights_(given.needs & kNeedWeights),
         layer_{call.cell, dtype_, H_, projected_, true},
         chunk_(chunk_steps(call, preacts_)),
         chunk_rows_(std::min(chunk_ * B_, call.rows)),
@@ -48,7 +40,7 @@ class BackwardCall {
     given_.saved = dense(given_.saved);
     given_.c_states = dense(given_.c_states);
     if (given_.grad_output) given_.grad_output = with_dense_rows(*given_.grad_output);
-    allocate(flow);
+    allocate(given_.flow);
   }
 
   BackwardResult run() {
@@ -284,7 +276,7 @@ class BackwardCall {
   const PersistentLayer layer_;
   const int64_t chunk_, chunk_rows_;  // steps, rows
   const bool bidirectional_launch_;   // two directions that are one persistent launch each: one
-  BackwardTensors given_;
+  BackwardArgs given_;
 
   Tensor dx_, flow_h_, flow_c_;            // results
   Tensor dh_, dc_, dh_recurrent_;          // running
@@ -297,20 +289,10 @@ class BackwardCall {
 
 }  // namespace
 
-BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
-                             Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
-                             MaybeTensor c_0, Tensors weights, Tensor output, Tensor saved,
-                             Tensor c_states, int64_t cell, bool batch_first, int64_t needs,
-                             bool flow) {
-  Tensors state = given(h_0, c_0);
-  const Call call(input, batch_sizes, state, weights, cell, batch_first);
-  call.check_backward(input, grad_output, grad_h, grad_c, output, saved, c_states,
-                      acc_dtype(input.scalar_type()));
-  return BackwardCall(call,
-                      {grad_output, grad_h, grad_c, input, std::move(state), std::move(weights),
-                       output, saved, c_states},
-                      needs, flow)
-      .run();
+BackwardResult cuda_backward(BackwardArgs args) {
+  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
+  call.check_backward(args, acc_dtype(args.input.scalar_type()));
+  return BackwardCall(call, std::move(args)).run();
 }
 
 }  // namespace rnnkern

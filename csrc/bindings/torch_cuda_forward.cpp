@@ -54,8 +54,9 @@ class ForwardCall {
     c_ = call_.has_c ? copy_or_zeros(initial(1), input_, acc_dtype_, {D, B_, H_})
                      : empty(input_, dtype_, {0});
     m_ = empty_if(projected_, input_, dtype_, {B_, H_});
-    saved_ = empty_if(saves_, input_, acc_dtype_, {D, call_.rows, call_.saved_values, H_});
-    c_states_ = empty_if(train && call_.has_c, input_, acc_dtype_, {D, call_.rows, H_});
+    // Opaque to callers, as on the CPU. Here (D, rows, kSaved, H) and (D, rows, H), dense.
+    saved_ = empty(input_, acc_dtype_, {train ? call_.saved_size() : 0});
+    c_states_ = empty(input_, acc_dtype_, {train ? call_.c_states_size() : 0});
     // Where values are saved, W_ih x goes there first and each thread overwrites what it has read.
     input_gemm_ = saves_ ? saved_
                          : empty(input_, acc_dtype_,
@@ -178,11 +179,11 @@ class ForwardCall {
 
 }  // namespace
 
-ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
-                           Tensors weights, int64_t cell, bool batch_first, bool train) {
-  Tensors state = given(h_0, c_0);
-  const Call call(input, batch_sizes, state, weights, cell, batch_first);
-  return ForwardCall(call, std::move(input), std::move(state), std::move(weights), train).run();
+ForwardResult cuda_forward(ForwardArgs args) {
+  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
+  return ForwardCall(call, std::move(args.input), std::move(args.state), std::move(args.weights),
+                     args.train)
+      .run();
 }
 
 }  // namespace rnnkern

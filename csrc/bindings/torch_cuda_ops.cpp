@@ -52,8 +52,8 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkern_cuda_on_host, CPU, m) {
 #else
 STABLE_TORCH_LIBRARY_IMPL(rnnkern, CUDA, m) {
 #endif
-  m.impl("forward", TORCH_BOX(&rnnkern::cuda_forward));
-  m.impl("backward", TORCH_BOX(&rnnkern::cuda_backward));
+  m.impl("forward", TORCH_BOX(&ForwardOp<cuda_forward>::call));
+  m.impl("backward", TORCH_BOX(&BackwardOp<cuda_backward>::call));
   m.impl("cuda_plan", TORCH_BOX(&cuda_plan));
 }
 

@@ -4,14 +4,7 @@
 
 namespace rnnkern {
 
-ForwardResult cuda_forward(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
-                           Tensors weights, int64_t cell, bool batch_first, bool train);
-
-// `needs` is a sum of Needs: the gradients that are wanted. `flow` asks for flow_h and flow_c.
-BackwardResult cuda_backward(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
-                             Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
-                             MaybeTensor c_0, Tensors weights, Tensor output, Tensor saved,
-                             Tensor c_states, int64_t cell, bool batch_first, int64_t needs,
-                             bool flow);
+ForwardResult cuda_forward(ForwardArgs args);
+BackwardResult cuda_backward(BackwardArgs args);
 
 }  // namespace rnnkern

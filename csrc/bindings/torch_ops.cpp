@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "../cells/table.h"
 #include "../cpu/engine.h"
 
 namespace {
@@ -174,9 +175,9 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
   Tensor output = allocate_rows(call, dtype, D * call.width);
   Tensor h_n = allocate(dtype, {D, B, call.width});
   Tensor c_n = call.has_c ? allocate(wide, {D, B, H}) : nothing(wide);
-  Tensor saved = train && call.saved_values ? allocate(dtype, {D, call.rows, call.saved_values, H})
-                                            : nothing(dtype);
-  Tensor cells = train && call.has_c ? allocate(wide, {D, call.rows, H}) : nothing(wide);
+  // Opaque: their layout is that of saved_layout.h, rnnkern/saved_layout.py reads it.
+  Tensor saved = allocate(dtype, {train ? call.saved_size() : 0});
+  Tensor c_states = allocate(wide, {train ? call.c_states_size() : 0});
   if (B > 0) {
     rnnkern::ForwardParams<T> p{};
     fill(p, call, input, state, weights);
@@ -184,23 +185,21 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
     p.h_n = data<T>(h_n);
     p.c_n = data_or_null<Acc<T>>(c_n);
     p.saved = data_or_null<T>(saved);
-    p.c_states = data_or_null<Acc<T>>(cells);
+    p.c_states = data_or_null<Acc<T>>(c_states);
     run_engine([&] { forward(p, kTorchPool, int(torch::stable::get_num_threads())); });
   }
-  return {output, h_n, c_n, saved, cells};
+  return {output, h_n, c_n, saved, c_states};
 }
 
-ForwardResult forward_op(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
-                         Tensors weights, int64_t cell, bool batch_first, bool train) {
-  Tensors state = given(h_0, c_0);
-  const Call call(input, batch_sizes, state, weights, cell, batch_first);
-  const ScalarType dtype = input.scalar_type();
-  auto [output, h_n, c_n, saved, cells] = visit_type(call, dtype, [&]<class T>(T) {
-    return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)),
-                            weights_as<T>(std::move(weights)), train);
+ForwardResult forward_op(ForwardArgs args) {
+  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
+  const ScalarType dtype = args.input.scalar_type();
+  auto [output, h_n, c_n, saved, c_states] = visit_type(call, dtype, [&]<class T>(T) {
+    return forward_typed<T>(call, rows_as<T>(args.input), states_as<T>(std::move(args.state)),
+                            weights_as<T>(std::move(args.weights)), args.train);
   });
   return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype),
-          converted(saved, dtype), cells};
+          converted(saved, dtype), c_states};
 }
 
 struct Grads {
@@ -210,7 +209,8 @@ struct Grads {
 template <class T>
 BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor& input,
                               const Tensors& state, const Tensors& weights, const Tensor& output,
-                              const Tensor& saved, const Tensor& cells, int64_t needs, bool flow) {
+                              const Tensor& saved, const Tensor& c_states, int64_t needs,
+                              bool flow) {
   using S = Acc<T>;
   constexpr ScalarType dtype = kType<S>;
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
@@ -235,7 +235,7 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   fill(p, call, input, state, weights);
   p.y = rows_of<const T>(call, output);
   p.saved = data_or_null<T>(saved);
-  p.c_states = data_or_null<S>(cells);
+  p.c_states = data_or_null<S>(c_states);
   if (given.output) p.dy = rows_of<const T>(call, *given.output);
   p.dh_n = data_or_null<S>(given.h_n);
   p.dc_n = call.has_c ? data_or_null<S>(given.c_n) : nullptr;
@@ -254,23 +254,20 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   return {dx, dh_0, dc_0, grads, flow_h, flow_c};
 }
 
-BackwardResult backward_op(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
-                           Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
-                           Tensors weights, Tensor output, Tensor saved, Tensor cells, int64_t cell,
-                           bool batch_first, int64_t needs, bool flow) {
-  Tensors state = given(h_0, c_0);
-  const Call call(input, batch_sizes, state, weights, cell, batch_first);
-  const ScalarType dtype = input.scalar_type();
-  call.check_backward(input, grad_output, grad_h, grad_c, output, saved, cells, dtype);
+BackwardResult backward_op(BackwardArgs args) {
+  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
+  const ScalarType dtype = args.input.scalar_type();
+  call.check_backward(args, dtype);
   auto [dx, dh_0, dc_0, grads, flow_h, flow_c] = visit_type(call, dtype, [&]<class T>(T) {
     const auto optional = [](const MaybeTensor& t) {
       return t ? MaybeTensor(dense(converted(*t, kType<Acc<T>>))) : t;
     };
-    const Grads grads{grad_output ? MaybeTensor(rows_as<T>(*grad_output)) : grad_output,
-                      optional(grad_h), optional(grad_c)};
-    return backward_typed<T>(call, grads, rows_as<T>(input), states_as<T>(std::move(state)),
-                             weights_as<T>(std::move(weights)), rows_as<T>(output),
-                             dense(converted(saved, kType<T>)), dense(cells), needs, flow);
+    const Grads grads{args.grad_output ? MaybeTensor(rows_as<T>(*args.grad_output)) : MaybeTensor(),
+                      optional(args.grad_h), optional(args.grad_c)};
+    return backward_typed<T>(
+        call, grads, rows_as<T>(args.input), states_as<T>(std::move(args.state)),
+        weights_as<T>(std::move(args.weights)), rows_as<T>(args.output),
+        dense(converted(args.saved, kType<T>)), dense(args.c_states), args.needs, args.flow);
   });
   return {converted(dx, dtype),
           converted(dh_0, dtype),
@@ -339,19 +336,11 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
 
 }  // namespace
 
-// No list is ever empty: ahead-of-time packages hand over an empty list of tensors as None.
 STABLE_TORCH_LIBRARY(rnnkern, m) {
-  m.def(
-      "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, "
-      "int cell, bool batch_first, bool train) -> (Tensor output, Tensor h_n, Tensor c_n, "
-      "Tensor saved, Tensor cells)");
-  m.def(
-      "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "
-      "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, "
-      "Tensor saved, Tensor cells, int cell, bool batch_first, int needs, bool flow) -> "
-      "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, "
-      "Tensor flow_c)");
+  m.def(RNNKERN_FORWARD_SCHEMA);
+  m.def(RNNKERN_BACKWARD_SCHEMA);
   m.def("info() -> str");
+  m.def("cells() -> str");
   m.def("peak(int threads) -> float");
   m.def(
       "plan(int cell, int steps, int batch, int input_size, int hidden_size, int proj_size, "
@@ -362,12 +351,13 @@ STABLE_TORCH_LIBRARY(rnnkern, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern, CPU, m) {
-  m.impl("forward", TORCH_BOX(&forward_op));
-  m.impl("backward", TORCH_BOX(&backward_op));
+  m.impl("forward", TORCH_BOX(&ForwardOp<forward_op>::call));
+  m.impl("backward", TORCH_BOX(&BackwardOp<backward_op>::call));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern, CompositeExplicitAutograd, m) {
   m.impl("info", TORCH_BOX(&info));
+  m.impl("cells", TORCH_BOX(&rnnkern::cell_table));
   m.impl("peak", TORCH_BOX(&peak));
   m.impl("plan", TORCH_BOX(&plan_op));
 }

@@ -5,6 +5,7 @@
 // hidden units on the CPU and one float or double in a CUDA thread.
 //
 //   kGates        gates per unit: the weights have kGates * H rows, in torch's order
+//   kGateNames    their names, in torch's order
 //   kPreacts      pre-activations per unit. The input and the recurrent product of a gate share
 //                 one where they only meet in a sum. GRU's new gate multiplies the recurrent
 //                 product by r first, so it needs two.
@@ -14,6 +15,7 @@
 //                 the gate, in torch's order, of the s-th of those consecutive pre-activations
 //   kStates       1: h;  2: h and c
 //   kSaved        values per unit that backward needs besides the states
+//   kSavedNames   their names; those of gates are the gates' own
 //   kProjects     whether h may be projected before it is handed on (torch.nn.LSTM's proj_size).
 //                 Such a cell reads neither prev[0] nor, in backward, next[0], and has a third
 //                 function, hidden(saved, next): next[0] as forward made it, once more.

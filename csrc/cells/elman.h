@@ -6,6 +6,8 @@
 namespace rnnkern {
 
 struct Elman {
+  static constexpr const char* kGateNames[] = {"hidden"};
+  static constexpr const char* const* kSavedNames = nullptr;
   static constexpr int kGates = 1, kPreacts = 1, kInputPreact = 0, kHiddenPreact = 0;
   static constexpr int kStates = 1, kSaved = 0;
   static constexpr bool kProjects = false;

@@ -9,6 +9,8 @@
 namespace rnnkern {
 
 struct Gru {
+  static constexpr const char* kGateNames[] = {"reset", "update", "new"};
+  static constexpr const char* kSavedNames[] = {"new", "reset", "update", "q"};
   static constexpr int kGates = 3, kPreacts = 4, kInputPreact = 0, kHiddenPreact = 1;
   static constexpr int kStates = 1, kSaved = 4;
   static constexpr bool kProjects = false;

@@ -7,6 +7,8 @@
 namespace rnnkern {
 
 struct Lstm {
+  static constexpr const char* kGateNames[] = {"input", "forget", "cell", "output"};
+  static constexpr const char* kSavedNames[] = {"input", "forget", "cell", "output"};
   static constexpr int kGates = 4, kPreacts = 4, kInputPreact = 0, kHiddenPreact = 0;
   static constexpr int kStates = 2, kSaved = 4;
   static constexpr bool kProjects = true;

@@ -1,5 +1,5 @@
 // The table of cells: the number that crosses the bindings, and the struct it stands for.
-// rnnkern/cell_spec.py mirrors the order.
+// The library exports the table (table.h); rnnkern/cell_spec.py has the same.
 #pragma once
 #include "elman.h"
 #include "gru.h"

@@ -29,7 +29,7 @@ struct SavedValues {
   }
   // The first value of a unit, and of those after it in the same block, for each row.
   RNNKERN_INLINE StridedRows<T> of(uint64_t unit) const {
-    const int64_t in_block = unit % kUnitBlock, row = values * value_stride(unit);
+    const int64_t in_block = int64_t(unit % kUnitBlock), row = values * value_stride(unit);
     return {data + (unit - in_block) * rows * values + first_row * row + in_block, row};
   }
 };

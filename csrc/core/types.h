@@ -46,7 +46,9 @@ struct PackedElemOf<bfloat16> {
 template <class T>
 using PackedElem = typename PackedElemOf<T>::Type;
 template <class T>
-constexpr int kVnniFactor = sizeof(PackedElem<T>) / sizeof(T);
+constexpr int kVnniFactor = 1;
+template <>
+inline constexpr int kVnniFactor<bfloat16> = 2;
 
 template <class T>
 RNNKERN_INLINE Acc<T> to_acc(T x) {

@@ -83,7 +83,8 @@ SHOWN = {
 
 
 def load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def geomean(values: Sequence[float]) -> float:
@@ -244,7 +245,7 @@ def headline() -> str:
     axis.draw(svg, cpu_top - 8, bottom, (0.2, 0.5, 1, 2, 5, 10, 20))
 
     runs = [(m, load(m.file)["groups"]) for m in WHOLE]
-    x = left
+    x: float = left
     svg.text(16, cpu_top - 9, "CPU, 2 threads", 13, weight="600")
     for (machine, _), colour in zip(runs, PALETTE, strict=False):
         svg.dot(x + 5, cpu_top - 13, colour, machine.name)

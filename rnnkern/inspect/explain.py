@@ -1,7 +1,7 @@
 """explain and plan: which backend runs a call, and how the engine takes it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def explain(
     return path or FUSED
 
 
-def _is_rounded(layer: nn.RNNBase, x: Any, hx: Any, weights: Sequence[Tensor]) -> bool:
+def _is_rounded(layer: Layer, x: Any, hx: Any, weights: Sequence[Tensor]) -> bool:
     data = x.data if isinstance(x, PackedSequence) else x
     if not PLAIN.issuperset(map(type, tensors_in(x, hx, weights))) or data.dim() not in (2, 3):
         return False
@@ -69,16 +69,19 @@ def _is_rounded(layer: nn.RNNBase, x: Any, hx: Any, weights: Sequence[Tensor]) -
     )
 
 
-def _unpacked(layer: nn.Module, x: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None, bool]:
+def _unpacked(
+    layer: Layer | Cell, x: Tensor | PackedSequence
+) -> tuple[Tensor, Tensor | None, bool]:
     """Input (T, B, I), (B, T, I) or (N, I), batch_sizes, and whether the batch is first."""
     if isinstance(x, PackedSequence):
         return x.data, x.batch_sizes, False
-    if isinstance(layer, nn.RNNCellBase):  # one step
+    if isinstance(layer, Cell):  # one step
         return (x if x.dim() == 2 else x.unsqueeze(0)).unsqueeze(0), None, False
     return (x, None, layer.batch_first) if x.dim() == 3 else (x.unsqueeze(1), None, False)
 
 
-def _require_plannable(layer: Any, x: Any) -> None:
+def _plannable(layer: Any, x: Any) -> Layer | Cell:
+    """The layer, if it is one of rnnkern's that takes x on the fused kernels; else raises."""
     if not isinstance(layer, (Layer, Cell)):
         raise TypeError(
             f"expected a layer or cell of rnnkern, got {type(layer).__name__}; "
@@ -103,6 +106,7 @@ def _require_plannable(layer: Any, x: Any) -> None:
     path = explain(layer, x)  # of a cell it asks for more
     if path.name != "fused":
         raise RuntimeError(f"there is no plan, this call does not run fused ({path})")
+    return layer
 
 
 def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -> dict[str, Any]:
@@ -125,24 +129,25 @@ def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -
     >>> rnnkern.plan(rnnkern.LSTM(128, 256), torch.randn(100, 32, 128))["split"]
     'rows'
     """
-    _require_plannable(layer, x)
-    data, batch_sizes, batch_first = call = _unpacked(layer, x)
+    own = _plannable(layer, x)
+    data, batch_sizes, batch_first = call = _unpacked(own, x)
     packed = batch_sizes is not None
-    if packed:
+    if batch_sizes is not None:
         steps, batch = len(batch_sizes), int(batch_sizes[0])
     else:
         steps, batch = data.shape[1::-1] if batch_first else data.shape[:2]
-    mode = layer._mode if isinstance(layer, nn.RNNCellBase) else layer.mode
-    cell, directions = BY_MODE[mode].id, 2 if getattr(layer, "bidirectional", False) else 1
-    sizes = layer.hidden_size, layer.proj_size
+    mode = cast(str, own._mode) if isinstance(own, Cell) else own.mode  # a fused call has one
+    cell, directions = BY_MODE[mode].id, 2 if getattr(own, "bidirectional", False) else 1
+    sizes = own.hidden_size, own.proj_size
     if data.is_cuda:
         return library.cuda_plan(data, cell, steps, batch, *sizes, directions, packed, training)
-    dtype = torch.bfloat16 if takes_bfloat16(layer, *call) else data.dtype
+    rounded = isinstance(own, Layer) and takes_bfloat16(own, *call)
+    dtype = torch.bfloat16 if rounded else data.dtype
     return library.plan(
         cell,
         steps,
         batch,
-        layer.input_size,
+        own.input_size,
         *sizes,
         directions,
         4 if dtype == torch.float16 else dtype.itemsize,  # float16 is computed in float32

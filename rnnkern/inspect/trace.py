@@ -5,26 +5,27 @@ the layer's own layout. Letters: T steps, B batch rows, H hidden units (of h: pr
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
-from ..cell_spec import CELLS, Cell
+from ..call_spec import CallSpec
 from ..nn.layers import Layer
 from ..ops.autograd import OBSERVER, CallObserver
-from ..saved_layout import offsets
+from ..saved_layout import saved_values
 from .explain import explain
 
 Input = Tensor | PackedSequence
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,11 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
     """
     _require_layer(layer)
     _require_input(x)
-    packed = isinstance(x, PackedSequence)
     with torch.inference_mode(False), torch.enable_grad(), recording(layer) as recorder:
         x, hx = map_tensors(_savable, (x, hx))
-        leaf = (x.data if packed else x).detach().requires_grad_()
-        output, state = layer(x._replace(data=leaf) if packed else leaf, hx)
+        leaf = (x.data if isinstance(x, PackedSequence) else x).detach().requires_grad_()
+        own = x._replace(data=leaf) if isinstance(x, PackedSequence) else leaf
+        output, state = layer(own, hx)
         _require_fused(recorder, layer, x, hx)
         loss = loss_fn(output, state) if _requires_two(loss_fn) else loss_fn(output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -192,47 +193,54 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
 class _Call:
     """One layer with its directions, as the kernels left it (`CallObserver` in ops/autograd.py)."""
 
-    cell: Cell
+    spec: CallSpec
+    units: int
     output: Tensor  # as the layer's caller sees it
-    by_batch: bool  # whether that is (B, T, D·H)
     batch_sizes: Tensor | None
-    saved: Tensor  # (D, rows, S, H)
-    cells: Tensor  # (D, rows, H)
-    directions: int
+    saved: Tensor
+    c_states: Tensor
 
     def steps(self, present: Callable[[Tensor], Tensor]) -> list[Steps]:
-        cells = self._by_rows(self.cells.unsqueeze(-2))
-        saved = self._by_rows(self.saved)
+        cell = self.spec.kind
+        states = self._by_name(self.c_states, cell.states[1:])
+        saved = self._by_name(self.saved, cell.saved)
         return [
             Steps(
                 present(hidden),
-                present(cells[d, :, 0]) if cells.numel() else None,
-                {
-                    name: present(saved[d, :, self.cell.saved.index(name)])
-                    for name in self.cell.gates
-                    if name in self.cell.saved
-                },
+                present(states[d]["c"]) if "c" in states[d] else None,
+                {name: present(saved[d][name]) for name in cell.gates if name in saved[d]},
             )
             for d, hidden in enumerate(self.by_direction)
         ]
 
-    def _by_rows(self, kept: Tensor) -> Tensor:
-        """What the kernels kept, (D, rows, values, H), with each value in its place."""
-        if kept.device.type != "cpu" or not kept.numel():
-            return kept
+    def _by_name(self, workspace: Tensor, names: Sequence[str]) -> list[dict[str, Tensor]]:
         if self.batch_sizes is not None:
             sizes = self.batch_sizes.tolist()
         else:
             batch, steps = self.output.shape[:2][:: 1 if self.by_batch else -1]
             sizes = [batch] * steps
-        where = torch.from_numpy(offsets(sizes, *kept.shape[2:]))
-        return kept.flatten(1)[:, where]
+        return saved_values(
+            workspace, names, self.spec.directions, self.units, sizes,
+            blocked=workspace.device.type == "cpu", as_index=torch.from_numpy,
+        )  # fmt: skip
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether output is (B, T, D·R)."""
+        return self.spec.batch_first and self.batch_sizes is None
 
     @property
     def by_direction(self) -> Tensor:
         """h as (D, rows, H), row t·B + b or packed."""
         steps = self.output.transpose(0, 1) if self.by_batch else self.output
-        return steps.detach().flatten(0, -2).unflatten(1, (self.directions, -1)).transpose(0, 1)
+        rows = steps.detach().flatten(0, -2)
+        return torch.unflatten(rows, 1, (self.spec.directions, -1)).transpose(0, 1)
+
+    def zero_flow(self) -> tuple[Tensor, Tensor]:
+        """flow_h and flow_c of a loss that does not depend on the layer."""
+        by_h = torch.zeros_like(self.by_direction)
+        by_c = torch.zeros_like(self.c_states)
+        return by_h, by_c.reshape(*by_h.shape[:2], self.units) if len(by_c) else by_c
 
 
 #: Whether an observer itself is at work in this context; its calls are no training steps.
@@ -260,8 +268,7 @@ class Recorder:
 
     def forward(
         self,
-        cell: int,
-        batch_first: bool,
+        spec: CallSpec,
         input: Tensor,
         batch_sizes: Tensor | None,
         state: Sequence[Tensor],
@@ -269,12 +276,9 @@ class Recorder:
         h_n: Tensor,
         c_n: Tensor,
         saved: Tensor,
-        cells: Tensor,
+        c_states: Tensor,
     ) -> int:
-        by_batch = batch_first and batch_sizes is None
-        self.calls.append(
-            _Call(CELLS[cell], output, by_batch, batch_sizes, saved, cells, h_n.shape[0])
-        )
+        self.calls.append(_Call(spec, self.layer.hidden_size, output, batch_sizes, saved, c_states))
         if self.complete:  # what hooks call after the module is not part of it
             OBSERVER.set(self.outer)
         return len(self.calls) - 1
@@ -295,12 +299,12 @@ class Recorder:
         norms = []
         for k, call in enumerate(self.calls):
             # A layer that the loss does not depend on is not reached.
-            by_state = self.flows.get(k) or map(torch.zeros_like, (call.by_direction, call.cells))
-            by_h, by_c = (
-                [layout.over_time(by) for by in gradient.norm(dim=-1)] if gradient.numel() else None
-                for gradient in by_state
-            )
-            norms.append([Norms(*one) for one in zip(by_h, by_c or repeat(None), strict=False)])
+            flow_h, flow_c = self.flows.get(k) or call.zero_flow()
+            by_h = [layout.over_time(by) for by in flow_h.norm(dim=-1)]
+            by_c: Iterable[Tensor | None] = repeat(None)
+            if flow_c.numel():
+                by_c = [layout.over_time(by) for by in flow_c.norm(dim=-1)]
+            norms.append([Norms(*one) for one in zip(by_h, by_c, strict=False)])
         return Flow(self.layer.mode, layout.lengths, norms)
 
 
@@ -354,15 +358,14 @@ class Layout:
     def lengths(self) -> Tensor | None:
         if self.packed is None:
             return None
-        rows = torch.empty(int(self.packed.batch_sizes.sum()), device="cpu")
-        rows = self.packed._replace(data=rows)
-        return pad_packed_sequence(rows)[1]
+        data = torch.empty(int(self.packed.batch_sizes.sum()), device="cpu")
+        return pad_packed_sequence(self.packed._replace(data=data))[1]
 
     def over_time(self, rows: Tensor) -> Tensor:
         """(rows, ...) as (T, B, ...), or (T, ...) without a batch."""
         if self.packed is not None:
             return pad_packed_sequence(self.packed._replace(data=rows))[0]
-        return rows if self.unbatched else rows.unflatten(0, (-1, self.batch))
+        return rows if self.unbatched else torch.unflatten(rows, 0, (-1, self.batch))
 
     def present(self, rows: Tensor) -> Tensor:
         """(rows, H) in the layer's own layout."""
@@ -385,7 +388,7 @@ def _savable(value: Tensor) -> Tensor:
     return value.clone() if value.is_inference() else value
 
 
-def _pick(parts: list[list[Any]], layer_and_direction: Any) -> Any:
+def _pick(parts: list[list[_Part]], layer_and_direction: Any) -> _Part:
     """One direction of one layer, by their numbers; negative ones count from the end."""
     layers, directions = len(parts), len(parts[0])
     if not (isinstance(layer_and_direction, tuple) and len(layer_and_direction) == 2):

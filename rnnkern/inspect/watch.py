@@ -189,13 +189,13 @@ class watch:
         """Hands an observation on. What callback and writer raise stays here."""
         self.latest[observation.name] = observation
         if self.writer is not None:
-            self._hand("writer", self._write, observation)
+            self._hand("writer", partial(self._write, self.writer), observation)
         if self.callback is not None:
             self._hand("callback", self.callback, observation)
 
-    def _write(self, observation: Observation) -> None:
+    def _write(self, writer: Writer, observation: Observation) -> None:
         with self._lock:
-            observation.write(self.writer)
+            observation.write(writer)
 
     def _hand(self, name: str, use: Callable[[Observation], Any], observation: Observation) -> None:
         if name in self._failed:
@@ -279,8 +279,9 @@ class _Hooks:
         call = _CALL.get()
         if call is None or call.hooks.serial >= self.serial:
             return None
-        same = isinstance(tap, Recorder) and tap.layer is layer and not tap.calls
-        return tap if same else None
+        if isinstance(tap, Recorder) and tap.layer is layer and not tap.calls:
+            return tap
+        return None
 
     def after(self, layer: Layer, args: tuple[Any, ...], *rest: Any) -> None:
         # rest: kwargs, result; no kwargs if another thread removes the hook meanwhile
@@ -292,18 +293,19 @@ class _Hooks:
         if call is None:  # entered or left in the middle of the call
             return
         call.close()
-        if call.recorder is None or rest[-1] is None:  # None: the call raised
+        recorder = call.recorder
+        if recorder is None or rest[-1] is None:  # None: the call raised
             return
         try:
             given = dict(zip(("input", "hx"), args, strict=False))
-            self._await_backward(layer, call, given | (rest[0] if len(rest) > 1 else {}), rest[-1])
+            given |= rest[0] if len(rest) > 1 else {}
+            self._await_backward(layer, recorder, call.step, given, rest[-1])
         except Exception as error:  # of a subclass with arguments or results of its own
             self._cannot(str(error), error)
 
     def _await_backward(
-        self, layer: Layer, call: _Call, given: dict[str, Any], result: Any
+        self, layer: Layer, recorder: Recorder, step: int, given: dict[str, Any], result: Any
     ) -> None:
-        recorder = call.recorder
         x = given.get("input", next(iter(given.values())))
         if not recorder.complete:
             self._cannot(why_not_recorded(layer, x, given.get("hx")))
@@ -316,11 +318,12 @@ class _Hooks:
         def report() -> None:
             try:
                 trace, flow = recorder.trace(layout, output, state), recorder.flow(layout)
-                observation = Observation(self.name, call.step, trace, flow)
+                observation = Observation(self.name, step, trace, flow)
             except Exception as error:
                 self._cannot(str(error), error)
             else:
-                self.watch.report(observation)
+                if self.watch is not None:
+                    self.watch.report(observation)
 
         recorder.on_backward.append(partial(_at_the_end_of_backward, report))
 

@@ -9,6 +9,22 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
+__all__ = [
+    "CLASSES",
+    "GRU",
+    "LSTM",
+    "NAMES",
+    "RNN",
+    "Converted",
+    "GRUCell",
+    "LSTMCell",
+    "RNNBase",
+    "RNNCell",
+    "RNNCellBase",
+    "to_torch",
+    "torch_class",
+]
+
 #: Names of the six classes, in torch.nn and in rnnkern.
 NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 

@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 from torch.fx import _symbolic_trace
@@ -66,7 +66,7 @@ def fx_tracer(*args: Any) -> fx.Tracer | None:
     found in the wrapper that it puts on nn.Module.__call__ while it traces.
     """
     if not _symbolic_trace._is_fx_tracing_flag:
-        return next((proxy.tracer for proxy in _proxies_in(args)), None)
+        return cast(fx.Tracer | None, next((proxy.tracer for proxy in _proxies_in(args)), None))
     variables = getattr(nn.Module.__call__, "__closure__", None) or ()
     tracers = (v.cell_contents for v in variables if isinstance(v.cell_contents, fx.Tracer))
     tracer = next(tracers, None)

@@ -1,11 +1,13 @@
 """LSTMCell, GRUCell and RNNCell: torch.nn's cells on the same kernels, as one step of a layer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..backend import select_backend, tensors_in
+from ..call_spec import CallSpec
 from ..cell_spec import BY_MODE
 from ..ops import decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
@@ -22,7 +24,11 @@ class Cell(_torch_twin.RNNCellBase):
 
     select_backend = select_backend
     proj_size = 0
-    _mode: str | None
+
+    @property
+    def _mode(self) -> str | None:
+        """The mode in cell_spec; None for a nonlinearity that torch.nn refuses."""
+        raise NotImplementedError
 
     def current_weights(self) -> list[Tensor]:
         """w_ih, w_hh[, b_ih, b_hh], whatever has been put in the parameters' place."""
@@ -31,11 +37,11 @@ class Cell(_torch_twin.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
-        weights = None
+        weights: list[Tensor] | None = None
         if not _is_compiling():
             weights = registered_weights(self, _NAMES, None, input, hx)
         usual = weights is not None
-        if not usual:
+        if weights is None:
             tracer = None if _is_compiling() else _tracing.fx_tracer(input, hx)
             if tracer is not None:
                 return _tracing.fx_leaf(tracer, self, input, hx)
@@ -45,26 +51,29 @@ class Cell(_torch_twin.RNNCellBase):
         if path is not None and path.name == "torch":
             return self._torch_forward(input, hx)
         rank = input.dim()
-        if not self._regular(input, rank, hx, weights):
+        mode = self._mode
+        if mode is None or not self._regular(input, rank, hx, weights):
             return self._torch_forward(input, hx)
 
-        cell = BY_MODE[self._mode]
+        cell = BY_MODE[mode]
         pair = len(cell.states) == 2
+        spec = CallSpec(cell.id, 1, len(weights) > 2)
         state = () if hx is None else hx if pair else (hx,)
         if rank == 1:
             input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]
+        states: Sequence[Tensor]
         if path is None and usual:
-            states = step_call(input, state, weights, cell.id)
+            states = step_call(input, state, weights, spec)
         else:
             run = operator_call if path is None else decomposition.layer
             state = [s.unsqueeze(0) for s in state]
-            _, *states = run(input.unsqueeze(0), None, state, weights, cell.id, False)
+            _, *states = run(input.unsqueeze(0), None, state, weights, spec)
             states = [without_first(s) for s in states]
         if rank == 1:
             states = [s.squeeze(0) for s in states]
         return (states[0], states[1]) if pair else states[0]
 
-    def __prepare_scriptable__(self) -> nn.RNNCellBase:
+    def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.
         return _torch_twin.to_torch(self)
 
@@ -97,7 +106,7 @@ class Cell(_torch_twin.RNNCellBase):
         if hx is None:
             return True
         shape = (*input.shape[:-1], self.hidden_size)
-        if self._mode != "LSTM":
+        if len(BY_MODE[self._mode].states) == 1:
             return isinstance(hx, Tensor) and hx.shape == shape
         return (
             isinstance(hx, (tuple, list))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import select_backend
+from ..call_spec import CALL_SPECS, CallSpec
 from ..cell_spec import BY_MODE
 from ..ops import decomposition, library
 from ..ops.autograd import layer_call, operator_call
@@ -37,6 +38,7 @@ class Layer(_torch_twin.RNNBase):
     """What the three layers share: checks, layouts, the stack of layers, the choice of a path."""
 
     select_backend = select_backend
+    _flat_weights: list[Tensor]  # type: ignore[assignment]  # torch allows None while it builds it
 
     def current_weights(self) -> list[Tensor]:
         """The weights in torch's order, after whatever has been put in the parameters' place."""
@@ -48,12 +50,12 @@ class Layer(_torch_twin.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
-        weights = None
+        weights: list[Tensor] | None = None
         if not _is_compiling():
             flat = self._flat_weights
             weights = registered_weights(self, self._flat_weights_names, flat, input, hx)
         usual = weights is not None
-        if not usual:
+        if weights is None:
             tracer = None if _is_compiling() else _tracing.fx_tracer(input, hx)
             if tracer is not None:
                 return _tracing.fx_leaf(tracer, self, input, hx)
@@ -84,7 +86,7 @@ class Layer(_torch_twin.RNNBase):
             kind = "D tensor" if name == "RNN" else "D"
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {rank}{kind} instead")
         self._check(input, state, weights, batch_first)
-        output, *states = self._run(run, input, None, state, weights, batch_first)
+        output, *states = self._run(run, input, None, state, weights, self._spec(batch_first))
         if rank == 2:
             return output.squeeze(1), self._result([s.squeeze(1) for s in states])
         if batch_first and run is layer_call and self.mode == "LSTM" and input.is_cpu:
@@ -151,11 +153,20 @@ class Layer(_torch_twin.RNNBase):
             if state and not _is_compiling():
                 library.check_memory(packed, state)
             state = [s.index_select(1, sorted_indices) for s in state]
-        output, *states = self._run(run, data, batch_sizes, state, weights, False)
+        output, *states = self._run(run, data, batch_sizes, state, weights, self._spec(False))
         if unsorted_indices is not None:
             states = [s.index_select(1, unsorted_indices) for s in states]
         result = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return result, self._result(states)
+
+    def _spec(self, batch_first: bool) -> CallSpec:
+        return CALL_SPECS[
+            BY_MODE[self.mode].id,
+            2 if self.bidirectional else 1,
+            bool(self.bias),
+            self.proj_size > 0,
+            batch_first,
+        ]
 
     def _run(
         self,
@@ -164,7 +175,7 @@ class Layer(_torch_twin.RNNBase):
         batch_sizes: Tensor | None,
         state: Sequence[Tensor],
         weights: Sequence[Tensor],
-        batch_first: bool,
+        spec: CallSpec,
     ) -> Sequence[Tensor]:
         """The stack of layers on checked arguments: (output, h_n (L·D, B, ·)[, c_n])."""
         if _any_autocast() and torch.is_autocast_enabled(input.device.type):
@@ -175,40 +186,39 @@ class Layer(_torch_twin.RNNBase):
                 weights = cast_weights(weights, dtype)
             input, state, weights = _all_to(dtype, input, state, weights)
             with torch.autocast(input.device.type, enabled=False):
-                results = self._run(run, input, batch_sizes, state, weights, batch_first)
+                results = self._run(run, input, batch_sizes, state, weights, spec)
             if self.proj_size and input.is_cpu:  # where torch.nn's c keeps the wider type
                 output, h_n, c_n = results
                 return output, h_n, c_n.to(torch.promote_types(input.dtype, last.dtype))
             return results
         if (
             run is layer_call
-            and takes_bfloat16(self, input, batch_sizes, batch_first)
+            and takes_bfloat16(self, input, batch_sizes, spec.batch_first)
             and all(t.dtype == input.dtype for t in (*state, *weights))  # else the kernels refuse
         ):
             run = partial(layer_call, cast_weights=True)
             input, state, _ = _all_to(torch.bfloat16, input, state, ())
-            results = self._run(run, input, batch_sizes, state, weights, batch_first)
+            results = self._run(run, input, batch_sizes, state, weights, spec)
             return [result.to(torch.float32) for result in results]
-        cell = BY_MODE[self.mode]
         layers = self.num_layers
         if layers == 1:
-            return run(input, batch_sizes, state, weights, cell.id, batch_first)
+            return run(input, batch_sizes, state, weights, spec)
 
-        each = len(weights) // layers
+        each = spec.directions * spec.weights_per_direction
         states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
         drop = self.dropout if self.training else 0
         finals = []
         for k in range(layers):
             if k and drop:  # on (T, B, ·), as torch.nn's masks are drawn
-                steps = input.transpose(0, 1) if batch_first else input
+                steps = input.transpose(0, 1) if spec.batch_first else input
                 steps = torch.dropout(steps, drop, True)
-                input = steps.transpose(0, 1) if batch_first else steps
+                input = steps.transpose(0, 1) if spec.batch_first else steps
             own = weights[k * each : (k + 1) * each]
-            input, *final = run(input, batch_sizes, states[k], own, cell.id, batch_first)
+            input, *final = run(input, batch_sizes, states[k], own, spec)
             finals.append(final)
         return input, *map(torch.cat, zip(*finals, strict=True))
 
-    def __prepare_scriptable__(self) -> nn.RNNBase:
+    def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles Python source: it gets torch's layer on the same parameters.
         return _torch_twin.to_torch(self)
 

@@ -8,15 +8,15 @@ torch.compile, torch.export, subclasses.
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..cell_spec import LSTM
+from ..call_spec import CallSpec
 from . import decomposition, library
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -26,18 +26,62 @@ _function_modes = torch._C._len_torch_function_stack  # they see calls of operat
 _requires_grad = attrgetter("requires_grad")
 
 
-def _native() -> Any:
+def _vjp(*args: Any) -> list[Tensor | None]:
+    """`decomposition.vjp` for C++, which hands over the spec's fields."""
+    grads, input, batch_sizes, state, weights, fields, needed = args
+    spec = CallSpec(*fields)
+    return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed)
+
+
+class Native(Protocol):
+    """The C++ functions (csrc/bindings/autograd.cpp, module_weights.cpp); positional arguments."""
+
+    __file__: str
+
+    def layer(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+        cast_weights: bool,
+        /,
+    ) -> tuple[Tensor, ...]: ...
+
+    def step(
+        self, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], spec: CallSpec, /
+    ) -> tuple[Tensor, ...]: ...
+
+    def registered_weights(
+        self,
+        module: nn.Module,
+        names: Sequence[str],
+        flat: list[Tensor] | None,
+        input: Any,
+        hx: Any,
+        /,
+    ) -> list[Tensor] | None: ...
+
+    def cast_weights(self, weights: list[Tensor], dtype: torch.dtype, /) -> list[Tensor]: ...
+
+    def use_lookups(self, lookups: dict[str, Any], /) -> None: ...
+
+    def use_decomposition(self, vjp: Callable[..., list[Tensor | None]], /) -> None: ...
+
+
+def _native() -> Native | None:
     release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
     name = f"rnnkern._autograd_torch{release}"
     if importlib.util.find_spec(name) is None:
         return None
-    native = importlib.import_module(name)
-    native.use_decomposition(decomposition.vjp)
+    native = cast(Native, importlib.import_module(name))
+    native.use_decomposition(_vjp)
     return native
 
 
 #: The C++ functions, if the package was built with this very version of torch; else None.
-NATIVE: Any = _native()
+NATIVE: Native | None = _native()
 
 
 class CallObserver(Protocol):
@@ -47,22 +91,20 @@ class CallObserver(Protocol):
     operator's call: input (T, B, I), or (B, T, I) with batch_first, or packed (N, I) with
     batch_sizes (rows in sorted order); state [], [h_0] or [h_0, c_0], (D, B, R) and (D, B, H);
     output laid out as input; h_n (D, B, R); c_n (D, B, H), empty without a cell state;
-    saved (D, rows, S, H), the values named in Cell.saved at every step; cells (D, rows, H), all
-    c_t, empty unless LSTM. rows = T·B in time-major order (row t·B + b) or N; on the CPU saved and
-    cells have only their number of elements from this (layout: saved_layout.py). saved,
-    cells and output serve the backward pass as well: read, do not write. They are without autograd
-    and may be kept; input, state, h_n and c_n are only to be looked at (kept, they would keep the
-    graph).
+    saved and c_states what the kernels keep for the backward pass, the values named in Cell.saved
+    and all c_t (empty without a cell state), opaque: saved_layout.py reads them by name. They and
+    output serve the backward pass as well: read, do not write. They are without autograd and may be
+    kept; input, state, h_n and c_n are only to be looked at (kept, they would keep the graph).
 
     `backward` is called when the gradient of that layer call is computed by the kernels (not under
     create_graph), with flow_h = dL/dh_t (D, rows, R) and flow_c = dL/dc_t (D, rows, H), the total
-    derivatives at every step; flow_c is empty unless LSTM. `key` is what `forward` returned.
+    derivatives at every step, rows = T·B in time-major order (row t·B + b) or N; flow_c is empty
+    without a cell state. `key` is what `forward` returned.
     """
 
     def forward(
         self,
-        cell: int,
-        batch_first: bool,
+        spec: CallSpec,
         input: Tensor,
         batch_sizes: Tensor | None,
         state: Sequence[Tensor],
@@ -70,7 +112,7 @@ class CallObserver(Protocol):
         h_n: Tensor,
         c_n: Tensor,
         saved: Tensor,
-        cells: Tensor,
+        c_states: Tensor,
     ) -> Any: ...
 
     def backward(self, key: Any, flow_h: Tensor, flow_c: Tensor) -> None: ...
@@ -96,9 +138,9 @@ def _gradients(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of (input, *state, *weights), from what a forward pass left on `ctx`."""
-    cell, batch_first, states, train, observer, key = ctx.call
+    spec, states, train, observer, key = ctx.call
     input, batch_sizes, *rest = tensors
-    output, saved, cells = rest[-3:]
+    output, saved, c_states = rest[-3:]
     state, weights = rest[:states], _as_input(input, rest[states:-3])
     if (
         not train
@@ -106,9 +148,7 @@ def _gradients(
         or _functorch_active()
         or any(g is not None and _is_batched(g) for g in grads)
     ):
-        return decomposition.vjp(
-            grads, input, batch_sizes, state, weights, cell, batch_first, needed
-        )
+        return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed)
     grad_output, grad_h, grad_c = grads
     needs = (
         needed[0] + 2 * any(needed[1 : 1 + states]) + 4 * any(needed[1 + states :])
@@ -116,13 +156,14 @@ def _gradients(
     try:
         grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c = library.backward(
             grad_output, grad_h, grad_c, input, batch_sizes, *library.optional(state), weights,
-            output, saved, cells, cell, batch_first, needs, observer is not None,
+            output, saved, c_states, *spec, needs, observer is not None,
         )  # fmt: skip
     except RuntimeError as error:
         raise library.typed(error) from None
     if observer is not None:
         observer.backward(key, flow_h, flow_c)
-    found = [grad_input, *(grad_h0, grad_c0)[:states], *(grad_weights or [None] * len(weights))]
+    of_weights: Sequence[Tensor | None] = grad_weights or [None] * len(weights)
+    found = [grad_input, *(grad_h0, grad_c0)[:states], *of_weights]
     return [g if need else None for g, need in zip(found, needed, strict=True)]
 
 
@@ -135,13 +176,12 @@ class _Layer(torch.autograd.Function):
     """`rnnkern::forward` for eager mode where the C++ function cannot be used."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         observer: CallObserver | None,
         batch_sizes: Tensor | None,
         states: int,
-        cell: int,
-        batch_first: bool,
+        spec: CallSpec,
         cast_weights: bool,
         input: Tensor,
         *tensors: Tensor,
@@ -149,50 +189,50 @@ class _Layer(torch.autograd.Function):
         state, weights = tensors[:states], tensors[states:]
         with _below_autograd():
             taken = _as_input(input, weights) if cast_weights else weights
-            output, h_n, c_n, saved, cells = _forward(
-                input, batch_sizes, state, taken, cell, batch_first, True
+            output, h_n, c_n, saved, c_states = _forward(
+                input, batch_sizes, state, taken, *spec, True
             )
         key = None
         if observer is not None:
             key = observer.forward(
-                cell, batch_first, input, batch_sizes, state, output.detach(),
-                h_n, c_n, saved, cells,
-            )  # fmt: skip
+                spec, input, batch_sizes, state, output.detach(), h_n, c_n, saved, c_states
+            )
         # In the order of the C++ node: a checkpoint may save for one and recompute for the other.
-        ctx.save_for_backward(input, *tensors, output, saved, cells, batch_sizes)
-        ctx.call = (cell, batch_first, states, True, observer, key)
+        ctx.save_for_backward(input, *tensors, output, saved, c_states, batch_sizes)
+        ctx.call = (spec, states, True, observer, key)
         ctx.set_materialize_grads(False)
-        return (output, h_n, c_n) if cell == LSTM.id else (output, h_n)
+        return _returned(spec, (output, h_n, c_n))
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[6:]
+        needed = ctx.needs_input_grad[5:]
         grads = (grad_output, grad_h, grad_c)
         input, *tensors, batch_sizes = ctx.saved_tensors
         found = _gradients(ctx, (input, batch_sizes, *tensors), grads, needed)
         leaves = (input, *tensors)[: len(found)]
         found = [g if g is None else g.to(t.dtype) for g, t in zip(found, leaves, strict=True)]
-        return (*[None] * 6, *found)
+        return (*[None] * 5, *found)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, batch_sizes, h_0, c_0, weights, cell, batch_first, train = inputs
+    input, batch_sizes, h_0, c_0, weights, *fields, train = inputs
     state = [s for s in (h_0, c_0) if s is not None]
     ctx.save_for_backward(input, batch_sizes, *state, *weights, output[0], output[3], output[4])
-    ctx.call = (cell, batch_first, len(state), train, None, None)
+    ctx.call = (CallSpec(*fields), len(state), train, None, None)
     ctx.set_materialize_grads(False)
 
 
 def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    cell, _, states, *_ = ctx.call
-    input_needed, _, *state_needed, weights_needed, _, _, _ = ctx.needs_input_grad
+    spec, states, *_ = ctx.call
+    input_needed, _, *state_needed, weights_needed = ctx.needs_input_grad[:5]
     needed = [input_needed, *state_needed[:states], *weights_needed]
-    grad_c = grads[2] if cell == LSTM.id else None
+    grad_c = grads[2] if len(spec.kind.states) > 1 else None
     found = _gradients(ctx, ctx.saved_tensors, (grads[0], grads[1], grad_c), needed)
     grad_h_0, grad_c_0 = library.optional(found[1 : 1 + states])
-    return found[0], None, grad_h_0, grad_c_0, found[1 + states :], None, None, None
+    settings = [None] * (len(spec) + 1)  # the spec's fields and train
+    return found[0], None, grad_h_0, grad_c_0, found[1 + states :], *settings
 
 
 torch.library.register_autograd("rnnkern::forward", _operator_backward, setup_context=_save)
@@ -203,63 +243,66 @@ def layer_call(
     batch_sizes: Tensor | None,
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
-    cell: int,
-    batch_first: bool,
+    spec: CallSpec,
     cast_weights: bool = False,
 ) -> tuple[Tensor, ...]:
     """Runs one layer by the fused kernels in eager mode; differentiable.
 
-    Arguments as `rnnkern::forward` takes them, with [], [h_0] or [h_0, c_0] for the state.
+    Tensors as `rnnkern::forward` takes them, with [], [h_0] or [h_0, c_0] for the state.
     With `cast_weights` the weights may be wider than the input and are rounded to its dtype.
     Returns (output, h_n, c_n); without a cell state (output, h_n). What the kernels saved goes to
     `OBSERVER`, if set.
     """
     observer = OBSERVER.get()
     if observer is None and NATIVE is not None and not _function_modes():
-        return NATIVE.layer(input, batch_sizes, state, weights, cell, batch_first, cast_weights)
+        return NATIVE.layer(input, batch_sizes, state, weights, spec, cast_weights)
     if torch.is_grad_enabled() and (
         input.requires_grad or any(map(_requires_grad, (*state, *weights)))
     ):
-        return _Layer.apply(
+        results: tuple[Tensor, ...] = _Layer.apply(  # type: ignore[no-untyped-call]
             observer,
             batch_sizes,
             len(state),
-            cell,
-            batch_first,
+            spec,
             cast_weights,
             input,
             *state,
             *weights,
         )
+        return results
     with _below_autograd():
         if cast_weights:
             weights = _as_input(input, weights)
-        results = _forward(
-            input, batch_sizes, state, weights, cell, batch_first, observer is not None
-        )
+        results = _forward(input, batch_sizes, state, weights, *spec, observer is not None)
     if observer is not None:
-        observer.forward(cell, batch_first, input, batch_sizes, state, *results)
-    return results[: 3 if cell == LSTM.id else 2]
+        observer.forward(spec, input, batch_sizes, state, *results)
+    return _returned(spec, results)
+
+
+def _returned(spec: CallSpec, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """output and the final states, of the operator's results."""
+    return results[: 1 + len(spec.kind.states)]
 
 
 def step_call(
-    input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], cell: int
+    input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], spec: CallSpec
 ) -> tuple[Tensor, ...]:
     """One step by the fused kernels in eager mode: input (B, I), states (B, H) -> the next states.
 
     For the cells.
     """
     if NATIVE is not None and not _function_modes():
-        return NATIVE.step(input, state, weights, cell)
+        return NATIVE.step(input, state, weights, spec)
     lifted = [s.unsqueeze(0) for s in state]
-    _, *states = layer_call(input.unsqueeze(0), None, lifted, weights, cell, False)
+    _, *states = layer_call(input.unsqueeze(0), None, lifted, weights, spec)
     return tuple(without_first(s) for s in states)
 
 
 def without_first(t: Tensor) -> Tensor:
     """t without its first dimension, of size one; not a view of t, as torch.nn's cells return none:
     a view out of a custom function could not be changed in place."""
-    return torch.ops.aten._unsafe_view(t, t.shape[1:])
+    copy: Tensor = torch.ops.aten._unsafe_view(t, t.shape[1:])
+    return copy
 
 
 def operator_call(
@@ -267,10 +310,8 @@ def operator_call(
     batch_sizes: Tensor | None,
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
-    cell: int,
-    batch_first: bool,
+    spec: CallSpec,
 ) -> tuple[Tensor, ...]:
     """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *state, *weights))
-    results = _forward(input, batch_sizes, state, list(weights), cell, batch_first, train)
-    return results[: 3 if cell == LSTM.id else 2]
+    return _returned(spec, _forward(input, batch_sizes, state, list(weights), *spec, train))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .. import cell_spec
-from .library import split_directions
+from ..call_spec import CallSpec
 
 # One step: x = W_ih x + b_ih and y = W_hh h + b_hh (B, G·H), the states before -> the states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
@@ -52,28 +52,27 @@ def layer(
     batch_sizes: Tensor | None,
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
-    cell: int,
-    batch_first: bool,
+    spec: CallSpec,
 ) -> tuple[Tensor, ...]:
     """Runs one layer; returns (output, h_n) or, with a cell state, (output, h_n, c_n).
 
     Shapes, dtypes and strides are those of `rnnkern::forward` (library.py).
     """
-    step = _STEPS[cell]
-    kind = cell_spec.CELLS[cell]
+    step, kind, each = _STEPS[spec.cell], spec.kind, spec.weights_per_direction
     if batch_sizes is None:
-        by_step = (input.transpose(0, 1) if batch_first else input).unbind(0)
+        by_step = (input.transpose(0, 1) if spec.batch_first else input).unbind(0)
         sizes = None
         batch = by_step[0].shape[0]
     else:
         sizes = batch_sizes.tolist()
-        by_step = input.split(sizes)
+        by_step = input.split(sizes)  # type: ignore[no-untyped-call]
         batch = sizes[0]
 
     outputs, finals = [], []
-    for direction, (w_ih, w_hh, *others) in enumerate(split_directions(weights)):
-        b_ih, b_hh = others[:2] if len(others) > 1 else (None, None)
-        w_hr = others[-1] if len(others) % 2 else None
+    for direction in range(spec.directions):
+        w_ih, w_hh, *others = weights[direction * each : (direction + 1) * each]
+        b_ih, b_hh = others[:2] if spec.bias else (None, None)
+        w_hr = others[-1] if spec.projection else None
         states = [s[direction] for s in state]
         if not states:
             widths = (w_hh.shape[1], w_ih.shape[0] // len(kind.gates))
@@ -94,7 +93,7 @@ def layer(
         finals.append(states)
 
     output = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
-    if batch_first and batch_sizes is None:
+    if spec.batch_first and batch_sizes is None:
         output = output.transpose(0, 1)
     return output, *(torch.stack(s) for s in zip(*finals, strict=True))
 
@@ -105,8 +104,7 @@ def vjp(
     batch_sizes: Tensor | None,
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
-    cell: int,
-    batch_first: bool,
+    spec: CallSpec,
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of (input, *state, *weights) where `needed`, as a differentiable function of all.
@@ -118,7 +116,7 @@ def vjp(
     with torch.enable_grad():
         own = [t.view_as(t) for t in (input, *state, *weights)]
         n = 1 + len(state)
-        results = layer(own[0], batch_sizes, own[1:n], own[n:], cell, batch_first)
+        results = layer(own[0], batch_sizes, own[1:n], own[n:], spec)
         pairs = [
             (r, g)
             for r, g in zip(results, grads, strict=False)

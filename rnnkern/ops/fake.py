@@ -4,20 +4,19 @@ Letters as in library.py.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from ..cell_spec import CELLS, LSTM
-from .library import split_directions
+from ..call_spec import CallSpec
 
 
-def _sizes(weights: Sequence[Tensor], cell: int) -> tuple[int, int, int]:
-    """D, H and R of a layer."""
-    directions = split_directions(weights)
-    w_ih, w_hh = directions[0][:2]
-    return len(directions), w_ih.shape[0] // len(CELLS[cell].gates), w_hh.shape[1]
+def _sizes(weights: Sequence[Tensor], spec: CallSpec) -> tuple[int, int]:
+    """H and R of a layer."""
+    w_ih, w_hh = weights[:2]
+    return w_ih.shape[0] // len(spec.kind.gates), w_hh.shape[1]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -33,7 +32,7 @@ def _check_devices(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, *weigh
             raise RuntimeError(f"rnnkern: {name} and input are on different devices")
 
 
-def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
+def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int | torch.SymInt:
     """B of packed data, which without a state stands only in the values of batch_sizes."""
     if h_0 is not None:
         return h_0.shape[1]
@@ -42,48 +41,45 @@ def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
     return int(batch_sizes[0])
 
 
-@torch.library.register_fake("rnnkern::forward")
+@torch.library.register_fake("rnnkern::forward")  # type: ignore[untyped-decorator]
 def _forward_shapes(
     input: Tensor,
     batch_sizes: Tensor | None,
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: list[Tensor],
-    cell: int,
-    batch_first: bool,
-    train: bool,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *fields, train = rest
+    spec = CallSpec(*fields)
     _check_devices(input, h_0, c_0, *weights)
-    directions, hidden, width = _sizes(weights, cell)
+    hidden, width = _sizes(weights, spec)
+    directions, has_c = spec.directions, len(spec.kind.states) > 1
+    batch: int | torch.SymInt
     if batch_sizes is None:
         steps, batch = input.shape[:2]
-        if batch_first:
+        if spec.batch_first:
             steps, batch = batch, steps
         rows = steps * batch
         output = input.new_empty(steps, batch, directions * width)
-        if batch_first:
+        if spec.batch_first:
             output = output.transpose(0, 1)
     else:
         rows = input.shape[0]
         output = input.new_empty(rows, directions * width)
         batch = _packed_batch(batch_sizes, h_0)
-    saved = len(CELLS[cell].saved)
+    units = directions * rows * hidden if train else 0
     wide = _wide(input.dtype)
-    kept = wide if input.is_cuda else input.dtype
     return (
         output,
         input.new_empty(directions, batch, width),
-        input.new_empty(directions, batch, hidden) if cell == LSTM.id else input.new_empty(0),
-        input.new_empty(directions, rows, saved, hidden, dtype=kept)
-        if train and saved
-        else input.new_empty(0, dtype=kept),
-        input.new_empty(directions, rows, hidden, dtype=wide)
-        if train and cell == LSTM.id
-        else input.new_empty(0, dtype=wide),
+        input.new_empty((directions, batch, hidden) if has_c else 0),
+        input.new_empty(units * len(spec.kind.saved), dtype=wide if input.is_cuda else input.dtype),
+        input.new_empty(units if has_c else 0, dtype=wide),
     )
 
 
-@torch.library.register_fake("rnnkern::backward")
+@torch.library.register_fake("rnnkern::backward")  # type: ignore[untyped-decorator]
 def _backward_shapes(
     grad_output: Tensor | None,
     grad_h: Tensor | None,
@@ -95,35 +91,35 @@ def _backward_shapes(
     weights: list[Tensor],
     output: Tensor,
     saved: Tensor,
-    cells: Tensor,
-    cell: int,
-    batch_first: bool,
-    needs: int,
-    flow: bool,
+    c_states: Tensor,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+    *fields, needs, flow = rest
+    spec = CallSpec(*fields)
     _check_devices(input, h_0, c_0, *weights)
-    directions, hidden, width = _sizes(weights, cell)
-    lstm = cell == LSTM.id
+    hidden, width = _sizes(weights, spec)
+    directions, has_c = spec.directions, len(spec.kind.states) > 1
     wide = _wide(input.dtype)
     packed = batch_sizes is not None
     rows = input.shape[0] if packed else input.shape[0] * input.shape[1]
     if not needs & 1:
         grad_input = input.new_empty(0)
-    elif batch_first and not packed:
+    elif spec.batch_first and not packed:
         grad_input = input.new_empty([input.shape[k] for k in (1, 0, 2)]).transpose(0, 1)
     else:
         grad_input = input.new_empty(input.shape)
+    batch: int | torch.SymInt
     if not needs & 2:
         batch = 0
-    elif packed:
+    elif batch_sizes is not None:
         batch = _packed_batch(batch_sizes, h_0)
     else:
-        batch = input.shape[0 if batch_first else 1]
+        batch = input.shape[0 if spec.batch_first else 1]
     return (
         grad_input,
         input.new_empty((directions, batch, width) if needs & 2 else 0),
-        input.new_empty((directions, batch, hidden) if needs & 2 and lstm else 0),
+        input.new_empty((directions, batch, hidden) if needs & 2 and has_c else 0),
         [w.new_empty(w.shape) for w in weights] if needs & 4 else [],
         input.new_empty((directions, rows, width) if flow else 0, dtype=wide),
-        input.new_empty((directions, rows, hidden) if flow and lstm else 0, dtype=wide),
+        input.new_empty((directions, rows, hidden) if flow and has_c else 0, dtype=wide),
     )

@@ -1,13 +1,13 @@
 """The compiled library with the operators `rnnkern::forward` and `rnnkern::backward`.
 
-One call runs one layer with all its directions; the schemas are in csrc/bindings/torch_ops.cpp.
+One call runs one layer with all its directions; the schemas are in csrc/bindings/call.h.
 Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
 D directions, G gates, N rows of packed data.
 """
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def _load(name: str) -> bool:
     spec = importlib.util.find_spec(f"rnnkern.{name}")
     if spec is None or spec.origin is None:
         return False
-    torch.ops.load_library(spec.origin)
+    torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
     return True
 
 
@@ -41,13 +41,26 @@ DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}
 #: Device types whose kernels know LSTM's projection (proj_size); elsewhere torch runs such layers.
 PROJECTION = frozenset({"cpu", "cuda", "meta"})
 
-forward = torch.ops.rnnkern.forward.default
-backward = torch.ops.rnnkern.backward.default
+#: (output, h_n, c_n, saved, cells)
+forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = (
+    torch.ops.rnnkern.forward.default
+)
+#: (grad_input, grad_h_0, grad_c_0, grad_weights, flow_h, flow_c)
+backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]] = (
+    torch.ops.rnnkern.backward.default
+)
 
 
 def info() -> dict[str, Any]:
     """What the library can do on this machine: instruction sets compiled, available and chosen."""
-    return json.loads(torch.ops.rnnkern.info())
+    found: dict[str, Any] = json.loads(torch.ops.rnnkern.info())
+    return found
+
+
+def cells() -> list[dict[str, Any]]:
+    """The compiled table of cells, by number; `cell_spec.CELLS` is the same in Python."""
+    table: list[dict[str, Any]] = json.loads(torch.ops.rnnkern.cells())
+    return table
 
 
 def plan(
@@ -63,11 +76,12 @@ def plan(
     threads: int,
 ) -> dict[str, Any]:
     """How the CPU engine runs one layer call: the members of `Plan` (csrc/cpu/runtime/plan.h)."""
-    found = torch.ops.rnnkern.plan(
+    text = torch.ops.rnnkern.plan(
         cell, steps, batch, input_size, hidden_size, proj_size, directions, element_size, backward,
         threads,
     )  # fmt: skip
-    return json.loads(found)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def cuda_plan(
@@ -82,10 +96,11 @@ def cuda_plan(
     backward: bool,
 ) -> dict[str, Any]:
     """How the CUDA engine would take one layer call on the input's device."""
-    found = torch.ops.rnnkern.cuda_plan(
+    text = torch.ops.rnnkern.cuda_plan(
         input, cell, steps, batch, hidden_size, proj_size, directions, packed, backward
     )
-    return json.loads(found)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 #: How torch's message begins when the memory of a GPU is at an end.
@@ -137,21 +152,8 @@ def check_memory(
             )
 
 
-def optional(state: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+def optional(state: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
     """(h_0, c_0) as the operators take them, of a state with both, one or none."""
     if len(state) > 2:
         raise RuntimeError(f"rnnkern: expected at most 2 states, got {len(state)}")
     return (*state, None, None)[:2]  # type: ignore[return-value]
-
-
-def split_directions(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    """The weights of a layer, (w_ih, w_hh[, b_ih, b_hh][, w_hr]), for each direction.
-
-    D is not said anywhere: a direction's list starts with w_ih and w_hh, has the biases if its
-    third member is a vector, and w_hr if the member after those is not the next direction's w_ih,
-    which has G·H rows while w_hr has P < H.
-    """
-    each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
-    if len(weights) > each and weights[each].shape[0] < weights[0].shape[0]:
-        each += 1
-    return [weights[k : k + each] for k in range(0, len(weights), each)]

@@ -19,6 +19,7 @@ from twins import CELLS, LAYERS, close, flat, loss, pack, state
 
 import rnnkern
 import rnnkern.ops.autograd
+from rnnkern.call_spec import CallSpec
 from rnnkern.ops import library
 
 # Inductor's own frames and exported programs warn about deprecated parts of Python and torch.
@@ -274,7 +275,8 @@ def arguments(cell: int, grad: bool, packed: bool, **options: Any) -> tuple[Any,
         return t.to(dtype).requires_grad_(grad)
 
     given = library.optional([ready(h) for h in hidden] if options.get("given", True) else [])
-    return ready(x), sizes, *given, [ready(w) for w in weights], cell, batch_first
+    spec = CallSpec(cell, directions, options.get("n", 4) == 4, width < 4, batch_first)
+    return ready(x), sizes, *given, [ready(w) for w in weights], *spec
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -304,10 +306,10 @@ def test_opcheck(cell: int, packed: bool, options: dict[str, Any]) -> None:
             library.forward, (*arguments(cell, grad, packed, **options), True), test_utils=checks
         )
     args = arguments(cell, False, packed, **options)
-    output, h_n, c_n, saved, cells = library.forward(*args, True)
+    output, h_n, c_n, saved, c_states = library.forward(*args, True)
     grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n))
     for needs, flow in ((7, True), (1, False), (2, False), (4, False)):
-        rest = (*args[:5], output, saved, cells, *args[5:], needs, flow)
+        rest = (*args[:5], output, saved, c_states, *args[5:], needs, flow)
         opcheck(library.backward, (*grads, *rest), test_utils=checks)
 
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import rnnkern
 import rnnkern.ops.library
+from rnnkern.call_spec import CallSpec
 
 pytestmark = [
     pytest.mark.cuda,
@@ -194,7 +195,8 @@ def test_autocast(case: Case) -> None:
     """Autocast acts on the layer as a whole, not on the products inside it."""
     call = Call(case)
     x, weights = call.x.detach(), [p.detach() for p in call.layer.parameters()]
-    arguments = (x, None, [], weights, CELLS.index(case.cell), False, True)
+    spec = CallSpec(CELLS.index(case.cell), case.directions, case.bias, case.P > 0)
+    arguments = (x, None, None, None, weights, *spec, True)
     expected = rnnkern.ops.library.forward(*arguments)
     with torch.autocast("cuda", torch.bfloat16):
         found = rnnkern.ops.library.forward(*arguments)

@@ -28,6 +28,7 @@ from torch.nn.functional import linear
 import rnnkern
 import rnnkern.ops.autograd
 import rnnkern.ops.library
+from rnnkern.call_spec import CallSpec
 from rnnkern.cell_spec import BY_MODE
 from rnnkern.ops import decomposition
 
@@ -164,17 +165,17 @@ def test_persistent_leaves_the_same(persistent: None, cell: str) -> None:
     layer = Case(cell, I=3, H=70, bidirectional=True, batch_first=True).layer(rnnkern)
     weights = [p.detach() for p in layer.parameters()]
     x, dy = torch.randn(6, 5, 3), torch.randn(6, 5, 140)
-    call = (CELLS.index(cell), True)
+    spec = CallSpec(CELLS.index(cell), 2, batch_first=True)
     found = []
     for enabled in (True, False):
         torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, 1)
-        output, _, _, saved, cells = rnnkern.ops.library.forward(
-            x, None, None, None, weights, *call, True
+        output, _, _, saved, c_states = rnnkern.ops.library.forward(
+            x, None, None, None, weights, *spec, True
         )
         *_, flow_h, flow_c = rnnkern.ops.library.backward(
-            dy, None, None, x, None, None, None, weights, output, saved, cells, *call, 7, True
+            dy, None, None, x, None, None, None, weights, output, saved, c_states, *spec, 7, True
         )
-        found.append([saved, cells, flow_h, flow_c])
+        found.append([saved, c_states, flow_h, flow_c])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
@@ -263,12 +264,12 @@ def test_flow(cell: str, P: int) -> None:
         h.append(state[0])
         c += state[1:]
     expected = torch.autograd.grad(h + c, h + c, [*dy, *(torch.zeros_like(c_t) for c_t in c)])
-    call = (kind.id, False)
-    output, _, _, saved, cells = rnnkern.ops.library.forward(
-        x, None, None, None, weights, *call, True
+    spec = CallSpec(kind.id, projection=P > 0)
+    output, _, _, saved, c_states = rnnkern.ops.library.forward(
+        x, None, None, None, weights, *spec, True
     )
     *gradients, flow_h, flow_c = rnnkern.ops.library.backward(
-        dy, None, None, x, None, None, None, weights, output, saved, cells, *call, 0, True
+        dy, None, None, x, None, None, None, weights, output, saved, c_states, *spec, 0, True
     )
     torch.testing.assert_close(flow_h[0], torch.cat(expected[:T]))
     if c:
@@ -307,7 +308,8 @@ def test_out_of_memory() -> None:
 def test_autocast() -> None:
     """Autocast acts on a layer as a whole, not on the products inside the operators."""
     weights = [torch.randn(12, 5), torch.randn(12, 4), torch.randn(12), torch.randn(12)]
-    arguments = (torch.randn(6, 3, 5), None, None, None, weights, CELLS.index("GRU"), False, True)
+    spec = CallSpec(CELLS.index("GRU"))
+    arguments = (torch.randn(6, 3, 5), None, None, None, weights, *spec, True)
     expected = rnnkern.ops.library.forward(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
         found = rnnkern.ops.library.forward(*arguments)
@@ -343,6 +345,7 @@ def test_bad_arguments(change: dict, message: str) -> None:
     given = {"x": torch.zeros(3, 2, 4), "batch_sizes": None, "state": [], "cell": 0} | change
     weights = [torch.zeros(8, 4), torch.zeros(8, 2)]
     state = rnnkern.ops.library.optional(given["state"])
-    arguments = (given["x"], given["batch_sizes"], *state, weights, given["cell"])
+    spec = CallSpec(given["cell"], bias=False)
+    arguments = (given["x"], given["batch_sizes"], *state, weights, *spec)
     with pytest.raises(RuntimeError, match=message):
-        rnnkern.ops.library.forward(*arguments, False, False)
+        rnnkern.ops.library.forward(*arguments, False)

@@ -3,6 +3,9 @@
 // csrc/bindings/torch_cuda_*.cpp this makes operators that torch calls on CPU tensors.
 //
 // torch's mm of half types with a float32 result exists on CUDA only; cuda/test_on_host.py brings one.
+// clang-format off
+#include "../../csrc/bindings/torch_cuda_tensors.h"  // before torch's headers
+// clang-format on
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -184,16 +187,8 @@ std::vector<int64_t> grid(int64_t rows, int64_t units) {
 }  // namespace rnnkern::cuda
 
 STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
-  m.def(
-      "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, "
-      "int cell, bool batch_first, bool train) -> (Tensor output, Tensor h_n, Tensor c_n, "
-      "Tensor saved, Tensor cells)");
-  m.def(
-      "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "
-      "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, "
-      "Tensor saved, Tensor cells, int cell, bool batch_first, int needs, bool flow) -> "
-      "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor flow_h, "
-      "Tensor flow_c)");
+  m.def(RNNKERN_FORWARD_SCHEMA);
+  m.def(RNNKERN_BACKWARD_SCHEMA);
   m.def(
       "cuda_plan(Tensor input, int cell, int steps, int batch, int hidden_size, int proj_size, "
       "int directions, bool packed, bool backward) -> str");

@@ -9,6 +9,7 @@ import pytest
 
 import rnnkern.numpy
 from rnnkern import _numpy, reference
+from rnnkern.call_spec import CallSpec
 from rnnkern.cell_spec import BY_MODE, CELLS
 from rnnkern.state_dict import Weights
 
@@ -113,12 +114,11 @@ def test_gradients_are_the_references(mode, H, P, packed, isa):
         _numpy.set_isa(isa)
         rnnkern.numpy.set_threads(threads)
         try:
-            output, _, _, saved, cells = _numpy.forward(
-                x, sizes, state, arrays, cell.id, False, True
-            )
+            spec = CallSpec(cell.id, 2, projection=P > 0)
+            output, _, _, saved, c_states = _numpy.forward(x, sizes, state, arrays, spec, True)
             d_x, d_h, d_c, d_weights, flow_h, flow_c = _numpy.backward(
-                *grads, *[None] * (3 - len(grads)), x, sizes, state, arrays, output, saved, cells,
-                cell.id, False,
+                *grads, *[None] * (3 - len(grads)), x, sizes, state, arrays, output, saved,
+                c_states, spec,
             )  # fmt: skip
         finally:
             _numpy.set_isa(_numpy.isas()[-1])
@@ -208,6 +208,25 @@ def test_wrong_weights(change, message):
 def test_wrong_inputs(x, hx, sizes, message):
     with pytest.raises(ValueError, match=message):
         make("LSTM")(x, hx, sizes)
+
+
+def test_the_bindings_own_check():
+    """No array that the kernels would read beyond, whoever calls them."""
+    weights = [random(4 * H, I), random(4 * H, H)]
+    x, spec = random(T, B, I), CallSpec(0, bias=False)
+    for arguments, message in (
+        ((x, None, [], weights[:1], spec), "expected 2 weights, got 1"),
+        ((x[0], None, [], weights, spec), "input must have 3 dimensions, got 2"),
+        ((x, None, [], [random(4 * H, 2), weights[1]], spec), "weight_ih must have the"),
+        ((x, None, [random(1, B, H)], weights, spec), "expected 2 states, got 1"),
+        ((x, None, [], weights, spec._replace(cell=9)), "no cell 9"),
+        ((x, None, [], weights, spec._replace(directions=3)), "expected 1 or 2 direct"),
+        ((x, None, [], weights, spec._replace(cell=1, projection=True)), "only LSTM"),
+        ((x[0], [1, 2], [], weights, spec), "must not grow"),
+        ((x[0], [2], [], weights, spec), "add up to 2 rows, but the data has 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _numpy.forward(*arguments, False)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from judging import check
 from torch import Tensor
 
 import rnnkern
+from rnnkern.call_spec import CallSpec
 from rnnkern.cell_spec import BY_MODE
 from rnnkern.ops.autograd import layer_call
 
@@ -110,9 +111,10 @@ def test_gradcheck(cell: str, R: int, directions: int, packed: bool) -> None:
     weights += [torch.randn(R, H)] if R < H else []
     leaves = [t.double().requires_grad_() for t in (x, *state, *weights * directions)]
     n = 1 + len(state)
+    spec = CallSpec(kind.id, directions, projection=R < H)
 
     def layer(*leaves: Tensor) -> tuple[Tensor, ...]:
-        outputs = layer_call(leaves[0], batch_sizes, leaves[1:n], leaves[n:], kind.id, False)
+        outputs = layer_call(leaves[0], batch_sizes, leaves[1:n], leaves[n:], spec)
         return outputs[:n]
 
     assert torch.autograd.gradcheck(layer, leaves, fast_mode=False)

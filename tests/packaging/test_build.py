@@ -33,19 +33,44 @@ def test_autograd_library_is_of_this_torch() -> None:
     assert f"_autograd_torch{release}." in rnnkern.ops.autograd.NATIVE.__file__
 
 
-@pytest.mark.slow
-def test_source_archive(tmp_path: Path) -> None:
-    """It has all of the sources: headers, and those that only a machine with CUDA compiles."""
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of what a build reads, as building writes beside it."""
     tree = tmp_path / "tree"
     for name in ("csrc", "rnnkern", "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    command = [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)]
+    return tree
+
+
+def setup(tree: Path, *args: str) -> None:
+    command = [sys.executable, "setup.py", "-q", *args]
     subprocess.run(command, cwd=tree, check=True, capture_output=True)
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+
+
+def files(folder: Path, *patterns: str) -> set[str]:
+    found = (path for pattern in patterns for path in folder.rglob(pattern))
+    return {str(path.relative_to(folder)) for path in found if path.is_file()}
+
+
+@pytest.mark.slow
+def test_source_archive(tree: Path, tmp_path: Path) -> None:
+    """It has all of the sources: headers, and those that only a machine with CUDA compiles.
+
+    Its name has the version, which setuptools reads from the package's source.
+    """
+    setup(tree, "sdist", "-d", str(tmp_path))
+    with tarfile.open(tmp_path / f"rnnkern-{rnnkern.__version__}.tar.gz") as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
-    expected = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()
-    }
-    assert expected <= found
+    assert {f"csrc/{name}" for name in files(ROOT / "csrc", "*")} <= found
+    assert {"rnnkern/py.typed", "rnnkern/_numpy.pyi"} <= found
+
+
+@pytest.mark.slow
+def test_package_is_whole(tree: Path, tmp_path: Path) -> None:
+    """What goes into a wheel: every module of every subpackage, py.typed, the stubs."""
+    setup(tree, "build_py", "--build-lib", str(tmp_path / "built"))
+    found = files(tmp_path / "built" / "rnnkern", "*")
+    assert found == files(ROOT / "rnnkern", "*.py", "*.pyi", "py.typed")
+    assert "py.typed" in found

@@ -56,7 +56,6 @@ def named_paths(page: Path) -> set[str]:
     return set(re.findall(r"`((?:csrc|rnnkern|tests|bench|examples|docs)/[\w./]+\.\w+)`", text))
 
 
-@pytest.mark.xfail(strict=True, reason="the pages name the rooms into which csrc is being moved")
 def test_paths_that_pages_name():
     missing = {
         f"{page.relative_to(ROOT)}: {path}"

@@ -16,7 +16,7 @@ class BackwardCall {
         shared_{{p, plan, arena, 0}, {p, plan, arena, 1}} {
     Arena count(nullptr);
     Block(p, plan, 0, 0, shared_[0], count, nullptr, {}, false);
-    scratch_size_ = count.used();
+    scratch_size_ = int64_t(count.used());
     scratches_ = arena.alloc<char>(scratch_size_ * max(plan.threads, p.directions));
     buffer_size_ = Block::buffer_size(p, plan);
     buffers_ = arena.alloc<S>(buffer_size_ * plan.threads);

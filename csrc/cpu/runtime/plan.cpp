@@ -30,8 +30,8 @@ class Planner {
     const int64_t recurrent = in.gates * H * (P ? P : H) + P * H;
     recurrent_ = recurrent * in.element_size;
     weights_ = input * in.element_size + recurrent_;
-    fmas_ = double(in.rows) * in.directions * (input + recurrent) * (in.backward ? 2 : 1) +
-            double(in.rows) * in.directions * in.preacts * H * tuning_.fmas_per_gate;
+    fmas_ = double(in.rows) * in.directions * double(input + recurrent) * (in.backward ? 2 : 1) +
+            double(in.rows) * in.directions * in.preacts * double(H) * tuning_.fmas_per_gate;
   }
 
   Plan plan() {

@@ -1,7 +1,7 @@
 // Tuning constants, one row per micro-architecture, and what this machine is.
 //
 // A row lists what its measurements changed; the members' initialisers are the first machine's
-// values. bench/README.md has the measurements in full.
+// values. docs/performance/experiments.md has the measurements.
 #pragma once
 #include <cstdint>
 

@@ -35,7 +35,7 @@ struct TileConfig {
 };
 
 // Calls f(Config{}) with the tiling for `units` of a cell in storage type T, or returns false if
-// there is none. bench/README.md has the measurements.
+// there is none. docs/performance/gpu.md has the measurements.
 template <class Cell, class T, int BatchTiles, class F>
 bool dispatch_config(int64_t units, F&& f) {
   constexpr bool kHalf = sizeof(T) == 2, kElman = Cell::kGates == 1;

@@ -1,0 +1,203 @@
+// The sizes of a call, read from the shapes of its tensors and checked against all of them, so that
+// no kernel can read or write outside them. No torch, no NumPy: the bindings hand over plain shapes
+// and a function that throws their own type of error.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "../cells/registry.h"
+#include "call_spec.h"
+
+namespace rnnkern {
+
+// Throws the binding's error with this message.
+using Fail = void (*)(const std::string& message);
+
+struct Shape {
+  const int64_t* sizes;
+  int64_t rank;
+
+  int64_t operator[](int64_t dim) const { return dim < rank ? sizes[dim] : 0; }  // 0 beyond
+  bool is(std::initializer_list<int64_t> wanted) const {
+    return std::equal(sizes, sizes + rank, wanted.begin(), wanted.end());
+  }
+};
+
+class CallShape {
+ public:
+  static constexpr int kMaxStates = 2, kMaxWeights = 2 * 5;
+
+  CellId cell;
+  int gates, saved_values;
+  bool has_c, bias, packed, batch_first;
+  int directions, per_direction;  // per_direction: weights
+  int64_t steps, batch, rows, input_size, hidden_size;
+  int64_t proj_size, width;      // P, 0 without a projection; R, of h
+  std::vector<int64_t> offsets;  // packed: the first row of each step, and their number
+
+  // The numbers of weights and states come first: read() looks at as many shapes.
+  CallShape(const CallSpec& spec, bool packed, size_t weights, size_t states, Fail fail)
+      : cell(CellId(spec.cell)),
+        bias(spec.bias),
+        packed(packed),
+        batch_first(spec.batch_first && !packed),
+        directions(int(spec.directions)),
+        per_direction(spec.weights_per_direction()),
+        projection_(spec.projection),
+        states_(int(states)),
+        fail_(fail) {
+    require(spec.cell >= 0 && spec.cell < kCellCount,
+            [&] { return "no cell " + std::to_string(spec.cell); });
+    bool projects = false;
+    visit_cell(cell, [&](auto c) {
+      gates = c.kGates, saved_values = c.kSaved, has_c = c.kStates > 1, projects = c.kProjects;
+    });
+    require(spec.directions == 1 || spec.directions == 2,
+            [&] { return "expected 1 or 2 directions, got " + std::to_string(spec.directions); });
+    require(projects || !projection_, [] { return std::string("only LSTM has a projection"); });
+    const size_t wanted = directions * per_direction, wanted_states = has_c ? 2 : 1;
+    require(weights == wanted, [&] { return expected(wanted, "weights", weights); });
+    require(states == 0 || states == wanted_states,
+            [&] { return expected(wanted_states, "states", states); });
+  }
+
+  // `batch_sizes`: `step_count` of them, for packed data.
+  void read(const Shape& input, const Shape* state, const Shape* weights,
+            const int64_t* batch_sizes = nullptr, int64_t step_count = 0) {
+    const int rank = packed ? 2 : 3;
+    require(input.rank == rank, [&] { return "input must have " + expected_rank(rank, input); });
+    input_size = input[rank - 1];
+    read_sizes(weights, state);
+    if (packed) {
+      read_offsets(batch_sizes, step_count, input[0]);
+    } else {
+      steps = input[batch_first ? 1 : 0];
+      batch = input[batch_first ? 0 : 1];
+      rows = steps * batch;
+    }
+    if (steps <= 0) fail_("Expected sequence length to be larger than 0 in RNN");
+    check_weights(weights);
+    for (int i = 0; i < states_; ++i)
+      check(state[i], state_name(i), {directions, batch, i ? hidden_size : width});
+  }
+
+  void check(const Shape& shape, const char* name, std::initializer_list<int64_t> wanted) const {
+    require(shape.is(wanted), [&] {
+      std::string message = std::string(name) + " must have the sizes";
+      for (int64_t size : wanted) message += " " + std::to_string(size);
+      message += ", got";
+      for (int64_t i = 0; i < shape.rank; ++i) message += " " + std::to_string(shape.sizes[i]);
+      return message;
+    });
+  }
+
+  // output and its gradient, as the caller sees them.
+  void check_output(const Shape& shape, const char* name) const {
+    const int64_t features = directions * width;
+    if (packed) return check(shape, name, {rows, features});
+    check(shape, name, {batch_first ? batch : steps, batch_first ? steps : batch, features});
+  }
+
+  int64_t saved_size() const { return units() * saved_values; }
+  int64_t c_states_size() const { return has_c ? units() : 0; }
+  void check_saved(int64_t saved, int64_t c_states) const {
+    require(saved == saved_size() && c_states == c_states_size(),
+            [] { return std::string("the forward pass was not run with train=True"); });
+  }
+
+  static const char* state_name(int i) { return i ? "the state c_0" : "the state h_0"; }
+  // Of a direction's i-th weight.
+  const char* weight_name(int i) const {
+    static constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
+    return projection_ && i == per_direction - 1 ? "weight_hr" : kNames[i];
+  }
+
+ private:
+  template <class Message>
+  void require(bool condition, Message&& message) const {
+    if (!condition) fail_("rnnkern: " + message());
+  }
+  static std::string expected(size_t wanted, const char* what, size_t got) {
+    return "expected " + std::to_string(wanted) + " " + what + ", got " + std::to_string(got);
+  }
+  static std::string expected_rank(int wanted, const Shape& got) {
+    return std::to_string(wanted) + " dimensions, got " + std::to_string(got.rank);
+  }
+
+  int64_t units() const { return directions * rows * hidden_size; }
+
+  // H, P and R.
+  void read_sizes(const Shape* weights, const Shape* state) {
+    const Shape& last = weights[projection_ ? per_direction - 1 : 1];
+    hidden_size = last[1];
+    width = weights[1][1];
+    if (weights[0][0] != gates * hidden_size || (projection_ && last[0] != width))
+      settle_sizes(weights, state);
+    proj_size = projection_ ? width : 0;
+    require(!projection_ || (0 < proj_size && proj_size < hidden_size),
+            [] { return std::string("proj_size has to be smaller than hidden_size"); });
+  }
+
+  // Where the tensors contradict each other: the sizes that most of them speak for, so that the
+  // checks name the one that is wrong.
+  void settle_sizes(const Shape* weights, const Shape* state) {
+    std::vector<int64_t> hidden, widths;
+    for (int d = 0; d < directions; ++d) {
+      const Shape* w = &weights[d * per_direction];
+      for (int i : {0, 2, 3})
+        if (i == 0 || bias) hidden.push_back(w[i][0] / gates);
+      hidden.push_back(w[projection_ ? per_direction - 1 : 1][1]);
+      widths.push_back(w[1][1]);
+      if (projection_) widths.push_back(w[per_direction - 1][0]);
+    }
+    for (int i = 0; i < states_; ++i)
+      (projection_ && i == 0 ? widths : hidden).push_back(state[i][2]);
+    hidden_size = majority(hidden);
+    width = projection_ ? majority(widths) : hidden_size;
+  }
+
+  // The first of the most frequent ones.
+  static int64_t majority(const std::vector<int64_t>& sizes) {
+    const auto frequency = [&](int64_t size) {
+      return std::count(sizes.begin(), sizes.end(), size);
+    };
+    return *std::max_element(sizes.begin(), sizes.end(),
+                             [&](int64_t a, int64_t b) { return frequency(a) < frequency(b); });
+  }
+
+  void read_offsets(const int64_t* sizes, int64_t count, int64_t given_rows) {
+    steps = count;
+    offsets.resize(steps + 1);
+    batch = steps ? sizes[0] : 0;
+    for (int64_t t = 0; t < steps; ++t) {
+      require(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
+              [] { return std::string("batch_sizes must not grow"); });
+      offsets[t + 1] = offsets[t] + sizes[t];
+    }
+    rows = offsets[steps];
+    require(rows == given_rows, [&] {
+      return "batch_sizes add up to " + std::to_string(rows) + " rows, but the data has " +
+             std::to_string(given_rows);
+    });
+  }
+
+  void check_weights(const Shape* weights) const {
+    const int64_t gate_rows = gates * hidden_size;
+    for (int d = 0; d < directions; ++d) {
+      const Shape* w = &weights[d * per_direction];
+      check(w[0], weight_name(0), {gate_rows, input_size});
+      check(w[1], weight_name(1), {gate_rows, width});
+      for (int i = 2; i < 4 && bias; ++i) check(w[i], weight_name(i), {gate_rows});
+      if (projection_) check(w[per_direction - 1], "weight_hr", {proj_size, hidden_size});
+    }
+  }
+
+  bool projection_;
+  int states_;
+  Fail fail_;
+};
+
+}  // namespace rnnkern
