@@ -119,6 +119,7 @@ def test_prune_and_tied_weights(name: str) -> None:
     agree(pair, lambda m: m(torch.ones(5, 2, 4)))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(data=st.data())
 def test_opacus_swap(data: st.DataObject) -> None:

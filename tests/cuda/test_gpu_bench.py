@@ -59,6 +59,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> object:
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(gpu, "rows", rows)
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "FLUSH_BYTES", 1 << 10)
     yield gpu
     for name in ("gpu", "rows"):
         sys.modules.pop(name)

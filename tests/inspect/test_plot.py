@@ -188,6 +188,7 @@ def test_what_is_not_there_or_of_another_kind_is_named():
         plot.gates(trace, layer=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.0, float("inf"), float("nan")])
 def test_a_gradient_that_vanished_or_overflowed_is_a_picture_too(factor):
     layer, x = rnnkern.RNN(I, H), torch.randn(T, B, I)

@@ -58,6 +58,7 @@ def functional(module: nn.Module, packed: bool = False) -> Any:
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [*((n, {}) for n in ALL), ("LSTM", {"proj_size": 2})])
 def test_gradcheck(name: str, options: dict[str, int]) -> None:
     """First and second order, forward mode, batched gradients; all inputs and parameters."""
@@ -68,6 +69,7 @@ def test_gradcheck(name: str, options: dict[str, int]) -> None:
     assert gradgradcheck(call, args, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradcheck_packed_and_states(name: str) -> None:
     module, x = example(name, dtype=torch.float64)
@@ -320,6 +322,7 @@ def test_no_grad_and_inference_mode() -> None:
     assert not lstm.requires_grad_(False)(inference_input)[0].requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_leaks(name: str) -> None:
     layer = getattr(rnnkern, name)(3, 4, 2)
