@@ -1,6 +1,6 @@
 """The CPU engine on NumPy arrays (csrc/bindings/numpy_module.cpp); one dtype T per call.
 
-Letters as in rnnkern/numpy.py; S is the number of values saved per unit and step.
+Letters as in rnnkern/numpy.py.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def forward(
     spec: CallSpec,
     train: bool,
 ) -> tuple[NDArray[T], NDArray[T], NDArray[T], NDArray[T], NDArray[T]]:
-    """(output, h_n (D, B, R), c_n (D, B, H), saved, c_states); for the last two, saved_layout.py."""
+    """(output, h_n (D, B, R), c_n (D, B, H), saved, c_states); the last two: saved_layout.py."""
 
 def backward(
     grad_output: NDArray[T] | None,

@@ -2,7 +2,8 @@
 // one after the other, a persistent one on the simulated chip. Together with
 // csrc/bindings/torch_cuda_*.cpp this makes operators that torch calls on CPU tensors.
 //
-// torch's mm of half types with a float32 result exists on CUDA only; cuda/test_on_host.py brings one.
+// torch's mm of half types with a float32 result exists on CUDA only; cuda/test_on_host.py brings
+// one.
 // clang-format off
 #include "../../csrc/bindings/torch_cuda_tensors.h"  // before torch's headers
 // clang-format on
