@@ -16,7 +16,7 @@ READY := .venv/.ready
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
 CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
                             'bench/*.cu' 'tests/*.cpp' 'tests/*.h')
-PY     = $(shell git ls-files '*.py')
+PY     = $(shell git ls-files '*.py' '*.pyi')
 
 .PHONY: demo test test-quick bench lint tidy docs cuda-check gpu sanitize clean
 

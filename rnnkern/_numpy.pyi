@@ -1,6 +1,6 @@
 """The CPU engine on NumPy arrays (csrc/bindings/numpy_module.cpp); one dtype T per call.
 
-Letters as in rnnkern/numpy.py; S is the number of values saved per unit and step.
+Letters as in rnnkern/numpy.py.
 """
 
 from collections.abc import Sequence

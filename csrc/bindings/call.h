@@ -174,7 +174,7 @@ struct Call : CallShape {
     for (size_t i = 0; i < weights.size(); ++i) weight_shapes[i] = shape_of(weights[i]);
     const Kind kind(input);
     check_memory(input, "input");
-    if (packed) {
+    if (batch_sizes) {
       const Tensor sizes = dense_sizes(*batch_sizes);
       read(shape_of(input), state_shapes, weight_shapes,
            static_cast<const int64_t*>(sizes.const_data_ptr()), sizes.numel());

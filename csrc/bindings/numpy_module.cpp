@@ -71,7 +71,8 @@ struct Call : rnnkern::CallShape {
        const py::tuple& spec)
       : CallShape(read_spec(spec), batch_sizes.has_value(), weights.size(), state.size(), fail) {
     read(shape_of(input), shapes_of(state).data(), shapes_of(weights).data(),
-         packed ? batch_sizes->data() : nullptr, packed ? int64_t(batch_sizes->size()) : 0);
+         batch_sizes ? batch_sizes->data() : nullptr,
+         batch_sizes ? int64_t(batch_sizes->size()) : 0);
   }
 
   template <class U>

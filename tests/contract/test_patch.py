@@ -99,10 +99,9 @@ ORDERS = {
         import sys, torch, rnnkern
         for name in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"):
             setattr(torch.nn, name, getattr(rnnkern, name))
-        for name in [n for n in sys.modules if n.startswith("rnnkern") and
-                     n.rpartition(".")[2] in ("modules", "cell_modules", "convert",
-                                              "_torch_twin", "path", "rnnkern")]:
-            del sys.modules[name]
+        for name in [n for n in sys.modules if n.split(".")[0] == "rnnkern"]:
+            if not name.startswith("rnnkern.ops"):  # torch registers an operator once
+                del sys.modules[name]
         import rnnkern
         torch.nn.LSTM = rnnkern.LSTM
         """,
