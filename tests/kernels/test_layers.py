@@ -70,6 +70,7 @@ def test_random(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.slow
 @pytest.mark.bfloat16
 @pytest.mark.timeout(300)
 @settings(max_examples=60)

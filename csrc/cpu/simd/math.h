@@ -1,5 +1,6 @@
 // exp, sigmoid and tanh of a vector. Error: at most 2 ulp in float over the whole range, with
-// subnormal results, infinities and NaN (tests/test_math.py sweeps it); at most 4 ulp in double.
+// subnormal results, infinities and NaN; at most 4 ulp in double. tests/kernels/test_math.py sweeps
+// the range.
 //
 // exp(x) = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and r in two pieces (Cody & Waite
 // 1980); e^r - 1 is a polynomial. sigmoid and tanh use exp of a negative argument, which keeps
