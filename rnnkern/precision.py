@@ -25,11 +25,17 @@ _STEPS, _UNITS, _WORK = 8, 64, 4_000_000
 
 
 def takes_bfloat16(
-    layer: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, batch_first: bool
+    layer: nn.RNNBase,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    state: Sequence[Tensor] = (),
+    weights: Sequence[Tensor] = (),
 ) -> bool:
     """Whether a call with this input (T, B, I), (B, T, I) or packed (N, I) should round to it.
 
     So if the cell's setting allows it, the processor is faster with it and the call large enough.
+    Not if a state or weight has another dtype than the input, which the kernels refuse.
     """
     hidden, inputs = layer.hidden_size, layer.input_size
     steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
@@ -42,7 +48,9 @@ def takes_bfloat16(
     cell = BY_MODE[layer.mode]
     work = input.numel() // inputs * (inputs + hidden) * hidden * len(cell.gates)
     backend = _mkldnn.rnn if cell is LSTM else _mkldnn.matmul
-    return work >= _WORK and backend.fp32_precision == "bf16"
+    if work < _WORK or backend.fp32_precision != "bf16":
+        return False
+    return all(t.dtype == input.dtype for t in (*state, *weights))
 
 
 def autocast_dtype(

@@ -16,7 +16,7 @@ UNIT_BLOCK = 16  # kUnitBlock in csrc/core/saved_layout.h
 def offsets(sizes: Sequence[int], values: int, units: int) -> NDArray[np.int64]:
     """The place of each value of a direction, (rows, values, units), among all of its values.
 
-    sizes: rows of each step. A step's values stand in blocks of units, [block][row][value][unit].
+    sizes: rows of each step. A step's values are in blocks of units, [block][row][value][unit].
     """
     of_step = np.asarray(sizes)
     rows = np.repeat(of_step, of_step)[:, None, None]  # of each row's step

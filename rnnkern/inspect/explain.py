@@ -62,11 +62,9 @@ def _is_rounded(layer: Layer, x: Any, hx: Any, weights: Sequence[Tensor]) -> boo
     if not PLAIN.issuperset(map(type, tensors_in(x, hx, weights))) or data.dim() not in (2, 3):
         return False
     state = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
-    return (
-        not torch.is_autocast_enabled(data.device.type)
-        and takes_bfloat16(layer, *_unpacked(layer, x))
-        and all(t.dtype == data.dtype for t in (*state, *weights))
-    )
+    if torch.is_autocast_enabled(data.device.type):
+        return False
+    return takes_bfloat16(layer, *_unpacked(layer, x), state, weights)
 
 
 def _unpacked(

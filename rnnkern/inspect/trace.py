@@ -249,10 +249,10 @@ OBSERVING: ContextVar[bool] = ContextVar("rnnkern_observing", default=False)
 
 @dataclass
 class Recorder:
-    """A `CallObserver` (autograd.py) that keeps what every layer call of one module call computed.
+    """A `CallObserver` that keeps what every layer call of one module call computed.
 
     layer        the module that is called
-    outer        the tap that was set before; set again when the module call is complete
+    outer        the observer that was set before; set again when the module call is complete
     on_backward  each is called once, in the first backward pass through the call
     """
 

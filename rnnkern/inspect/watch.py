@@ -221,20 +221,20 @@ class _Call:
 
     recorder  None if the call is not to be recorded
     step      its number among the layer's training calls
-    tap       what was set before
+    observer  what was set before
     """
 
     hooks: "_Hooks"
     recorder: Recorder | None
     step: int
-    tap: CallObserver | None
+    observer: CallObserver | None
     outer: "_Call | None"
 
     def close(self) -> None:
         """Takes this call, and those inside it that never came to an end, from the stack."""
         _CALL.set(self.outer)
-        complete = isinstance(self.tap, Recorder) and self.tap.complete
-        OBSERVER.set(None if complete else self.tap)
+        complete = isinstance(self.observer, Recorder) and self.observer.complete
+        OBSERVER.set(None if complete else self.observer)
 
 
 # State of a call belongs to its context: threads, tasks and replicas share a layer and its hooks.
@@ -260,17 +260,17 @@ class _Hooks:
     def before(self, layer: Layer, args: tuple[Any, ...]) -> None:
         if self.watch is None or _is_compiling() or OBSERVING.get():
             return
-        recorder, step, tap = None, -1, OBSERVER.get()
-        shared = self._shared(layer, tap)
+        recorder, step, observer = None, -1, OBSERVER.get()
+        shared = self._shared(layer, observer)
         if layer.training and torch.is_grad_enabled() and not _recomputes():
             with self.lock:
                 step, self.step = self.step, self.step + 1
             if step % self.watch.every == 0:
                 recorder = shared or Recorder(layer)
-        _CALL.set(_Call(self, recorder, step, tap, _CALL.get()))
+        _CALL.set(_Call(self, recorder, step, observer, _CALL.get()))
         OBSERVER.set(shared or recorder)
 
-    def _shared(self, layer: Layer, tap: CallObserver | None) -> Recorder | None:
+    def _shared(self, layer: Layer, observer: CallObserver | None) -> Recorder | None:
         """Another watch's recorder of this very call, if there is one.
 
         The hooks of one call run in the order in which they were made; any other order says that a
@@ -279,8 +279,8 @@ class _Hooks:
         call = _CALL.get()
         if call is None or call.hooks.serial >= self.serial:
             return None
-        if isinstance(tap, Recorder) and tap.layer is layer and not tap.calls:
-            return tap
+        if isinstance(observer, Recorder) and observer.layer is layer and not observer.calls:
+            return observer
         return None
 
     def after(self, layer: Layer, args: tuple[Any, ...], *rest: Any) -> None:

@@ -28,14 +28,12 @@ _update_flat_weights = nn.RNNBase._update_flat_weights
 Run = Callable[..., tuple[Tensor, ...]]
 
 
-def _all_to(
-    dtype: torch.dtype, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return input.to(dtype), [s.to(dtype) for s in state], [w.to(dtype) for w in weights]
+def _all_to(dtype: torch.dtype, tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.to(dtype) for t in tensors]
 
 
 class Layer(_torch_twin.RNNBase):
-    """What the three layers share: checks, layouts, the stack of layers, the choice of a path."""
+    """What the three layers share: checks, layouts, the stack of layers, the choice of backend."""
 
     select_backend = select_backend
     _flat_weights: list[Tensor]  # type: ignore[assignment]  # torch allows None while it builds it
@@ -182,22 +180,19 @@ class Layer(_torch_twin.RNNBase):
             last = state[-1] if state else input
             packed = batch_sizes is not None
             dtype = autocast_dtype(self, input, packed, state, weights)
-            if run is layer_call:
-                weights = cast_weights(weights, dtype)
-            input, state, weights = _all_to(dtype, input, state, weights)
+            cast = cast_weights(weights, dtype) if run is layer_call else _all_to(dtype, weights)
+            input, *state = _all_to(dtype, (input, *state))
             with torch.autocast(input.device.type, enabled=False):
-                results = self._run(run, input, batch_sizes, state, weights, spec)
+                results = self._run(run, input, batch_sizes, state, cast, spec)
             if self.proj_size and input.is_cpu:  # where torch.nn's c keeps the wider type
                 output, h_n, c_n = results
                 return output, h_n, c_n.to(torch.promote_types(input.dtype, last.dtype))
             return results
-        if (
-            run is layer_call
-            and takes_bfloat16(self, input, batch_sizes, spec.batch_first)
-            and all(t.dtype == input.dtype for t in (*state, *weights))  # else the kernels refuse
+        if run is layer_call and takes_bfloat16(
+            self, input, batch_sizes, spec.batch_first, state, weights
         ):
             run = partial(layer_call, cast_weights=True)
-            input, state, _ = _all_to(torch.bfloat16, input, state, ())
+            input, *state = _all_to(torch.bfloat16, (input, *state))
             results = self._run(run, input, batch_sizes, state, weights, spec)
             return [result.to(torch.float32) for result in results]
         layers = self.num_layers

@@ -41,7 +41,7 @@ DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}
 #: Device types whose kernels know LSTM's projection (proj_size); elsewhere torch runs such layers.
 PROJECTION = frozenset({"cpu", "cuda", "meta"})
 
-#: (output, h_n, c_n, saved, cells)
+#: (output, h_n, c_n, saved, c_states)
 forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = (
     torch.ops.rnnkern.forward.default
 )
