@@ -2,6 +2,7 @@
 
 layers       LSTM, GRU, RNN: checks, layouts, the stack of layers; no arithmetic
 cells        LSTMCell, GRUCell, RNNCell: one step of a layer
+resets       resets inside a sequence: a layer's rows as a packed batch of episodes
 weights      which weights a call uses
 _torch_twin  torch.nn's own classes, captured once, and the way back to them
 _tracing     what lets torch.compile and torch.fx trace the modules
@@ -9,5 +10,6 @@ _tracing     what lets torch.compile and torch.fx trace the modules
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
+from .resets import Ends
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "Ends", "GRUCell", "LSTMCell", "RNNCell"]

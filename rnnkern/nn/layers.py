@@ -18,7 +18,7 @@ from ..cell_spec import BY_MODE
 from ..ops import decomposition, library
 from ..ops.autograd import layer_call, operator_call
 from ..precision import autocast_dtype, cast_weights, takes_bfloat16
-from . import _torch_twin, _tracing
+from . import _torch_twin, _tracing, resets
 from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -46,8 +46,17 @@ class Layer(_torch_twin.RNNBase):
         self._update_flat_weights()
         return self._flat_weights
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """torch.nn's forward: the same arguments, results and errors."""
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        resets: Any = None,
+        reset_state: Any = None,
+        return_ends: bool = False,
+    ) -> Any:
+        """torch.nn's forward: the same arguments, results and errors; and resets (see `LSTM`)."""
+        if resets is not None or reset_state is not None or return_ends:
+            return _call_with_resets(self, input, hx, resets, reset_state, return_ends)
         weights: list[Tensor] | None = None
         if not _is_compiling():
             flat = self._flat_weights
@@ -58,7 +67,6 @@ class Layer(_torch_twin.RNNBase):
             if tracer is not None:
                 return _tracing.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
-
         path = self.select_backend(input, weights, hx, usual)
         if path is None:
             run = layer_call if usual else operator_call
@@ -80,9 +88,7 @@ class Layer(_torch_twin.RNNBase):
             state = [s.unsqueeze(1) for s in self._state(hx, 2)]
             input = input.unsqueeze(1)
         else:
-            name = self.mode.partition("_")[0]
-            kind = "D tensor" if name == "RNN" else "D"
-            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {rank}{kind} instead")
+            raise self._rank_error(rank)
         self._check(input, state, weights, batch_first)
         output, *states = self._run(run, input, None, state, weights, self._spec(batch_first))
         if rank == 2:
@@ -110,6 +116,11 @@ class Layer(_torch_twin.RNNBase):
 
     def _result(self, states: Sequence[Tensor]) -> Any:
         return states[0]
+
+    def _rank_error(self, rank: int) -> ValueError:
+        name = self.mode.partition("_")[0]
+        kind = "D tensor" if name == "RNN" else "D"
+        return ValueError(f"{name}: Expected input to be 2D or 3D, got {rank}{kind} instead")
 
     def _check(
         self, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], batch_first: bool
@@ -218,11 +229,32 @@ class Layer(_torch_twin.RNNBase):
         return _torch_twin.to_torch(self)
 
 
+def _call_with_resets(layer: Layer, input: Any, hx: Any, *rest: Any) -> Any:
+    return resets.call(layer, partial(Layer.forward, layer), input, hx, *rest)
+
+
 class LSTM(Layer, _torch_twin.LSTM):
     """torch.nn.LSTM on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> lstm = rnnkern.LSTM(10, 20, num_layers=2)
     >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+
+    A call takes more than torch.nn's: `lstm(input, hx, resets, reset_state, return_ends)`, so that
+    the sequences of a batch may be cut into episodes. So do GRU and RNN, with h alone for a state.
+
+    resets       bool (T, B), (B, T) with batch_first, (T,) without a batch: whether the row's state
+                 is replaced by reset_state before the step, also before the first. Gradients end
+                 there too
+    reset_state  as hx: (h, c), each (L·D, ·), (L·D, B, ·), or one for each step and row,
+                 (L·D, T, B, ·), (L·D, B, T, ·) with batch_first; zeros if None; differentiable
+    return_ends  whether to return a third result, the states in which the episodes end (`Ends`)
+
+    Every episode is a sequence of its own, in both directions. h_n and c_n are those of each row's
+    last episode. A call without a reset after the first step is an ordinary one; else the episodes
+    run as one packed batch, with the bits of each alone.
+
+    Raises RuntimeError for wrong shapes and devices, ValueError for a mask that is not bool and for
+    packed input, TypeError for what is no tensor.
     """
 
     def __init__(
