@@ -219,7 +219,8 @@ class _Layer(torch.autograd.Function):
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, batch_sizes, h_0, c_0, weights, *fields, train = inputs
     state = [s for s in (h_0, c_0) if s is not None]
-    ctx.save_for_backward(input, batch_sizes, *state, *weights, output[0], output[3], output[4])
+    # In the order of `_Layer`, for a checkpoint.
+    ctx.save_for_backward(input, *state, *weights, output[0], output[3], output[4], batch_sizes)
     ctx.call = (CallSpec(*fields), len(state), train, None, None)
     ctx.set_materialize_grads(False)
 
@@ -229,7 +230,8 @@ def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     input_needed, _, *state_needed, weights_needed = ctx.needs_input_grad[:5]
     needed = [input_needed, *state_needed[:states], *weights_needed]
     grad_c = grads[2] if len(spec.kind.states) > 1 else None
-    found = _gradients(ctx, ctx.saved_tensors, (grads[0], grads[1], grad_c), needed)
+    input, *tensors, batch_sizes = ctx.saved_tensors
+    found = _gradients(ctx, (input, batch_sizes, *tensors), (grads[0], grads[1], grad_c), needed)
     grad_h_0, grad_c_0 = library.optional(found[1 : 1 + states])
     settings = [None] * (len(spec) + 1)  # the spec's fields and train
     return found[0], None, grad_h_0, grad_c_0, found[1 + states :], *settings
