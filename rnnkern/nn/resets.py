@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import episodes
 from ..backend import exporting_to_onnx
 from ..cell_spec import BY_MODE
+from ..ops.packing import Packing, pack_episodes
+from ..precision import autocast_dtype
+from . import _tracing
 
-_functorch: Any = torch._C._functorch
 _is_compiling = torch.compiler.is_compiling
 
 Call = Callable[[Any, Any], tuple[Any, Any]]
@@ -35,42 +36,6 @@ class Ends(NamedTuple):
     state: Any
     row: Tensor
     step: Tensor
-
-
-class Packing(NamedTuple):
-    """`episodes.Episodes` as tensors: batch_sizes on the CPU, the others on the input's device."""
-
-    to_packed: Tensor
-    from_packed: Tensor
-    batch_sizes: Tensor
-    packed_row: Tensor
-    keeps_hx: Tensor
-    rank: Tensor
-    row: Tensor
-    end: Tensor
-    last: Tensor
-
-
-def packing(resets: Tensor, batch_first: bool) -> Packing | None:
-    """How the rows are packed by episodes; None if no row is reset after its first step."""
-    values = _values(resets)
-    if not (values[:, 1:] if batch_first else values[1:]).any():
-        return None
-    found = map(torch.from_numpy, episodes.pack(values, batch_first))
-    plan = Packing(*found)
-    if resets.is_cpu:
-        return plan
-    moved = Packing(*(t.to(resets.device) for t in plan))
-    return moved._replace(batch_sizes=plan.batch_sizes)
-
-
-def _values(resets: Tensor) -> Any:
-    """The mask as an array, also from inside torch.func.grad and its like."""
-    while _functorch.is_functorch_wrapped_tensor(resets):
-        if _functorch.is_batchedtensor(resets):
-            raise RuntimeError("resets must be the same for all that vmap maps over")
-        resets = _functorch.get_unwrapped(resets)
-    return resets.detach().cpu().numpy()
 
 
 def call(
@@ -93,18 +58,19 @@ def call(
             "resets are for padded and unbatched input: in packed data give each episode as a "
             "sequence of its own"
         )
+    tracer = None if _is_compiling() else _tracing.fx_tracer(input, hx, resets, reset_state)
+    if tracer is not None:
+        named = {"resets": resets, "reset_state": reset_state, "return_ends": return_ends}
+        return _tracing.fx_leaf(tracer, layer, input, hx, **named)
     if not isinstance(input, Tensor) or input.dim() not in (2, 3):
         return run(input, hx)  # raises torch.nn's error
+    if torch._C._get_tracing_state() is not None or exporting_to_onnx():
+        raise RuntimeError(
+            "resets cannot be recorded by torch.jit.trace or for ONNX: the record would have the "
+            "places of this mask"
+        )
     given = _Arguments(layer, run, input, hx, resets, reset_state)
-    steps, batch = given.sizes
-    plan = None
-    if steps > 1 and batch:  # else the state before the first step is all there is to reset
-        if torch._C._get_tracing_state() is not None or exporting_to_onnx():
-            raise RuntimeError(
-                "resets cannot be recorded by torch.jit.trace or for ONNX: the record would have "
-                "the places of this mask"
-            )
-        plan = packing(given.resets, given.batch_first)
+    plan = given.packing()
     output, state, ends = given.whole() if plan is None else given.packed(plan)
     return (output, state, ends()) if return_ends else (output, state)
 
@@ -177,14 +143,14 @@ class _Arguments:
 
     def _one_after_reset(self, name: str, state: Tensor, like: Tensor) -> Tensor:
         layers, width = self.shapes[name]
-        rows: list[tuple[int, ...]] = [(), self.input.shape[:-1]]
+        forms: list[tuple[int, ...]] = [(), self.input.shape[:-1]]
         if not self.unbatched:
-            rows.insert(1, (self.sizes[1],))
-        shapes = [(layers, *row, width) for row in rows]
-        if state.shape not in shapes:
+            forms.insert(1, (self.sizes[1],))
+        form = forms[state.dim() - 2] if 2 <= state.dim() < 2 + len(forms) else None
+        if form is None or state.shape != (layers, *form, width):
+            wanted = " or ".join(str((layers, *map(int, form), width)) for form in forms)
             raise RuntimeError(
-                f"{name} of reset_state must have the shape {' or '.join(map(str, shapes))}, "
-                f"got {tuple(state.shape)}"
+                f"{name} of reset_state must have the shape {wanted}, got {tuple(state.shape)}"
             )
         if state.device != self.input.device or state.dtype != like.dtype:
             raise RuntimeError(
@@ -192,6 +158,13 @@ class _Arguments:
                 f"states, got {state.dtype} on {state.device}"
             )
         return state.unsqueeze(2) if self.unbatched and state.dim() == 3 else state
+
+    def packing(self) -> Packing | None:
+        """How the rows are packed; None if there is nothing to reset after the first step."""
+        steps, batch = self.sizes
+        if steps < 2 or not batch:
+            return None
+        return pack_episodes(self.resets, self.batch_first)
 
     def whole(self) -> tuple[Any, Any, Callable[[], Ends]]:
         """Output, final state and ends of a call without resets after the first step."""
@@ -219,26 +192,32 @@ class _Arguments:
 
     def packed(self, plan: Packing) -> tuple[Any, Any, Callable[[], Ends]]:
         """Output, final state and ends by one call on the episodes as packed sequences."""
-        count = len(plan.rank)
+        count = plan.rank.shape[0]
         kept = [s.index_select(1, plan.packed_row) for s in self.state]
         fresh = [self._by_episode(s, plan, count) for s in self.reset_state]
-        hx = None
-        if kept or fresh:
-            hx = self.layer._result(_merged(kept, fresh, plan.keeps_hx))
+        state = _merged(kept, fresh, plan.keeps_hx) if kept or fresh else []
         data = self.input.flatten(0, -2).index_select(0, plan.to_packed)
-        packed, state = self.run(PackedSequence(data, plan.batch_sizes), hx)
+        data, *state = self._cast([data, *state])
+        hx = self.layer._result(state) if state else None
+        packed, final = self.run(PackedSequence(data, plan.batch_sizes), hx)
         output = packed.data.index_select(0, plan.from_packed)
         output = output.unflatten(0, self.input.shape[:-1])
-        tensors = self._tensors(state)
-        final = [s.index_select(1, plan.last) for s in tensors]
-        if self.unbatched:
-            final = [s.squeeze(1) for s in final]
+        tensors = self._tensors(final)
+        state = [s.index_select(1, plan.last) for s in tensors]
 
         def ends() -> Ends:
             by_row = [s.index_select(1, plan.rank) for s in tensors]
             return Ends(self.layer._result(by_row), plan.row, plan.end)
 
-        return output, self.layer._result(final), ends
+        return output, self._hx(state), ends
+
+    def _cast(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Input and states as autocast has them in a padded call; torch.nn's packed one differs."""
+        device = self.input.device.type
+        if self.layer.proj_size or not torch.is_autocast_enabled(device):
+            return tensors
+        dtype = autocast_dtype(self.layer, tensors[0], False, tensors[1:], ())
+        return [t.to(dtype) for t in tensors]
 
     def _by_episode(self, state: Tensor, plan: Packing, count: int) -> Tensor:
         """(L·D, 1 or N, ·) of a state after resets, in packed order."""
@@ -247,7 +226,7 @@ class _Arguments:
         return state.unsqueeze(1) if state.dim() == 2 else state.index_select(1, plan.packed_row)
 
     def _hx(self, state: Sequence[Tensor]) -> Any:
-        """The states of a whole call as the layer takes them."""
+        """States (L·D, B, ·) as the layer takes and returns them."""
         return self.layer._result([s.squeeze(1) for s in state] if self.unbatched else state)
 
     def _tensors(self, state: Any) -> Sequence[Tensor]:

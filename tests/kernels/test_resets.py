@@ -13,7 +13,10 @@ from cases import CELLS, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 from twins import same_error
 
 import rnnkern
@@ -324,3 +327,103 @@ def test_other_errors_are_those_without_resets(args: tuple[Any, ...]) -> None:
         return layer(*args, **({} if resets is None else {"resets": resets}))
 
     same_error((None, resets), call)
+
+
+@pytest.fixture
+def small() -> tuple[nn.RNNBase, list[Tensor], Tensor]:
+    """A GRU in float64, (x, hx, reset_state) with gradients, and a mask."""
+    case = Case("GRU", T=5, B=2, I=3, H=4, hx=True, dtype=F64)
+    x, (h,) = case.inputs()
+    tensors = [t.requires_grad_() for t in (x, h, *reset_states(case, "layer"))]
+    resets = mask(case)
+    assert resets[1:].any()
+    return case.layer(rnnkern), tensors, resets
+
+
+def test_second_derivatives_and_forward_mode(small: Any) -> None:
+    gru, tensors, resets = small
+
+    def call(x: Tensor, h: Tensor, fresh: Tensor) -> Any:
+        return gru(x, h, resets, fresh)
+
+    assert gradcheck(call, tensors, check_forward_ad=True)
+    assert gradgradcheck(call, tensors)
+
+
+def test_transforms(small: Any) -> None:
+    gru, (x, h, fresh), resets = small
+    wanted = torch.autograd.grad(gru(x, h, resets, fresh)[0].square().sum(), x)[0]
+    found = grad(lambda x, resets: gru(x, h, resets, fresh)[0].square().sum())(x, resets)
+    torch.testing.assert_close(found, wanted)
+
+    weights = {name: p.detach() for name, p in gru.named_parameters()}
+    row = resets[:, 1]
+    of_each = vmap(
+        grad(lambda w, x: functional_call(gru, w, (x, None, row))[0].square().sum()), (None, 1)
+    )(weights, x.detach())
+    for b in range(x.shape[1]):
+        own = torch.autograd.grad(gru(x[:, b], None, row)[0].square().sum(), gru.weight_hh_l0)[0]
+        torch.testing.assert_close(of_each["weight_hh_l0"][b], own)
+    with pytest.raises(RuntimeError, match="the same for all that vmap maps over"):
+        vmap(lambda resets: gru(x, h, resets)[0])(torch.stack([resets] * 2))
+
+
+def test_checkpoint(small: Any) -> None:
+    gru, (x, h, fresh), resets = small
+    wanted = torch.autograd.grad(gru(x, h, resets, fresh)[0].square().sum(), (x, h, fresh))
+    output = checkpoint(lambda x: gru(x, h, resets, fresh)[0], x, use_reentrant=False)
+    found = torch.autograd.grad(output.square().sum(), (x, h, fresh))
+    assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("hx", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_autocast(cell: str, hx: bool) -> None:
+    """Types are those of a call without resets, whatever the mask holds."""
+    case = Case(cell, T=9, B=4, hx=hx)
+    layer, (x, states) = case.layer(rnnkern), case.inputs()
+    resets = mask(case)
+    exact, _ = layer(x, as_hx(states), resets)
+    with torch.autocast("cpu", BF16):
+        plain, like = layer(x, as_hx(states))
+        for given in (resets, resets & False):
+            output, state = layer(x, as_hx(states), given)
+            assert output.dtype == plain.dtype
+            assert [s.dtype for s in as_list(state)] == [s.dtype for s in as_list(like)]
+        output, _ = layer(x, as_hx(states), resets)
+    torch.testing.assert_close(output.float(), exact, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bfloat16(cell: str) -> None:
+    case = Case(cell, T=9, B=4, hx=True, dtype=BF16)
+    x, states = case.inputs()
+    resets = mask(case)
+    output, _ = case.layer(rnnkern)(x, as_hx(states), resets)
+    exact, _ = case.layer(rnnkern, F64)(x.double(), as_hx([s.double() for s in states]), resets)
+    assert output.dtype is BF16
+    torch.testing.assert_close(output.double(), exact, rtol=0, atol=0.03)
+
+
+def test_other_paths() -> None:
+    """torch.nn's own code (complex), tensors without data, torch.fx; no records of one mask."""
+    case = Case("RNN_TANH", T=9, B=4)
+    layer, (x, _), resets = case.layer(rnnkern), case.inputs(), mask(case)
+    wanted, _ = layer(x, None, resets)
+    complex_layer = rnnkern.RNN(case.I, case.H, dtype=torch.complex64)
+    complex_layer.load_state_dict(layer.state_dict())
+    output, _ = complex_layer(x + 0j, None, resets)
+    torch.testing.assert_close(output.real, wanted)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, resets: Tensor) -> Tensor:
+            return self.layer(x, resets=resets)[0]
+
+    assert torch.equal(torch.fx.symbolic_trace(Model())(x, resets), wanted)
+    with pytest.raises(RuntimeError, match="cannot be recorded"):
+        torch.jit.trace(Model(), (x, resets))
+    assert layer.to("meta")(x.to("meta"), resets=resets.to("meta"))[0].shape == wanted.shape
