@@ -5,11 +5,11 @@ episodes of a batch are its sequences, of falling length, as torch's PackedSeque
 Letters: T steps, B batch rows, N episodes, K the steps of the longest one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Episodes", "pack"]
+__all__ = ["Ends", "Episodes", "pack"]
 
 Array = np.ndarray
 
@@ -37,6 +37,25 @@ class Episodes(NamedTuple):
     row: Array
     end: Array
     last: Array
+
+
+class Ends(NamedTuple):
+    """The states in which the episodes of a call end, in the order of (row, step).
+
+    state  h (L·D, N, R), for an LSTM the pair of it and c, (L·D, N, H); as in h_n the second
+           direction's are those after the episode's first step
+    row    (N,) int64: the episode's batch row
+    step   (N,) int64: its last step
+
+    Tensors, of rnnkern.numpy arrays. As the states are needed beside the output, at (step, row):
+
+    >>> h_at_ends = torch.zeros(T, B, H)
+    >>> h_at_ends[ends.step, ends.row] = ends.state[0]  # a GRU's layer 0
+    """
+
+    state: Any
+    row: Any
+    step: Any
 
 
 def pack(resets: Array, batch_first: bool = False) -> Episodes:

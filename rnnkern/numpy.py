@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from . import _numpy
+from . import _numpy, episodes
 from .call_spec import CallSpec
 from .cell_spec import CELLS, Cell
+from .episodes import Ends, Episodes
 from .saved_layout import saved_values
 from .state_dict import Weights, layers
 
@@ -79,19 +80,36 @@ class Layer:
         )
 
     def __call__(
-        self, x: Array, hx: State | None = None, batch_sizes: Sequence[int] | None = None
-    ) -> tuple[Array, State]:
+        self,
+        x: Array,
+        hx: State | None = None,
+        batch_sizes: Sequence[int] | None = None,
+        resets: Array | None = None,
+        reset_state: State | None = None,
+        return_ends: bool = False,
+    ) -> Any:
         """Runs the stack: (output, h_n), for an LSTM (output, (h_n, c_n)).
 
         x            (T, B, I), (B, T, I) with batch_first, (T, I) without a batch; packed (N, I)
         hx           h_0 (L·D, B, R) or (L·D, R), for an LSTM the pair of it and c_0, (L·D, B, H)
                      or (L·D, H); zeros if None
         batch_sizes  packed x only: how many sequences, sorted by falling length, reach each step
+        resets       bool, of x's shape without features: whether the row's state is replaced by
+                     reset_state before the step; cuts the rows into episodes, as in rnnkern.LSTM
+        reset_state  as hx: (L·D, R), (L·D, B, R), or with the dimensions of resets in the middle
+        return_ends  with resets only: whether to return the `Ends` of the episodes too
 
         Raises ValueError for wrong ranks, sizes or dtypes, TypeError for batch_sizes that are no
         whole numbers.
         """
-        return self._run(x, hx, batch_sizes, train=False)[:2]
+        if resets is None and reset_state is None and not return_ends:
+            return self._run(x, hx, batch_sizes, train=False)[:2]
+        if resets is None:
+            raise ValueError("reset_state and return_ends belong to a call with resets")
+        if batch_sizes is not None:
+            raise ValueError("of packed x give each episode as a sequence of its own, not resets")
+        results = self._by_episodes(np.asarray(x), hx, np.asarray(resets), reset_state)
+        return results if return_ends else results[:2]
 
     def record(
         self, x: Array, hx: State | None = None, batch_sizes: Sequence[int] | None = None
@@ -141,6 +159,66 @@ class Layer:
         if unbatched:
             x, final = x[:, 0], [s[:, 0] for s in final]
         return x, (final[0], final[1]) if len(final) > 1 else final[0], steps
+
+    def _by_episodes(
+        self, x: Array, hx: State | None, resets: Array, reset_state: State | None
+    ) -> tuple[Array, State, Ends]:
+        """Output, final state and ends of a call with resets, as one packed call."""
+        if resets.shape != x.shape[:-1] or not resets.size or x.ndim not in (2, 3):
+            raise ValueError(
+                f"resets must have the shape of an input without its features, {x.shape[:-1]}, "
+                f"and not be empty, got {resets.shape}"
+            )
+        if resets.dtype != bool:
+            raise ValueError(f"resets must be bool, got {resets.dtype}")
+        unbatched = x.ndim == 2
+        mask = resets[:, None] if unbatched else resets
+        plan = episodes.pack(mask, self.batch_first and not unbatched)
+        state = [s[:, plan.packed_row] for s in self._state(hx, len(plan.last), unbatched)]
+        fresh = self._after_reset(reset_state, mask.shape, plan, unbatched)
+        zeros = [np.zeros((), self.dtype)] * len(state or fresh)
+        begin = [
+            np.where(plan.keeps_hx[:, None], kept, new)
+            for kept, new in zip(state or zeros, fresh or zeros, strict=True)
+        ]
+        packed = x.reshape(-1, x.shape[-1])[plan.to_packed]
+        output, final, _ = self._run(packed, self._hx(begin), plan.batch_sizes.tolist(), False)
+        states = list(final) if isinstance(final, tuple) else [final]
+        last = plan.last[0] if unbatched else plan.last
+        ends = Ends(self._hx([s[:, plan.rank] for s in states]), plan.row, plan.end)
+        by_row = output[plan.from_packed].reshape(*x.shape[:-1], -1)
+        return by_row, self._hx([s[:, last] for s in states]), ends
+
+    def _hx(self, states: Sequence[Array]) -> Any:
+        """States as a call takes and returns them."""
+        return None if not states else (states[0], states[1]) if len(states) > 1 else states[0]
+
+    def _after_reset(
+        self, reset_state: State | None, by_step: tuple[int, ...], plan: Episodes, unbatched: bool
+    ) -> list[Array]:
+        """(L·D, 1 or N, ·) of each state after resets, in packed order."""
+        if reset_state is None:
+            return []
+        given = reset_state if isinstance(reset_state, (tuple, list)) else (reset_state,)
+        if len(given) != len(self.cell.states):
+            raise ValueError(f"reset_state must be {', '.join(self.cell.states)}")
+        count, found = len(plan.row), []
+        widths = (self.proj_size or self.hidden_size, self.hidden_size)
+        for s, width in zip(map(np.asarray, given), widths, strict=False):
+            if s.shape[:1] + s.shape[-1:] != (len(self.weights) * self.directions, width):
+                raise ValueError(f"reset_state cannot have the shape {s.shape}")
+            if s.dtype != self.dtype:
+                raise ValueError(f"reset_state is {s.dtype}, but the weights are {self.dtype}")
+            between = s.shape[1:-1]
+            if not between:
+                found.append(s[:, None])
+            elif between == ((by_step[0],) if unbatched else by_step):
+                found.append(s.reshape(len(s), -1, width)[:, plan.to_packed[:count]])
+            elif between == (len(plan.last),) and not unbatched:
+                found.append(s[:, plan.packed_row])
+            else:
+                raise ValueError(f"reset_state cannot have the shape {s.shape}")
+        return found
 
     def _spec(self, batch_first: bool) -> CallSpec:
         bias, projection = self.weights[0][0].b_ih is not None, self.proj_size > 0

@@ -10,6 +10,5 @@ _tracing     what lets torch.compile and torch.fx trace the modules
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
-from .resets import Ends
 
-__all__ = ["GRU", "LSTM", "RNN", "Ends", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]

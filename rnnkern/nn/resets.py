@@ -5,7 +5,7 @@ N episodes, R width of the state (of h: proj_size, if given).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import exporting_to_onnx
 from ..cell_spec import BY_MODE
+from ..episodes import Ends
 from ..ops.packing import Packing, pack_episodes
 from ..precision import autocast_dtype
 from . import _tracing
@@ -20,22 +21,6 @@ from . import _tracing
 _is_compiling = torch.compiler.is_compiling
 
 Call = Callable[[Any, Any], tuple[Any, Any]]
-
-
-class Ends(NamedTuple):
-    """The states in which the episodes of a call end, in the order of (row, step).
-
-    state  h (L·D, N, R), for an LSTM the pair (h, c); with two directions the second one's is that
-           after the episode's first step, as in h_n
-    row    (N,) int64: the episode's batch row
-    step   (N,) int64: its last step
-
-    >>> at_ends = torch.zeros(T, B, H).index_put((ends.step, ends.row), ends.state[0])  # layer 0's
-    """
-
-    state: Any
-    row: Tensor
-    step: Tensor
 
 
 def call(

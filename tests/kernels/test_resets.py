@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from twins import same_error
 
 import rnnkern
+import rnnkern.numpy
 
 FORMS = ("none", "layer", "row", "position")  # of reset_state
 F64, BF16 = torch.float64, torch.bfloat16
@@ -427,3 +428,60 @@ def test_other_paths() -> None:
     with pytest.raises(RuntimeError, match="cannot be recorded"):
         torch.jit.trace(Model(), (x, resets))
     assert layer.to("meta")(x.to("meta"), resets=resets.to("meta"))[0].shape == wanted.shape
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_numpy(case: Case, form: str) -> None:
+    """The bits of torch's layer, of a call and of its single rows."""
+    layer, (x, states) = case.layer(rnnkern), case.inputs()
+    arrays = {name: p.detach().numpy() for name, p in layer.state_dict().items()}
+    own = rnnkern.numpy.Layer(
+        arrays, batch_first=case.batch_first, nonlinearity=getattr(layer, "nonlinearity", "tanh")
+    )
+    resets, fresh = mask(case), reset_states(case, form)
+    with torch.no_grad():
+        wanted = layer(x, as_hx(states), resets, as_hx(fresh), return_ends=True)
+    given = [as_hx([t.numpy() for t in ts]) for ts in (states, fresh)]
+    found = own(x.numpy(), given[0], None, resets.numpy(), given[1], True)
+    for ours, torchs in zip(leaves(found), leaves(wanted), strict=True):
+        assert torch.equal(torch.from_numpy(ours), torchs)
+
+    x, resets = (t.movedim(1, 0) if case.batch_first else t for t in (x, resets))
+    hx, fresh = (as_hx([one_row(s, case) for s in ts]) for ts in (states, fresh))
+    output, _ = own(x[:, 0].numpy(), hx, resets=resets[:, 0].numpy(), reset_state=fresh)
+    wanted_row = wanted[0].movedim(1, 0)[:, 0] if case.batch_first else wanted[0][:, 0]
+    assert torch.equal(torch.from_numpy(output), wanted_row)
+
+
+def leaves(tree: Any) -> list[Any]:
+    return [leaf for t in tree for leaf in leaves(t)] if isinstance(tree, tuple) else [tree]
+
+
+def one_row(state: Tensor, case: Case) -> Any:
+    """The first row's part of a state or a state after resets, as an array."""
+    if state.dim() == 4:
+        state = state[:, 0] if case.batch_first else state[:, :, 0]
+    elif state.dim() == 3:
+        state = state[:, 0]
+    return state.numpy()
+
+
+def test_numpy_refusals() -> None:
+    own = rnnkern.numpy.Layer(
+        {name: p.detach().numpy() for name, p in rnnkern.GRU(4, 6).state_dict().items()}
+    )
+    x, resets = torch.randn(5, 3, 4).numpy(), torch.zeros(5, 3, dtype=torch.bool).numpy()
+    h = torch.zeros(1, 3, 6).numpy()
+    for message, args in (
+        ("shape of an input", (x, None, None, resets.T)),
+        ("must be bool", (x, None, None, resets.astype(float))),
+        ("each episode as a sequence", (x[0], None, [2, 1], resets)),
+        ("belong to a call with resets", (x, None, None, None, h)),
+        ("cannot have the shape", (x, None, None, resets, h[..., 1:])),
+        ("cannot have the shape", (x, None, None, resets, h[:, 1:])),
+        ("float64, but the weights", (x, None, None, resets, h.astype(float))),
+        ("must be h", (x, None, None, resets, (h, h))),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own(*args)
