@@ -1,4 +1,4 @@
-# make demo | test | test-quick | bench | lint | tidy | docs | cuda-check | gpu | sanitize | clean
+# make demo | test | test-quick | test-integrations | bench | lint | tidy | docs | cuda-check | gpu | sanitize | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
 # torch without CUDA on Linux:
@@ -18,7 +18,7 @@ CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
                             'bench/*.cu' 'tests/*.cpp' 'tests/*.h')
 PY     = $(shell git ls-files '*.py' '*.pyi')
 
-.PHONY: demo test test-quick bench lint tidy docs cuda-check gpu sanitize clean
+.PHONY: demo test test-quick test-integrations bench lint tidy docs cuda-check gpu sanitize clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -32,6 +32,11 @@ test: $(READY)
 test-quick: $(READY)
 	MALLOC_PERTURB_=1 $(BIN)/pytest $(PYTEST_ARGS) \
 	  --ignore tests/contract/test_compile.py -m 'not (levels or slow or compiler or cuda or peers)' $(ARGS)
+
+# With real packages of others. What pip takes from rnnkern, which is installed, is the extras' list.
+test-integrations: $(READY)
+	$(PIP) torch==2.13.0 'rnnkern[onnx,rl]'
+	$(BIN)/pytest $(PYTEST_ARGS) -m peers $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py $(ARGS)

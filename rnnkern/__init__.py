@@ -27,7 +27,7 @@ _HOMES = {
     **dict.fromkeys(("trace", "gradient_flow"), "inspect.trace"),
     "watch": "inspect.watch",
 }
-_ROOMS = ("numpy", "plot", "reference")
+_ROOMS = ("numpy", "plot", "reference", "rl")
 
 
 def _found(package: str) -> bool:
