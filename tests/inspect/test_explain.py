@@ -158,3 +158,16 @@ def test_plan_of_a_cell_is_that_of_one_step(kind):
 def test_plan_says_what_it_cannot_plan(layer, x, error, message):
     with pytest.raises(error, match=message):
         rnnkern.plan(layer, x)
+
+
+def test_resets():
+    layer, x = rnnkern.LSTM(3, 4), torch.randn(5, 2, 3)
+    resets = torch.zeros(5, 2, dtype=torch.bool)
+    resets[0] = True
+    assert rnnkern.explain(layer, x, None, resets) == rnnkern.explain(layer, x)
+    resets[3, 1] = True
+    assert str(rnnkern.explain(layer, x, None, resets)) == (
+        "fused: rnnkern's kernels, rows packed by 3 episodes"
+    )
+    packed = pack_padded_sequence(torch.randn(5, 3, 3), [5, 3, 2])
+    assert rnnkern.plan(layer, x, resets=resets) == rnnkern.plan(layer, packed)
