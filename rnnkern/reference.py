@@ -205,6 +205,20 @@ class Episodes:
         begins = self.begins[step][:, None]
         return [np.where(begins, new[step], s) for new, s in zip(self.initial, states, strict=True)]
 
+    def add_final(self, step: int, d_states: Sequence[Array], d_final: Sequence[Array]) -> None:
+        """Adds the derivatives by the final states to those by the states after a step."""
+        ends = self.ends[step]
+        for d, d_end in zip(d_states, d_final, strict=True):
+            d[ends] += d_end[ends]
+
+    def cut(self, step: int, d_states: Sequence[Array], d_begins: Sequence[Array]) -> None:
+        """Moves the derivatives by the states before a step to `d_begins`, (T, B, ·), where an
+        episode begins."""
+        begins = self.begins[step]
+        for d, d_begin in zip(d_states, d_begins, strict=True):
+            d_begin[step, begins] = d[begins]
+            d[begins] = 0
+
     def gradients(self, d_begins: Sequence[Array]) -> tuple[States, States]:
         """Derivatives by h_0 (B, ·) and by the states after resets (T, B, ·), from those by the
         initial state of the episode that begins at a step."""
@@ -479,9 +493,7 @@ def _walk_back(
         d_begins = [np.zeros_like(s) for s in episodes.initial]
     for active, rows in reversed(_steps(sizes, reverse)):
         if episodes is not None:
-            left = episodes.ends[rows.start // active]
-            for d, d_end in zip(d_state, d_final, strict=True):
-                d[left] += d_end[left]
+            episodes.add_final(rows.start // active, d_state, d_final)
         d_after = [d[:active] for d in d_state]
         d_h = d_after[0] + d_hidden[rows]  # h_t acts through the next step and through the output
         flow[0][rows] = d_h
@@ -505,10 +517,7 @@ def _walk_back(
         for d, d_s in zip(d_state[1:], d_prev[1:], strict=True):
             d[:active] = d_s
         if episodes is not None:
-            began = episodes.begins[rows.start // active]
-            for d, d_begin in zip(d_state, d_begins, strict=True):
-                d_begin[rows.start // active, began] = d[began]
-                d[began] = 0
+            episodes.cut(rows.start // active, d_state, d_begins)
     if episodes is None:
         return d_x, d_weights, tuple(d_state), flow, ()
     h_0, fresh = episodes.gradients(d_begins)

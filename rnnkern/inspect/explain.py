@@ -130,13 +130,9 @@ def _plannable(layer: Any, x: Any) -> Layer | Cell:
 
 
 def plan(
-    layer: nn.Module,
-    x: Tensor | PackedSequence,
-    training: bool = False,
-    resets: Tensor | None = None,
+    layer: nn.Module, x: Tensor | PackedSequence, training: bool = False, resets: Any = None
 ) -> dict[str, Any]:
-    """How the engine takes `layer(x, resets=resets)` (its first layer), or with `training` its
-    backward pass.
+    """How the engine takes `layer(x)` (its first layer), or with `training` its backward pass.
 
     On the CPU: threads and what they split ("rows" of the batch, or "units" of the hidden state,
     with a barrier after each step); fused_input: whether the input's product is part of the step;
@@ -148,10 +144,10 @@ def plan(
     weights stay on the chip, on `blocks` blocks that exchange h, and each of `clusters` such
     clusters takes so many `rows` of the batch; directions_at_once: whether both are walked at once.
 
-    With resets after the first step the input is that packed by episodes. A packed input is planned
-    by its longest row and largest batch, a cell as a layer's one step.
-    Raises TypeError for a layer that is not rnnkern's or an input that is no tensor, ValueError for
-    one of a wrong shape, RuntimeError for a call that the kernels do not take (`rnnkern.explain`).
+    With resets after the first step x is packed by episodes. A packed input is planned by its
+    longest row and largest batch, a cell as a layer's one step. Raises TypeError for a layer that
+    is not rnnkern's or an input that is no tensor, ValueError for one of a wrong shape,
+    RuntimeError for a call that the kernels do not take (`rnnkern.explain`).
 
     >>> rnnkern.plan(rnnkern.LSTM(128, 256), torch.randn(100, 32, 128))["split"]
     'rows'
