@@ -45,7 +45,7 @@ def _run(layer: Any, input: Tensor, states: list[Tensor], is_init: Tensor) -> li
     return [output, *at_ends]
 
 
-class LSTMModule(_Resets, modules.LSTMModule):  # type: ignore[misc]
+class LSTMModule(_Resets, modules.LSTMModule):
     """torchrl.modules.LSTMModule on a layer of rnnkern's."""
 
     def _lstm_triton_with_resets(
@@ -54,7 +54,7 @@ class LSTMModule(_Resets, modules.LSTMModule):  # type: ignore[misc]
         return tuple(_run(self.lstm, input, [hidden0_in, hidden1_in], is_init))
 
 
-class GRUModule(_Resets, modules.GRUModule):  # type: ignore[misc]
+class GRUModule(_Resets, modules.GRUModule):
     """torchrl.modules.GRUModule on a layer of rnnkern's."""
 
     def _gru_triton_with_resets(

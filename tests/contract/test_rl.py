@@ -3,6 +3,9 @@
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +84,20 @@ class TestSB3:
         rnnkern.rl.revert(model)
         assert type(model.policy.lstm_actor) is nn.LSTM
         assert "_process_sequence" not in vars(model.policy)
+
+    @pytest.mark.slow
+    def test_example(self, tmp_path: Path) -> None:
+        figure = tmp_path / "figure.svg"
+        script = Path(__file__).resolve().parents[2] / "examples" / "recurrent_ppo.py"
+        done = subprocess.run(
+            [sys.executable, script, "--steps", "1024", "--figure", figure],
+            check=True,
+            timeout=100,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert "the learning curves are the same for 1 of 1 rollouts" in done.stdout
+        assert figure.stat().st_size > 5000
 
 
 class TestTorchRL:
