@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..backend import exporting_to_onnx
 from ..cell_spec import BY_MODE
 from ..episodes import Ends
+from ..ops import library
 from ..ops.packing import Packing, pack_episodes
 from ..precision import autocast_dtype
 from . import _tracing
@@ -55,6 +56,11 @@ def call(
             "places of this mask"
         )
     given = _Arguments(layer, run, input, hx, resets, reset_state)
+    if not _is_compiling():
+        masks = (resets, *given.reset_state)
+        library.check_memory(input, hx, masks, ("resets", *["reset_state"] * (len(masks) - 1)))
+    if return_ends and resets.is_meta:
+        raise RuntimeError("the number of ends is in the data of resets, which meta has not")
     plan = given.packing()
     output, state, ends = given.whole() if plan is None else given.packed(plan)
     return (output, state, ends()) if return_ends else (output, state)

@@ -309,6 +309,18 @@ def test_refusals_of_a_pair() -> None:
         lstm(x, None, resets, (h, h[..., :5]))
 
 
+@pytest.mark.parametrize("name", ["input", "the state h_0", "resets", "reset_state"])
+def test_tensor_without_memory(name: str) -> None:
+    case = Case("GRU", hx=True)
+    x, (h,) = case.inputs()
+    args = [x, h, mask(case), *reset_states(case, "layer")]
+    lost = ("input", "the state h_0", "resets", "reset_state").index(name)
+    args[lost] = args[lost].clone()
+    args[lost].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"the memory of {name} is not there"):
+        case.layer(rnnkern)(*args)
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -427,7 +439,10 @@ def test_other_paths() -> None:
     assert torch.equal(torch.fx.symbolic_trace(Model())(x, resets), wanted)
     with pytest.raises(RuntimeError, match="cannot be recorded"):
         torch.jit.trace(Model(), (x, resets))
-    assert layer.to("meta")(x.to("meta"), resets=resets.to("meta"))[0].shape == wanted.shape
+    meta = {"input": x.to("meta"), "resets": resets.to("meta")}
+    assert layer.to("meta")(**meta)[0].shape == wanted.shape
+    with pytest.raises(RuntimeError, match="the number of ends is in the data"):
+        layer(**meta, return_ends=True)
 
 
 @pytest.mark.parametrize("form", FORMS)
