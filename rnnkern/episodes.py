@@ -47,7 +47,7 @@ class Ends(NamedTuple):
     row    (N,) int64: the episode's batch row
     step   (N,) int64: its last step
 
-    Tensors, of rnnkern.numpy arrays. As the states are needed beside the output, at (step, row):
+    Tensors; arrays from rnnkern.numpy. To have the states beside the output, at (step, row):
 
     >>> h_at_ends = torch.zeros(T, B, H)
     >>> h_at_ends[ends.step, ends.row] = ends.state[0]  # a GRU's layer 0
