@@ -156,6 +156,54 @@ class TestTorchRL:
             torch.testing.assert_close(results[1][key], results[0][key], rtol=0, atol=1e-6)
         same(parameters(ours), parameters(theirs), before)
 
+    @pytest.mark.slow
+    def test_ppo(self) -> None:
+        """A real environment's rollouts, GAE and PPO's loss, which run the module in their ways."""
+        from tensordict.nn import TensorDictModule, TensorDictSequential
+        from torchrl import envs
+        from torchrl.objectives import ClipPPOLoss
+        from torchrl.objectives.value import GAE
+
+        modules = self.modules
+        lstm = modules.LSTMModule(4, 8, in_key="observation", out_key="embed")
+        tracked = envs.Compose(envs.InitTracker(), lstm.make_tensordict_primer())
+        cart = envs.GymEnv("CartPole-v1", categorical_action_encoding=True)
+        env = envs.TransformedEnv(cart, tracked)
+        env.set_seed(0)
+        head = TensorDictModule(nn.Linear(8, 2), in_keys=["embed"], out_keys=["logits"])
+        actor = modules.ProbabilisticActor(
+            TensorDictSequential(lstm, head),
+            in_keys=["logits"],
+            distribution_class=torch.distributions.Categorical,
+            return_log_prob=True,
+        )
+        critic = TensorDictSequential(
+            lstm, modules.ValueOperator(nn.Linear(8, 1), in_keys=["embed"])
+        )
+        with torch.no_grad():
+            rollouts = [env.rollout(60, actor, break_when_any_done=False) for _ in range(3)]
+        data = torch.stack(rollouts)
+        assert data["is_init"][:, 1:].any()
+
+        def trained(actor: Any, critic: Any) -> dict[str, Tensor]:
+            advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic, shifted=True)
+            ppo = ClipPPOLoss(actor, critic)
+            optimizer = torch.optim.Adam(ppo.parameters(), 1e-3)
+            own = data.clone()
+            for _ in range(4):
+                with torch.no_grad():
+                    advantage(own)
+                losses = ppo(own)
+                optimizer.zero_grad()
+                (losses["loss_objective"] + losses["loss_critic"]).backward()
+                optimizer.step()
+            return parameters(ppo)
+
+        before = parameters(ClipPPOLoss(actor, critic))
+        ours = rnnkern.rl.convert(nn.ModuleList(copy.deepcopy([actor, critic])))
+        with modules.set_recurrent_mode(True):
+            same(trained(*ours), trained(actor, critic), before)
+
     def test_the_mask_is_handed_on(self, monkeypatch: Any) -> None:
         """Nothing is split and padded any more."""
         from torchrl.modules.tensordict_module import rnn
