@@ -1,7 +1,7 @@
 """What a call of a layer says besides its tensors, as one object."""
 
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .cell_spec import CELLS, Cell
 
@@ -40,3 +40,17 @@ CALL_SPECS: dict[tuple[int, int, bool, bool, bool], CallSpec] = {
     fields: CallSpec(*fields)
     for fields in product(range(len(CELLS)), (1, 2), _FLAGS, _FLAGS, _FLAGS)
 }
+
+#: What prepacked weights may be rounded to, by the number that crosses the bindings' `format`.
+#: "float32" rounds nothing, whatever the dtype is; the others are for float32 layers.
+WEIGHT_FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
+
+
+def weight_format(name: Any, dtype: str) -> int:
+    """The number of a format for weights of this dtype ("float32"); ValueError if it has none."""
+    if name not in WEIGHT_FORMATS:
+        known = ", ".join(repr(known) for known in WEIGHT_FORMATS)
+        raise ValueError(f"weights must be one of {known}, got {name!r}")
+    if name != "float32" and dtype != "float32":
+        raise ValueError(f"weights={name!r} is for float32 layers, got {dtype}")
+    return WEIGHT_FORMATS[name]

@@ -24,6 +24,7 @@ class Cell(_torch_twin.RNNCellBase):
 
     select_backend = select_backend
     proj_size = 0
+    _operator_call = staticmethod(operator_call)
 
     @property
     def _mode(self) -> str | None:
@@ -65,7 +66,7 @@ class Cell(_torch_twin.RNNCellBase):
         if path is None and usual:
             states = step_call(input, state, weights, spec)
         else:
-            run = operator_call if path is None else decomposition.layer
+            run = self._operator_call if path is None else decomposition.layer
             state = [s.unsqueeze(0) for s in state]
             _, *states = run(input.unsqueeze(0), None, state, weights, spec)
             states = [without_first(s) for s in states]

@@ -198,8 +198,21 @@ class Layer(_torch_twin.RNNBase):
         layers = self.num_layers
         if layers == 1:
             return run(input, batch_sizes, state, weights, spec)
-
         each = spec.directions * spec.weights_per_direction
+        own = [weights[k * each : (k + 1) * each] for k in range(layers)]
+        return self._stack(run, input, batch_sizes, state, own, spec)
+
+    def _stack(
+        self,
+        run: Run,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Sequence[Tensor]],
+        spec: CallSpec,
+    ) -> Sequence[Tensor]:
+        """The layers one after the other; weights[k] are what `run` takes for layer k."""
+        layers = self.num_layers
         states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
         drop = self.dropout if self.training else 0
         finals = []
@@ -208,8 +221,7 @@ class Layer(_torch_twin.RNNBase):
                 steps = input.transpose(0, 1) if spec.batch_first else input
                 steps = torch.dropout(steps, drop, True)
                 input = steps.transpose(0, 1) if spec.batch_first else steps
-            own = weights[k * each : (k + 1) * each]
-            input, *final = run(input, batch_sizes, states[k], own, spec)
+            input, *final = run(input, batch_sizes, states[k], weights[k], spec)
             finals.append(final)
         return input, *map(torch.cat, zip(*finals, strict=True))
 

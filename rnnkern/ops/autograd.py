@@ -63,6 +63,8 @@ class Native(Protocol):
         /,
     ) -> list[Tensor] | None: ...
 
+    def stream(self, address: int, x: Tensor, /) -> Tensor: ...
+
     def cast_weights(self, weights: list[Tensor], dtype: torch.dtype, /) -> list[Tensor]: ...
 
     def use_lookups(self, lookups: dict[str, Any], /) -> None: ...
@@ -315,3 +317,19 @@ def operator_call(
     """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *state, *weights))
     return _returned(spec, _forward(input, batch_sizes, state, list(weights), *spec, train))
+
+
+def prepacked_call(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: Sequence[Tensor],
+    prepacked: Tensor,
+    spec: CallSpec,
+    hidden_size: int,
+    proj_size: int,
+) -> tuple[Tensor, ...]:
+    """`operator_call` with the weights as `library.prepack` packed them; without a gradient."""
+    results = library.forward_prepacked(
+        input, batch_sizes, *library.optional(state), prepacked, *spec, hidden_size, proj_size
+    )
+    return _returned(spec, results)

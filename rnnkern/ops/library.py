@@ -1,6 +1,7 @@
 """The compiled library with the operators `rnnkern::forward` and `rnnkern::backward`.
 
 One call runs one layer with all its directions; the schemas are in csrc/bindings/schemas.h.
+`rnnkern::prepack` packs a layer's weights once for `rnnkern::forward_prepacked`.
 Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
 D directions, G gates, N rows of packed data.
 """
@@ -48,6 +49,12 @@ forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = (
 #: (grad_input, grad_h_0, grad_c_0, grad_weights, flow_h, flow_c)
 backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]] = (
     torch.ops.rnnkern.backward.default
+)
+#: A layer's weights as the engine multiplies by them: an opaque uint8 tensor, for this process.
+prepack: Callable[..., Tensor] = torch.ops.rnnkern.prepack.default
+#: (output, h_n, c_n), without a gradient
+forward_prepacked: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
+    torch.ops.rnnkern.forward_prepacked.default
 )
 
 

@@ -504,7 +504,7 @@ def test_a_class_that_cannot_be_derived(
 
     model = nn.Sequential(Fixed(3, 4), nn.GRU(3, 4))
     home = sys.modules[rnnkern.convert.__module__]
-    monkeypatch.setattr(home, "_derive", lambda *_: type("Bad", (int, str), {}))
+    monkeypatch.setattr(home, "derive", lambda *_: type("Bad", (int, str), {}))
     rnnkern.convert(model, verbose=True)
     first, second, _ = capsys.readouterr().out.splitlines()
     assert first.startswith("0: left alone, no class can be derived from Fixed: multiple bases")

@@ -1,0 +1,522 @@
+"""freeze(model): a copy for inference whose recurrent layers and cells run on prepacked weights.
+
+A frozen module keeps its weights twice. As buffers under torch.nn's names they serve state_dict,
+copies, pickles and export. As `_prepacked`, what the engine multiplies by, they serve calls. The
+second is derived from the first wherever the first changes through torch's own ways, and it is no
+part of a pickle: it belongs to the instruction-set level of this process.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx import _symbolic_trace
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from .backend import Backend, select_backend, tensors_in
+from .call_spec import CALL_SPECS, CallSpec, weight_format
+from .cell_spec import BY_MODE
+from .convert import class_of, derive, reduce_by, refusal
+from .nn import cells, layers
+from .nn._torch_twin import CLASSES, Converted
+from .ops import decomposition, library
+from .ops.autograd import OBSERVER, layer_call, prepacked_call, without_first
+from .stream import Stream
+
+_any_autocast = torch._C._is_any_autocast_enabled
+_functorch_active = torch._C._are_functorch_transforms_active
+_is_compiling = torch.compiler.is_compiling
+_is_exporting = torch.compiler.is_exporting
+_is_grad_enabled = torch.is_grad_enabled
+_tracing_state = torch._C._get_tracing_state
+
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Frozen(nn.Module):
+    """What frozen layers and cells share: the two forms of the weights, and no gradient."""
+
+    # The mode of BY_MODE, and torch.nn's attributes.
+    mode: str
+    hidden_size: int
+    proj_size: int
+
+    _format = "float32"
+    _prepacked: Sequence[Tensor] = ()  # of each layer
+
+    def current_weights(self) -> list[Tensor]:
+        """The weights in torch's order."""
+        own = self._buffers
+        return [w for name in weight_names(self) if (w := own[name]) is not None]
+
+    def refresh(self, source: nn.Module | None = None) -> None:
+        """Packs the weights anew: those of `source`, a layer or cell like the one that was frozen.
+
+        None: the module's own buffers, after they were changed in place.
+
+        Raises ValueError where the source's weights have other names, shapes or dtypes.
+        """
+        if source is None:
+            self._pack()
+        else:
+            _adopt("", self, freeze(source, self._format))
+
+    def select_backend(
+        self, input: Any, weights: Sequence[Any], hx: Any = None, usual: bool = False
+    ) -> Backend | None:
+        """The layer's; RuntimeError where other code than the kernels would round nothing."""
+        path = select_backend(self, input, weights, hx, usual)
+        if path is not None:
+            self._refuse_rounded(str(path))
+        return path
+
+    def train(self, mode: bool = True) -> Any:
+        """Has no effect: a frozen module is always in eval mode."""
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        weights = self.current_weights()[0].dtype if self._format == "float32" else self._format
+        own = super().extra_repr()
+        return f"{own}, frozen snapshot of its weights in {str(weights).removeprefix('torch.')}"
+
+    def _spec_of_weights(self) -> CallSpec:
+        raise NotImplementedError
+
+    def _pack(self) -> None:
+        """Fills `_prepacked` from the buffers; ValueError for those that cannot be packed."""
+        weights = self.current_weights()
+        if reason := _refused(weights):
+            raise ValueError(f"{type(self).__name__} cannot pack its weights: {reason}")
+        format = weight_format(self._format, str(weights[0].dtype).removeprefix("torch."))
+        spec = self._spec_of_weights()
+        each = spec.directions * spec.weights_per_direction
+        with torch.no_grad():
+            self._prepacked = [
+                library.prepack([w.detach() for w in weights[k : k + each]], *spec, format)
+                for k in range(0, len(weights), each)
+            ]
+
+    @contextmanager
+    def _packing_anew(self) -> Iterator[None]:
+        """Packs what the block has made of the buffers, or leaves both as they were."""
+        before = dict(self._buffers)
+        try:
+            yield
+            self._pack()
+        except Exception:
+            self._buffers.update(before)
+            raise
+
+    def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        with self._packing_anew():
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with self._packing_anew():
+            super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        for derived in ("_prepacked", "_flat_weight_refs"):
+            state.pop(derived, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._pack()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        self._refuse_rounded("torch.jit.script")
+        return super().__prepare_scriptable__()  # type: ignore[misc,no-any-return]
+
+    def _refuse_rounded(self, what: str) -> None:
+        if self._format != "float32":
+            raise RuntimeError(
+                f"weights in {self._format} are for rnnkern's kernels alone ({what})"
+            )
+
+    def _refuse_gradient(self, input: Any, hx: Any) -> None:
+        if _is_grad_enabled() and any(t.requires_grad for t in tensors_in(input, hx)):
+            raise RuntimeError(
+                f"{type(self).__name__} is frozen: no gradient passes through it. Call it under "
+                "torch.no_grad() or torch.inference_mode(), or use the layer that it was made from"
+            )
+
+    def _run_layer(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        packed: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> tuple[Tensor, ...]:
+        """One layer by the kernels; `packed` is its prepacked weights alone."""
+        return prepacked_call(
+            input, batch_sizes, state, packed[0], spec, self.hidden_size, self.proj_size
+        )
+
+
+def _plain(input: Any) -> bool:
+    """Whether nothing stands between the call and the kernels."""
+    return (
+        type(input) is Tensor
+        and not _is_compiling()
+        and not _any_autocast()
+        and OBSERVER.get() is None
+        and forward_ad._current_level < 0
+        and not _functorch_active()
+        and _tracing_state() is None
+        and not _symbolic_trace._is_fx_tracing_flag
+    )
+
+
+class FrozenLayer(Frozen, layers.Layer):
+    """A frozen layer: the call of LSTM, GRU or RNN, with the same results and errors."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """The layer's forward, without gradients."""
+        self._refuse_gradient(input, hx)
+        if _plain(input) and self.num_layers == 1 and input.dim() == 3:
+            state = hx if type(hx) is tuple else () if hx is None else (hx,)
+            spec = self._spec(self.batch_first)
+            try:
+                output, *states = self._run_layer(input, None, state, self._prepacked, spec)
+            except (RuntimeError, TypeError):
+                pass  # the layer's checks say what is wrong in torch.nn's words
+            else:
+                return output, self._result(states)
+        return super().forward(input, hx)
+
+    def stream(self, batch_size: int = 1, threads: int = 1) -> Stream:
+        """The stack with its state inside, for input that comes step by step.
+
+        threads  of each step: a second one pays for wide layers or many rows
+
+        Raises ValueError for two directions and for counts below one, TypeError for other counts.
+        """
+        if self.bidirectional:
+            raise ValueError("a bidirectional layer needs the whole sequence: it has no stream")
+        return Stream(list(self._prepacked), self.current_weights()[0].dtype, batch_size, threads)
+
+    def _spec_of_weights(self) -> CallSpec:
+        return self._spec(False)
+
+    def _run(
+        self,
+        run: layers.Run,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> Sequence[Tensor]:
+        """The stack on checked arguments, in the weights' dtype, autocast or not."""
+        if _any_autocast():
+            input, *state = (t.to(weights[0].dtype) for t in (input, *state))
+            with torch.autocast(input.device.type, enabled=False):
+                return self._run(run, input, batch_sizes, state, weights, spec)
+        if run is decomposition.layer or _is_exporting():
+            self._refuse_rounded("torch.export")
+            return super()._run(run, input, batch_sizes, state, weights, spec)
+        if not _is_compiling() and OBSERVER.get() is not None:
+            self._refuse_rounded("trace and watch")
+            return super()._run(layer_call, input, batch_sizes, state, weights, spec)
+        packed = [[p] for p in self._prepacked]
+        return self._stack(self._run_layer, input, batch_sizes, state, packed, spec)
+
+
+class FrozenCell(Frozen, cells.Cell):
+    """A frozen cell: the call of LSTMCell, GRUCell or RNNCell, with the same results and errors."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """The cell's forward, without gradients."""
+        self._refuse_gradient(input, hx)
+        if _plain(input) and input.dim() == 2:
+            state = hx if type(hx) is tuple else () if hx is None else (hx,)
+            try:
+                lifted = [s.unsqueeze(0) for s in state]
+                _, *states = self._run_layer(
+                    input.unsqueeze(0), None, lifted, self._prepacked, self._spec_of_weights()
+                )
+            except (RuntimeError, TypeError, AttributeError):
+                pass  # as in a layer
+            else:
+                states = [without_first(s) for s in states]
+                return tuple(states) if len(states) > 1 else states[0]
+        if _any_autocast() and isinstance(input, Tensor):
+            dtype = self.current_weights()[0].dtype
+            hx = tuple(s.to(dtype) for s in hx) if isinstance(hx, tuple) else hx
+            hx = hx.to(dtype) if isinstance(hx, Tensor) else hx
+            with torch.autocast(input.device.type, enabled=False):
+                return super().forward(input.to(dtype), hx)
+        return super().forward(input, hx)
+
+    def stream(self, batch_size: int = 1, threads: int = 1) -> Stream:
+        """The cell with its state inside: `h = stream(x)`.
+
+        Raises ValueError for counts below one, TypeError for what is no whole number.
+        """
+        return Stream(list(self._prepacked), self.current_weights()[0].dtype, batch_size, threads)
+
+    def _spec_of_weights(self) -> CallSpec:
+        bias = self._buffers["bias_ih"] is not None
+        return CALL_SPECS[BY_MODE[str(self._mode)].id, 1, bias, False, False]
+
+    def _operator_call(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> tuple[Tensor, ...]:
+        if _is_exporting():
+            self._refuse_rounded("torch.export")
+            return super()._operator_call(input, batch_sizes, state, weights, spec)
+        return self._run_layer(input, batch_sizes, state, self._prepacked, spec)
+
+    def _torch_forward(self, input: Any, hx: Any) -> Any:
+        result = super()._torch_forward(input, hx)  # raises torch.nn's error
+        self._refuse_rounded("torch.nn's own code")
+        return result
+
+
+class FrozenLSTM(FrozenLayer, layers.LSTM):
+    """A frozen LSTM."""
+
+
+class FrozenGRU(FrozenLayer, layers.GRU):
+    """A frozen GRU."""
+
+
+class FrozenRNN(FrozenLayer, layers.RNN):
+    """A frozen RNN."""
+
+
+class FrozenLSTMCell(FrozenCell, cells.LSTMCell):
+    """A frozen LSTMCell."""
+
+
+class FrozenGRUCell(FrozenCell, cells.GRUCell):
+    """A frozen GRUCell."""
+
+
+class FrozenRNNCell(FrozenCell, cells.RNNCell):
+    """A frozen RNNCell."""
+
+
+#: The frozen class for each of torch's.
+_FROZEN: dict[type, type[nn.Module]] = {
+    CLASSES["LSTM"]: FrozenLSTM,
+    CLASSES["GRU"]: FrozenGRU,
+    CLASSES["RNN"]: FrozenRNN,
+    CLASSES["LSTMCell"]: FrozenLSTMCell,
+    CLASSES["GRUCell"]: FrozenGRUCell,
+    CLASSES["RNNCell"]: FrozenRNNCell,
+}
+
+
+def _frozen_base(cls: type) -> type[nn.Module]:
+    return next(_FROZEN[kind] for kind in cls.__mro__ if kind in _FROZEN)
+
+
+def _new(cls: type, *args: Any) -> nn.Module:
+    """An empty instance of the class that a frozen instance of `cls` has (for pickle)."""
+    kind = _frozen_class(cls)
+    empty: nn.Module = kind.__new__(kind, *args)
+    return empty
+
+
+@cache
+def _frozen_class(cls: type) -> type[nn.Module]:
+    """The frozen class for one of torch.nn's, of rnnkern's, or of the user's that delegates."""
+    base = _frozen_base(cls)
+    if cls in _FROZEN or cls.__module__.startswith("rnnkern.nn."):
+        return base
+    members = {"_original": cls, "__reduce_ex__": reduce_by(_new)}
+    return derive(cls, (cls, base), members)
+
+
+def weight_names(module: nn.Module) -> Sequence[str]:
+    """The names of a layer's or cell's weights, in torch's order; a cell's may be None."""
+    return getattr(module, "_flat_weights_names", _CELL_WEIGHTS)
+
+
+def _weights_of(module: nn.Module) -> list[Any]:
+    with torch.no_grad():
+        found = [getattr(module, name) for name in weight_names(module)]
+    return found if hasattr(module, "_flat_weights") else [w for w in found if w is not None]
+
+
+def _refused(weights: Sequence[Any]) -> str | None:
+    """Why these weights cannot be packed."""
+    if not all(isinstance(w, Tensor) for w in weights):
+        return "not all of its weights are tensors"
+    first = weights[0]
+    for w in weights:
+        if w.device.type != "cpu":
+            return f"its weights are on {w.device}, and frozen modules run on the CPU"
+        if w.dtype != first.dtype:
+            return f"its weights are both {first.dtype} and {w.dtype}"
+        if w.layout is not torch.strided:
+            return f"its weights have the layout {w.layout}"
+        if not w.numel():
+            return "a size is zero"
+    if first.dtype not in library.DTYPES:
+        return f"its weights are {first.dtype}"
+    return None
+
+
+def _obstacle(module: nn.Module, weights: str) -> str | None:
+    """Why a recurrent module cannot be frozen."""
+    cls = _user_class(module)
+    if not isinstance(module, Frozen) and (reason := refusal(module, cls, _frozen_base(cls))):
+        return reason
+    if getattr(module, "_mode", "") is None:
+        return f"it has no nonlinearity {getattr(module, 'nonlinearity', None)!r}"
+    own = _weights_of(module)
+    if reason := _refused(own):
+        return reason
+    try:
+        weight_format(weights, str(own[0].dtype).removeprefix("torch."))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _user_class(module: nn.Module) -> type:
+    """The module's class without parametrisations and conversions."""
+    cls = class_of(module)
+    return cls._original if issubclass(cls, Converted) else cls
+
+
+def _recurrent(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [found for found in model.named_modules() if isinstance(found[1], tuple(_FROZEN))]
+
+
+def _copied(model: Module) -> Module:
+    """A deep copy, also where weights are results of an older reparametrisation."""
+    memo: dict[int, Any] = {}
+    for _, module in _recurrent(model):
+        for t in (*vars(module).values(), *getattr(module, "_flat_weights", ())):
+            if isinstance(t, Tensor) and not t.is_leaf:
+                memo[id(t)] = t.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def _settle(module: nn.Module) -> None:
+    """Puts the current values of all reparametrised weights of a module into plain parameters."""
+    module.eval()
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+    if parametrize.is_parametrized(module):
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def _freeze(module: Any, weights: str) -> None:
+    """Turns a layer or cell of a copied model into a frozen one, in place."""
+    if not isinstance(module, Frozen):
+        _settle(module)
+        values = {name: getattr(module, name) for name in weight_names(module)}
+        object.__setattr__(module, "__class__", _frozen_class(_user_class(module)))
+        for name, value in values.items():
+            vars(module).pop(name, None)
+            module._parameters.pop(name, None)
+            module._buffers[name] = None if value is None else value.detach().clone()
+    module._format = weights
+    module.eval()
+    module._pack()
+
+
+def freeze(module: Module, weights: str = "float32") -> Module:
+    """A copy for inference: every recurrent layer and cell in it runs on weights packed once.
+
+    module   a layer, a cell or a whole model: torch.nn's recurrent layers and cells, rnnkern's, and
+             subclasses whose `forward` reaches theirs through `super()` alone
+    weights  "float32" rounds nothing, whatever the dtype is: results have the bits of the layer's.
+             "bfloat16" and "int8" are for float32 layers, and round the weight matrices; "int8"
+             also rounds inputs and h in each step. Biases, sums and states stay float32
+
+    The original is untouched. A frozen module is called as the layer is. It is a snapshot: later
+    changes of the original's weights are not seen; `refresh` takes them over. Weights are buffers
+    under torch.nn's names, so that state_dict fits the layer, and load_state_dict packs anew. They
+    take their memory twice. Reparametrised weights are taken with their current values. Autocast
+    does not change the dtype of the computation, nor do torch's settings for float32 products.
+
+    Raises ValueError, with the name of the layer, for one that cannot be frozen: on another device
+    than the CPU, of size zero, of a dtype that the kernels or `weights` do not take, or a subclass
+    that does more than to call its base. A call raises RuntimeError where a gradient is asked for.
+
+    >>> frozen = rnnkern.freeze(model)
+    >>> with torch.inference_mode():
+    ...     output, (h_n, c_n) = frozen.lstm(x)
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
+    weight_format(weights, "float32")  # a wrong name
+    for name, part in _recurrent(module):
+        if reason := _obstacle(part, weights):
+            raise ValueError(f"{name or 'the module itself'} cannot be frozen: {reason}")
+    frozen = _copied(module)
+    for _, part in _recurrent(frozen):
+        _freeze(part, weights)
+    return frozen
+
+
+def refresh(frozen: nn.Module, source: nn.Module | None = None) -> None:
+    """Packs the weights of all frozen layers and cells in `frozen` anew, in place.
+
+    source  the model that was frozen, or one like it: its recurrent layers' weights are taken over.
+            None: the frozen modules' own buffers, after they were changed in place
+
+    Other modules stay as they are; `load_state_dict` takes over all of a model.
+
+    Raises ValueError where the source has no layer of a frozen one's name, or one with weights of
+    other names, shapes or dtypes.
+    """
+    parts = {name: m for name, m in frozen.named_modules() if isinstance(m, Frozen)}
+    if source is None:
+        for part in parts.values():
+            part.refresh()
+        return
+    found = dict(source.named_modules())
+    if missing := sorted(parts.keys() - found.keys()):
+        raise ValueError(f"the source has no module {missing[0]}")
+    fresh = {name: freeze(found[name], part._format) for name, part in parts.items()}
+    for name, part in parts.items():
+        _check_alike(name, part, fresh[name])
+    for name, part in parts.items():
+        _adopt(name, part, fresh[name])
+
+
+def _check_alike(name: str, frozen: Frozen, fresh: nn.Module) -> None:
+    def form(module: nn.Module) -> list[Any]:
+        return [
+            (key, None if w is None else (w.shape, w.dtype)) for key, w in module._buffers.items()
+        ]
+
+    if not isinstance(fresh, Frozen) or form(fresh) != form(frozen):
+        raise ValueError(f"{name or 'the source'} has weights of other names, shapes or dtypes")
+
+
+def _adopt(name: str, frozen: Frozen, fresh: Any) -> None:
+    """Gives a frozen module the weights of another one like it."""
+    _check_alike(name, frozen, fresh)
+    for key in weight_names(frozen):
+        frozen._buffers[key] = fresh._buffers[key]
+    frozen._prepacked = fresh._prepacked
