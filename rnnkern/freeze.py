@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,14 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .backend import Backend, select_backend, tensors_in
+from .backend import PLAIN, Backend, select_backend, tensors_in
 from .call_spec import CALL_SPECS, CallSpec, weight_format
 from .cell_spec import BY_MODE
 from .convert import class_of, derive, reduce_by, refusal
 from .nn import cells, layers
 from .nn._torch_twin import CLASSES, Converted
 from .ops import decomposition, library
-from .ops.autograd import OBSERVER, layer_call, prepacked_call, without_first
+from .ops.autograd import OBSERVER, frozen_call, layer_call, prepacked_call
 from .stream import Stream
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -52,6 +52,7 @@ class Frozen(nn.Module):
 
     _format = "float32"
     _prepacked: Sequence[Tensor] = ()  # of each layer
+    _specs: tuple[CallSpec, CallSpec]  # of its calls, by batch_first
 
     def current_weights(self) -> list[Tensor]:
         """The weights in torch's order."""
@@ -88,8 +89,9 @@ class Frozen(nn.Module):
         own = super().extra_repr()
         return f"{own}, frozen snapshot of its weights in {str(weights).removeprefix('torch.')}"
 
-    def _spec_of_weights(self) -> CallSpec:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # the layer's, or the cell's below
+
+        def _spec(self, batch_first: bool) -> CallSpec: ...
 
     def _pack(self) -> None:
         """Fills `_prepacked` from the buffers; ValueError for those that cannot be packed."""
@@ -97,8 +99,9 @@ class Frozen(nn.Module):
         if reason := _refused(weights):
             raise ValueError(f"{type(self).__name__} cannot pack its weights: {reason}")
         format = weight_format(self._format, str(weights[0].dtype).removeprefix("torch."))
-        spec = self._spec_of_weights()
+        spec = self._spec(False)
         each = spec.directions * spec.weights_per_direction
+        self._specs = (spec, self._spec(True))
         with torch.no_grad():
             self._prepacked = [
                 library.prepack([w.detach() for w in weights[k : k + each]], *spec, format)
@@ -165,10 +168,11 @@ class Frozen(nn.Module):
         )
 
 
-def _plain(input: Any) -> bool:
+def _plain(input: Any, state: Sequence[Any]) -> bool:
     """Whether nothing stands between the call and the kernels."""
     return (
         type(input) is Tensor
+        and PLAIN.issuperset(map(type, state))
         and not _is_compiling()
         and not _any_autocast()
         and OBSERVER.get() is None
@@ -185,16 +189,40 @@ class FrozenLayer(Frozen, layers.Layer):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The layer's forward, without gradients."""
         self._refuse_gradient(input, hx)
-        if _plain(input) and self.num_layers == 1 and input.dim() == 3:
-            state = hx if type(hx) is tuple else () if hx is None else (hx,)
-            spec = self._spec(self.batch_first)
+        state = hx if type(hx) is tuple else () if hx is None else (hx,)
+        if _plain(input, state) and input.dim() == 3:
+            spec = self._specs[self.batch_first]
             try:
-                output, *states = self._run_layer(input, None, state, self._prepacked, spec)
+                output, *states = self._run_stack(self._run_plain, input, None, state, spec)
             except (RuntimeError, TypeError):
                 pass  # the layer's checks say what is wrong in torch.nn's words
             else:
                 return output, self._result(states)
         return super().forward(input, hx)
+
+    def _run_stack(
+        self,
+        run: layers.Run,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> Sequence[Tensor]:
+        if self.num_layers == 1:
+            return run(input, batch_sizes, state, self._prepacked, spec)
+        packed = [[p] for p in self._prepacked]
+        return self._stack(run, input, batch_sizes, state, packed, spec)
+
+    def _run_plain(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        packed: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> tuple[Tensor, ...]:
+        """`_run_layer` for a plain call of padded data."""
+        return frozen_call(input, state, packed[0], spec, self.hidden_size, self.proj_size, False)
 
     def stream(self, batch_size: int = 1, threads: int = 1) -> Stream:
         """The stack with its state inside, for input that comes step by step.
@@ -206,9 +234,6 @@ class FrozenLayer(Frozen, layers.Layer):
         if self.bidirectional:
             raise ValueError("a bidirectional layer needs the whole sequence: it has no stream")
         return Stream(list(self._prepacked), self.current_weights()[0].dtype, batch_size, threads)
-
-    def _spec_of_weights(self) -> CallSpec:
-        return self._spec(False)
 
     def _run(
         self,
@@ -230,8 +255,7 @@ class FrozenLayer(Frozen, layers.Layer):
         if not _is_compiling() and OBSERVER.get() is not None:
             self._refuse_rounded("trace and watch")
             return super()._run(layer_call, input, batch_sizes, state, weights, spec)
-        packed = [[p] for p in self._prepacked]
-        return self._stack(self._run_layer, input, batch_sizes, state, packed, spec)
+        return self._run_stack(self._run_layer, input, batch_sizes, state, spec)
 
 
 class FrozenCell(Frozen, cells.Cell):
@@ -240,18 +264,15 @@ class FrozenCell(Frozen, cells.Cell):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The cell's forward, without gradients."""
         self._refuse_gradient(input, hx)
-        if _plain(input) and input.dim() == 2:
-            state = hx if type(hx) is tuple else () if hx is None else (hx,)
+        state = hx if type(hx) is tuple else () if hx is None else (hx,)
+        if _plain(input, state) and input.dim() == 2:
+            packed, spec = self._prepacked[0], self._specs[False]
             try:
-                lifted = [s.unsqueeze(0) for s in state]
-                _, *states = self._run_layer(
-                    input.unsqueeze(0), None, lifted, self._prepacked, self._spec_of_weights()
-                )
-            except (RuntimeError, TypeError, AttributeError):
+                states = frozen_call(input, state, packed, spec, self.hidden_size, 0, True)
+            except (RuntimeError, TypeError):
                 pass  # as in a layer
             else:
-                states = [without_first(s) for s in states]
-                return tuple(states) if len(states) > 1 else states[0]
+                return states if len(states) > 1 else states[0]
         if _any_autocast() and isinstance(input, Tensor):
             dtype = self.current_weights()[0].dtype
             hx = tuple(s.to(dtype) for s in hx) if isinstance(hx, tuple) else hx
@@ -267,9 +288,9 @@ class FrozenCell(Frozen, cells.Cell):
         """
         return Stream(list(self._prepacked), self.current_weights()[0].dtype, batch_size, threads)
 
-    def _spec_of_weights(self) -> CallSpec:
+    def _spec(self, batch_first: bool) -> CallSpec:
         bias = self._buffers["bias_ih"] is not None
-        return CALL_SPECS[BY_MODE[str(self._mode)].id, 1, bias, False, False]
+        return CALL_SPECS[BY_MODE[str(self._mode)].id, 1, bias, False, batch_first]
 
     def _operator_call(
         self,

@@ -337,6 +337,35 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step)
+PyObject* frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 7 && THPVariable_Check(args[0]) && THPVariable_Check(args[2]),
+                   "frozen takes 7 arguments");
+  static const c10::OperatorHandle op = find("rnnkern::forward_prepacked");
+  Call call{.spec = read_spec(args[3]), .step = args[6] == Py_True};
+  variable_list tensors{THPVariable_Unpack(args[0])};
+  append(tensors, args[1]);
+  call.states = int64_t(tensors.size()) - 1;
+  const int64_t hidden_size = PyLong_AsLongLong(args[4]), proj_size = PyLong_AsLongLong(args[5]);
+  if (PyErr_Occurred()) throw python_error();
+  variable_list results;
+  {
+    pybind11::gil_scoped_release without_gil;
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const variable_list all = prepared(call, tensors);
+    const Split split(call, all);
+    torch::jit::Stack stack =
+        call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
+                      THPVariable_Unpack(args[2]), call.spec, hidden_size, proj_size);
+    std::array<Tensor, 5> found;
+    for (size_t i = 0; i < stack.size(); ++i) found[i] = std::move(stack[i]).toTensor();
+    results = returned(call, found);
+  }
+  return wrapped(TensorList(results)).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
 at::ScalarType dtype_of(const rnnkern::Stream::Sizes& sizes) {
   return sizes.element_size == 2   ? at::kBFloat16
          : sizes.element_size == 8 ? at::kDouble
@@ -385,6 +414,9 @@ PyMethodDef methods[] = {
      "layer(input, batch_sizes, state, weights, spec, cast_weights) -> (output, h_n[, c_n])"},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
      "step(input, state, weights, spec) -> (h[, c]), without the dimensions of T and D"},
+    {"frozen", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(frozen)), METH_FASTCALL,
+     "frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step): layer() or step() on "
+     "prepacked weights, without gradients"},
     {"stream", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stream)), METH_FASTCALL,
      "stream(address, x) -> y: the next step or steps of the engine's stream"},
     {"use_decomposition", use_decomposition, METH_O, "The vjp for double backward and transforms."},

@@ -63,6 +63,18 @@ class Native(Protocol):
         /,
     ) -> list[Tensor] | None: ...
 
+    def frozen(
+        self,
+        input: Tensor,
+        state: Sequence[Tensor],
+        prepacked: Tensor,
+        spec: CallSpec,
+        hidden_size: int,
+        proj_size: int,
+        is_step: bool,
+        /,
+    ) -> tuple[Tensor, ...]: ...
+
     def stream(self, address: int, x: Tensor, /) -> Tensor: ...
 
     def cast_weights(self, weights: list[Tensor], dtype: torch.dtype, /) -> list[Tensor]: ...
@@ -333,3 +345,24 @@ def prepacked_call(
         input, batch_sizes, *library.optional(state), prepacked, *spec, hidden_size, proj_size
     )
     return _returned(spec, results)
+
+
+def frozen_call(
+    input: Tensor,
+    state: Sequence[Tensor],
+    prepacked: Tensor,
+    spec: CallSpec,
+    hidden_size: int,
+    proj_size: int,
+    is_step: bool,
+) -> tuple[Tensor, ...]:
+    """`layer_call` on prepacked weights and padded data, or `step_call`; without a gradient."""
+    if NATIVE is not None and not _function_modes():
+        return NATIVE.frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step)
+    if not is_step:
+        return prepacked_call(input, None, state, prepacked, spec, hidden_size, proj_size)
+    lifted = [s.unsqueeze(0) for s in state]
+    _, *states = prepacked_call(
+        input.unsqueeze(0), None, lifted, prepacked, spec, hidden_size, proj_size
+    )
+    return tuple(without_first(s) for s in states)
