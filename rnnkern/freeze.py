@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,15 @@ class Frozen(nn.Module):
                 "torch.no_grad() or torch.inference_mode(), or use the layer that it was made from"
             )
 
+    def _plain_state(self, hx: Any) -> tuple[Tensor, ...] | None:
+        """hx as the operators take it; None if it is not of plain tensors, one or a pair."""
+        if hx is None:
+            return ()
+        state = hx if type(hx) is tuple else (hx,)
+        is_pair = len(self._specs[0].kind.states) > 1
+        fits = len(state) == 1 + is_pair and (type(hx) is tuple) == is_pair
+        return state if fits and PLAIN.issuperset(map(type, state)) else None
+
     def _run_layer(
         self,
         input: Tensor,
@@ -168,11 +177,10 @@ class Frozen(nn.Module):
         )
 
 
-def _plain(input: Any, state: Sequence[Any]) -> bool:
+def _plain(input: Any) -> bool:
     """Whether nothing stands between the call and the kernels."""
     return (
         type(input) is Tensor
-        and PLAIN.issuperset(map(type, state))
         and not _is_compiling()
         and not _any_autocast()
         and OBSERVER.get() is None
@@ -189,8 +197,8 @@ class FrozenLayer(Frozen, layers.Layer):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The layer's forward, without gradients."""
         self._refuse_gradient(input, hx)
-        state = hx if type(hx) is tuple else () if hx is None else (hx,)
-        if _plain(input, state) and input.dim() == 3:
+        state = self._plain_state(hx)
+        if state is not None and _plain(input) and input.dim() == 3:
             spec = self._specs[self.batch_first]
             try:
                 output, *states = self._run_stack(self._run_plain, input, None, state, spec)
@@ -264,8 +272,8 @@ class FrozenCell(Frozen, cells.Cell):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The cell's forward, without gradients."""
         self._refuse_gradient(input, hx)
-        state = hx if type(hx) is tuple else () if hx is None else (hx,)
-        if _plain(input, state) and input.dim() == 2:
+        state = self._plain_state(hx)
+        if state is not None and _plain(input) and input.dim() == 2:
             packed, spec = self._prepacked[0], self._specs[False]
             try:
                 states = frozen_call(input, state, packed, spec, self.hidden_size, 0, True)
@@ -402,8 +410,9 @@ def _obstacle(module: nn.Module, weights: str) -> str | None:
     cls = _user_class(module)
     if not isinstance(module, Frozen) and (reason := refusal(module, cls, _frozen_base(cls))):
         return reason
-    if getattr(module, "_mode", "") is None:
-        return f"it has no nonlinearity {getattr(module, 'nonlinearity', None)!r}"
+    nonlinearity = getattr(module, "nonlinearity", "tanh")
+    if nonlinearity not in ("tanh", "relu"):
+        return f"its nonlinearity is {nonlinearity!r}"
     own = _weights_of(module)
     if reason := _refused(own):
         return reason
@@ -434,8 +443,8 @@ def _copied(model: Module) -> Module:
     return copy.deepcopy(model, memo)
 
 
-def _settle(module: nn.Module) -> None:
-    """Puts the current values of all reparametrised weights of a module into plain parameters."""
+def _current_values(module: nn.Module) -> dict[str, Tensor | None]:
+    """The weights of a copied module by name, which loses its reparametrisations."""
     module.eval()
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, WeightNorm):
@@ -444,21 +453,27 @@ def _settle(module: nn.Module) -> None:
             remove_spectral_norm(module, hook.name)
         elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
-    if parametrize.is_parametrized(module):
-        for name in list(module.parametrizations):  # type: ignore[arg-type]
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    with torch.no_grad():
+        values = {name: getattr(module, name) for name in weight_names(module)}
+        if parametrize.is_parametrized(module):
+            others = set(cast(nn.ModuleDict, module.parametrizations)) - set(values)
+            found = {name: nn.Parameter(getattr(module, name)) for name in others}
+            # Not by torch's function: it takes the names off the class, which the original shares.
+            del module._modules["parametrizations"]
+            module._parameters.update(found)
+    return {name: None if w is None else w.detach().clone() for name, w in values.items()}
 
 
 def _freeze(module: Any, weights: str) -> None:
     """Turns a layer or cell of a copied model into a frozen one, in place."""
     if not isinstance(module, Frozen):
-        _settle(module)
-        values = {name: getattr(module, name) for name in weight_names(module)}
-        object.__setattr__(module, "__class__", _frozen_class(_user_class(module)))
-        for name, value in values.items():
+        target = _frozen_class(_user_class(module))
+        values = _current_values(module)
+        object.__setattr__(module, "__class__", target)
+        for name in values:
             vars(module).pop(name, None)
             module._parameters.pop(name, None)
-            module._buffers[name] = None if value is None else value.detach().clone()
+        module._buffers.update(values)
     module._format = weights
     module.eval()
     module._pack()

@@ -20,7 +20,9 @@ class Stream(numpy.Stream):
     only, and a snapshot: `refresh` does not reach a stream made before. One thread at a time may
     use a stream; any number of streams of one module may run at once. No gradient passes through.
 
-    c of a bfloat16 LSTM's state is float32, as between steps; it may be given in bfloat16 too.
+    The state of a layer in half precision is float32 where the kernels carry float32 from step to
+    step: c of bfloat16; all of float16 and of odd sizes, there between layers too. It may be given
+    in the layer's dtype.
 
     >>> stream = rnnkern.freeze(lstm).stream(batch_size=2)
     >>> y = stream(x)  # x (B, I) gives (B, R); x (T, B, I) gives (T, B, R)

@@ -487,7 +487,7 @@ def test_decided_before_the_first_is_changed(monkeypatch: pytest.MonkeyPatch) ->
     model = nn.Sequential(nn.GRU(3, 4), Plain(3, 4))
     home = sys.modules[convert.__module__]
 
-    def fail(cls: type) -> None:
+    def fail(cls: type, ours: type) -> None:
         raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(home, "_class_refusal", fail)
