@@ -9,7 +9,7 @@ part of a pickle: it belongs to the instruction-set level of this process.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -98,11 +98,13 @@ class Frozen(nn.Module):
         weights = self.current_weights()
         if reason := _refused(weights):
             raise ValueError(f"{type(self).__name__} cannot pack its weights: {reason}")
+        if isinstance(self, nn.RNNBase):
+            self._init_flat_weights()
         format = weight_format(self._format, str(weights[0].dtype).removeprefix("torch."))
         spec = self._spec(False)
         each = spec.directions * spec.weights_per_direction
         self._specs = (spec, self._spec(True))
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             self._prepacked = [
                 library.prepack([w.detach() for w in weights[k : k + each]], *spec, format)
                 for k in range(0, len(weights), each)
@@ -262,7 +264,8 @@ class FrozenLayer(Frozen, layers.Layer):
             return super()._run(run, input, batch_sizes, state, weights, spec)
         if not _is_compiling() and OBSERVER.get() is not None:
             self._refuse_rounded("trace and watch")
-            return super()._run(layer_call, input, batch_sizes, state, weights, spec)
+            # Not layer_call itself, of which the layer would round the factors where settings say.
+            return super()._run(partial(layer_call), input, batch_sizes, state, weights, spec)
         return self._run_stack(self._run_layer, input, batch_sizes, state, spec)
 
 
@@ -453,7 +456,7 @@ def _current_values(module: nn.Module) -> dict[str, Tensor | None]:
             remove_spectral_norm(module, hook.name)
         elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         values = {name: getattr(module, name) for name in weight_names(module)}
         if parametrize.is_parametrized(module):
             others = set(cast(nn.ModuleDict, module.parametrizations)) - set(values)
@@ -461,7 +464,7 @@ def _current_values(module: nn.Module) -> dict[str, Tensor | None]:
             # Not by torch's function: it takes the names off the class, which the original shares.
             del module._modules["parametrizations"]
             module._parameters.update(found)
-    return {name: None if w is None else w.detach().clone() for name, w in values.items()}
+        return {name: None if w is None else w.detach().clone() for name, w in values.items()}
 
 
 def _freeze(module: Any, weights: str) -> None:
@@ -555,4 +558,6 @@ def _adopt(name: str, frozen: Frozen, fresh: Any) -> None:
     _check_alike(name, frozen, fresh)
     for key in weight_names(frozen):
         frozen._buffers[key] = fresh._buffers[key]
+    if isinstance(frozen, nn.RNNBase):
+        frozen._init_flat_weights()
     frozen._prepacked = fresh._prepacked

@@ -680,3 +680,30 @@ def test_packed_sequences_keep_their_order() -> None:
     assert isinstance(found[0], PackedSequence)
     assert torch.equal(found[0].unsorted_indices, expected[0].unsorted_indices)
     assert equal(flat(found), flat(expected))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_in_inference_mode(name: str) -> None:
+    """Its buffers are ordinary tensors all the same."""
+    layer = module(name)
+    with torch.inference_mode():
+        frozen = rnnkern.freeze(layer)
+    other = getattr(nn, name)(5, 6)
+    frozen.load_state_dict(other.state_dict())
+    assert not any(w.is_inference() for w in frozen.buffers())
+    x = input_of(layer)
+    assert equal(run(frozen, x), run(rnnkern.convert(other), x))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_no_other_weights_are_held(name: str) -> None:
+    """torch's list of a layer's weights is that of the buffers, whatever happened to them."""
+    frozen = rnnkern.freeze(module(name))
+    for act in (
+        lambda: None,
+        lambda: frozen.refresh(module(name)),
+        lambda: frozen.load_state_dict(module(name).state_dict(), assign=True),
+        lambda: frozen.double(),
+    ):
+        act()
+        assert all(a is b for a, b in zip(frozen._flat_weights, frozen.buffers(), strict=True))
