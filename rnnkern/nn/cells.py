@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import select_backend, tensors_in
-from ..call_spec import CALL_SPECS
+from ..call_spec import CALL_SPECS, CallSpec
 from ..cell_spec import BY_MODE
 from ..ops import decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
@@ -24,7 +24,6 @@ class Cell(_torch_twin.RNNCellBase):
 
     select_backend = select_backend
     proj_size = 0
-    _operator_call = staticmethod(operator_call)
 
     @property
     def _mode(self) -> str | None:
@@ -73,6 +72,16 @@ class Cell(_torch_twin.RNNCellBase):
         if rank == 1:
             states = [s.squeeze(0) for s in states]
         return (states[0], states[1]) if pair else states[0]
+
+    def _operator_call(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> tuple[Tensor, ...]:
+        return operator_call(input, batch_sizes, state, weights, spec)
 
     def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.

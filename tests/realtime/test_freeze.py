@@ -428,6 +428,47 @@ def test_errors_are_the_layers(name: str) -> None:
     assert equal(flat(frozen(x, hx)), flat(layer(x, hx)))
 
 
+class Subclass(Tensor):
+    """Passes every function on."""
+
+
+INPUTS = {
+    "parameter": nn.Parameter,
+    "subclass": lambda x: x.as_subclass(Subclass),
+    "strides": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "expanded": lambda x: x[:1].expand_as(x),
+    "negative": lambda x: torch.complex(x, -x).conj().imag,
+    "sparse": lambda x: x.to_sparse(),
+    "no memory": lambda x: _without_memory(x.clone()),
+}
+
+
+def _without_memory(x: Tensor) -> Tensor:
+    x.untyped_storage().resize_(0)
+    return x
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_other_inputs(name: str, kind: str, weights: str) -> None:
+    """As the layer: the same result or an error of the same kind."""
+    layer = module(name)
+    frozen, x = rnnkern.freeze(layer, weights), INPUTS[kind](input_of(layer))
+    try:
+        expected = flat(layer(x))
+    except Exception as error:
+        with pytest.raises((type(error), RuntimeError)):
+            frozen(x)
+    else:
+        if weights == "float32":
+            assert equal(flat(frozen(x)), expected)
+        elif kind != "sparse":
+            dense = x.as_subclass(Tensor).contiguous().clone()
+            assert equal(flat(frozen(x)), flat(frozen(dense)))
+
+
 @pytest.mark.parametrize("native", [False, True])
 @torch.inference_mode()
 def test_both_entries(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
