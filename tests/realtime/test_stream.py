@@ -109,6 +109,29 @@ def test_errors_of_numpy(x: np.ndarray) -> None:
         stream_of("NumPy", Case("LSTM", B=2))(x)
 
 
+@pytest.mark.usefixtures("entry")
+def test_another_default_device() -> None:
+    stream, x = stream_of("torch", Case("LSTM", B=2)), torch.ones(2, 4)
+    with torch.device("meta"):
+        assert stream(x).device.type == "cpu"
+        assert all(s.device.type == "cpu" for s in stream.state)
+
+
+def test_arrays_of_any_layout() -> None:
+    case = Case("GRU", B=2)
+    x = given("NumPy", 3, 2, 4)
+    expected = stream_of("NumPy", case)(x)
+    readonly, backwards = x.copy(), x[::-1].copy()[::-1]
+    readonly.flags.writeable = False
+    for same_values in (
+        np.asfortranarray(x),
+        readonly,
+        backwards,
+        x.transpose().copy().transpose(),
+    ):
+        assert same(stream_of("NumPy", case)(same_values), expected)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_layers_are_one(cell: str) -> None:
     """NumPy's and torch's streams have the same bits."""
