@@ -47,8 +47,8 @@ def plans() -> Iterator[Case]:
         yield Case(cell, T=7, B=25, I=40, H=200, dtype=F64, bidirectional=True)
     yield Case("LSTM", T=64, B=32, I=512, H=512)
     yield Case("LSTM", T=33, B=70, I=16, H=300, packed=True, bidirectional=True)
-    yield Case("LSTM", T=12, B=24, I=64, H=256, P=128, packed=True, bidirectional=True, hx=True)
-    yield Case("LSTM", T=1, B=2, I=64, H=600, P=64, hx=True)
+    yield Case("LSTM", T=12, B=24, I=64, H=256, proj=128, packed=True, bidirectional=True, hx=True)
+    yield Case("LSTM", T=1, B=2, I=64, H=600, proj=64, hx=True)
     yield Case("LSTM", T=3, B=600, I=8, H=40, dtype=BF16)
 
 

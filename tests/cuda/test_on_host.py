@@ -208,7 +208,7 @@ def test_plan(persistent: None) -> None:
 def test_launches() -> None:
     """It is these kernels that run: one per step each way, two backward with a projection."""
     for P, expected in ((0, 2), (3, 3)):
-        case = Case("LSTM", T=7, bidirectional=True, P=P, batch_first=True)
+        case = Case("LSTM", T=7, bidirectional=True, proj=P, batch_first=True)
         layer, x = case.layer(rnnkern), case.inputs()[0]
         torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
         before = torch.ops.rnnkern_cuda_on_host.launches()
