@@ -40,7 +40,8 @@ class LayerCall:
     def words(self) -> list[str]:
         """What the call is named by."""
         words = [
-            f"{self.cell} T{self.T} B{self.B} I{self.I} H{self.H}",
+            self.cell,
+            *(f"{letter}{getattr(self, letter)}" for letter in "TBIH"),
             f"L{self.L}" if self.L > 1 else "",
             f"proj{self.proj}" if self.proj else "",
             "bi" if self.bidirectional else "",
@@ -48,7 +49,7 @@ class LayerCall:
             "hx" if self.hx else "",
             "" if self.dtype is torch.float32 else str(self.dtype).removeprefix("torch."),
         ]
-        return " ".join(words).split()
+        return [word for word in words if word]
 
     @property
     def directions(self) -> int:
@@ -104,9 +105,8 @@ class LayerCall:
         """A padded input, (T, B, I) or (B, T, I), and the initial states (none, h or h and c)."""
         x = self.normal(1, self.T, self.B, self.I)
         widths = ((self.R, self.H) if self.has_c else (self.R,)) if self.hx else ()
-        states = [
-            self.normal(2 + i, self.num_states, self.B, width) for i, width in enumerate(widths)
-        ]
+        rows = (self.num_states, self.B)
+        states = [self.normal(2 + i, *rows, width) for i, width in enumerate(widths)]
         return (x.transpose(0, 1).contiguous() if self.batch_first else x), states
 
     def arguments(

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from calls import tensor_of
-from measure import Side
+from measure import Side, relative_error
 from rows import Row
 from timer import GpuTimer
 from torch import Tensor
@@ -139,14 +139,9 @@ class Result:
 class GpuSide(Side):
     """One of the two layers on the GPU, with its call ready."""
 
-    def __init__(self, row: Row, package: object) -> None:
-        super().__init__(row, package, DEVICE)
-        if package is torch.nn:
-            self.module.flatten_parameters()
-
     def in_double(self) -> GpuSide:
         """The same call in float64."""
-        side = GpuSide(replace(self.row, dtype=torch.float64), torch.nn)
+        side = GpuSide(replace(self.row, dtype=torch.float64), torch.nn, DEVICE)
         with torch.no_grad():
             for to, value in zip(side.parameters, self.parameters, strict=True):
                 to.copy_(value)
@@ -167,10 +162,7 @@ class GpuSide(Side):
 
 def relative_errors(results: list[Tensor], expected: list[Tensor]) -> list[float]:
     """Largest differences, each relative to the largest expected value."""
-    return [
-        (a.double() - b.double()).abs().max().item() / max(b.abs().max().item(), 1e-30)
-        for a, b in zip(results, expected, strict=True)
-    ]
+    return [relative_error(a, b) for a, b in zip(results, expected, strict=True)]
 
 
 def disagreement(ours: GpuSide, theirs: GpuSide, tolerance: float) -> str:
@@ -206,7 +198,7 @@ def compare(gpu_row: GpuRow, seconds: float, timer: GpuTimer) -> Result:
     row = gpu_row.row
     steps = row.T * row.num_states * (1 + row.train)
     result = Result(str(gpu_row), steps=steps)
-    ours, theirs = GpuSide(row, rnnkern), GpuSide(row, torch.nn)
+    ours, theirs = GpuSide(row, rnnkern, DEVICE), GpuSide(row, torch.nn, DEVICE)
     result.wrong = disagreement(ours, theirs, TOLERANCE[gpu_row.precision])
     calls: list[Callable[[], object]] = [ours, theirs]
     try:

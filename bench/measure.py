@@ -185,6 +185,12 @@ class Side:
         return sum(buffers.values())
 
 
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """The largest difference relative to the largest value."""
+    want = want.double()
+    return ((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
+
+
 def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torch.dtype) -> str:
     """Names the results that differ by more than AGREE, with the difference; empty when none."""
     bad = []
@@ -193,8 +199,7 @@ def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torc
         if got.shape != want.shape:
             bad.append(f"{name} {tuple(got.shape)} is not {tuple(want.shape)}")
             continue
-        scale = want.double().abs().max().clamp_min(1e-30)
-        error = ((got.double() - want.double()).abs().max() / scale).item()
+        error = relative_error(got, want)
         if not error <= AGREE[dtype]:  # a NaN is a disagreement too
             bad.append(f"{name} {error:.1e}")
     return ", ".join(bad)

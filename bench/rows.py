@@ -116,10 +116,8 @@ class Row(LayerCall):
         """The loss's gradient with respect to what it reads, from a fixed seed."""
         if self.loss_on == "h_n":
             return self.normal(4, self.num_states, self.B, self.R)
-        if self.packed:
-            steps = [sum(self.lengths())]
-        else:
-            steps = [self.B, self.T] if self.batch_first else [self.T, self.B]
+        padded = (self.B, self.T) if self.batch_first else (self.T, self.B)
+        steps = (sum(self.lengths()),) if self.packed else padded
         return self.normal(4, *steps, self.directions * self.R)
 
 
@@ -136,16 +134,10 @@ def both(row: Row) -> Iterator[Row]:
 def rows() -> list[Row]:
     """All rows, in the order of the table."""
     groups = {
-        "course": _course(),
-        "tiny": _tiny(),
-        "small": _small(),
-        "large": _large(),
-        "streaming": _streaming(),
-        "packed": _packed(),
-        "bf16": _bf16(),
-        "rounded": _rounded(),
+        "course": _course(), "tiny": _tiny(), "small": _small(), "large": _large(),
+        "streaming": _streaming(), "packed": _packed(), "bf16": _bf16(), "rounded": _rounded(),
         "clients": CLIENTS,
-    }
+    }  # fmt: skip
     return [replace(row, group=group) for group, members in groups.items() for row in members]
 
 
