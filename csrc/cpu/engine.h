@@ -37,10 +37,10 @@ struct Engine {
 };
 
 // The levels that this CPU can run, slowest first; count receives their number.
-const Engine* const* available_engines(int* count);
+RNNKERN_API const Engine* const* available_engines(int* count);
 
 // The fastest available level, or the one that RNNKERN_CPU names.
-const Engine& engine();
+RNNKERN_API const Engine& engine();
 
 // Whether the engine computes layers of T without conversion. bf16 pairs need even sizes.
 template <class T>
@@ -50,11 +50,11 @@ bool supports(int64_t input_size, int64_t hidden_size, int64_t proj_size) {
 }
 
 // Forces a level by name (for tests); false where there is none of that name.
-bool select_engine(const char* name);
+RNNKERN_API bool select_engine(const char* name);
 
 template <class T>
-void forward(const ForwardParams<T>& p, const ParallelFor& parallel, int threads);
+RNNKERN_API void forward(const ForwardParams<T>& p, const ParallelFor& parallel, int threads);
 template <class T>
-void backward(const BackwardParams<T>& p, const ParallelFor& parallel, int threads);
+RNNKERN_API void backward(const BackwardParams<T>& p, const ParallelFor& parallel, int threads);
 
 }  // namespace rnnkern

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../../core/types.h"
 #include "tuning.h"
 
 namespace rnnkern {
@@ -44,6 +45,6 @@ struct PlanInput {
   int threads;  // at most
 };
 
-Plan make_plan(const PlanInput& in, const Machine& machine = this_machine());
+RNNKERN_API Plan make_plan(const PlanInput& in, const Machine& machine = this_machine());
 
 }  // namespace rnnkern

@@ -5,6 +5,8 @@
 #pragma once
 #include <cstdint>
 
+#include "../../core/types.h"
+
 namespace rnnkern {
 
 struct Tuning {
@@ -62,7 +64,7 @@ struct Machine {
   int64_t l2_budget_bytes;  // half of a core's L2: packed weights that stay while rows stream by
 };
 
-const Machine& this_machine();
+RNNKERN_API const Machine& this_machine();
 
 // Of this machine. Not inline: engine.cpp is compiled for several instruction sets.
 int64_t l2_budget_bytes();
