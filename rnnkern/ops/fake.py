@@ -11,12 +11,13 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from ..call_spec import CallSpec
+from .library import CELLS
 
 
 def _sizes(weights: Sequence[Tensor], spec: CallSpec) -> tuple[int, int]:
     """H and R of a layer."""
     w_ih, w_hh = weights[:2]
-    return w_ih.shape[0] // len(spec.kind.gates), w_hh.shape[1]
+    return w_ih.shape[0] // len(CELLS[spec.cell].gates), w_hh.shape[1]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -54,7 +55,8 @@ def _forward_shapes(
     spec = CallSpec(*fields)
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
-    directions, has_c = spec.directions, len(spec.kind.states) > 1
+    cell, directions = CELLS[spec.cell], spec.directions
+    has_c = len(cell.states) > 1
     batch: int | torch.SymInt
     if batch_sizes is None:
         steps, batch = input.shape[:2]
@@ -74,7 +76,7 @@ def _forward_shapes(
         output,
         input.new_empty(directions, batch, width),
         input.new_empty((directions, batch, hidden) if has_c else 0),
-        input.new_empty(units * len(spec.kind.saved), dtype=wide if input.is_cuda else input.dtype),
+        input.new_empty(units * len(cell.saved), dtype=wide if input.is_cuda else input.dtype),
         input.new_empty(units if has_c else 0, dtype=wide),
     )
 
@@ -98,7 +100,7 @@ def _backward_shapes(
     spec = CallSpec(*fields)
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
-    directions, has_c = spec.directions, len(spec.kind.states) > 1
+    directions, has_c = spec.directions, len(CELLS[spec.cell].states) > 1
     wide = _wide(input.dtype)
     packed = batch_sizes is not None
     rows = input.shape[0] if packed else input.shape[0] * input.shape[1]

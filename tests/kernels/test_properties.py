@@ -16,8 +16,8 @@ from torch import Tensor
 
 import rnnkern
 from rnnkern.call_spec import CallSpec
-from rnnkern.cell_spec import BY_MODE
 from rnnkern.ops.autograd import layer_call
+from rnnkern.ops.library import BY_MODE
 
 SIZES = [*range(1, 11), *(2**n + d for n in (4, 5, 6, 7) for d in (-1, 0, 1))]
 SPLITS = [  # few rows and many units, many rows and few units, and tails in both
