@@ -14,6 +14,14 @@ const Tuning& tuning_of_this_cpu() {
   return kTunings[1];
 }
 
+bool has_vnni() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 int64_t l2_bytes() {
   long bytes = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -25,7 +33,7 @@ int64_t l2_bytes() {
 }  // namespace
 
 const Machine& this_machine() {
-  static const Machine machine{&tuning_of_this_cpu(), l2_bytes() / 2};
+  static const Machine machine{&tuning_of_this_cpu(), l2_bytes() / 2, has_vnni()};
   return machine;
 }
 

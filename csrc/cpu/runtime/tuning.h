@@ -62,6 +62,7 @@ constexpr Tuning kTunings[] = {
 struct Machine {
   const Tuning* tuning;
   int64_t l2_budget_bytes;  // half of a core's L2: packed weights that stay while rows stream by
+  bool has_vnni = false;    // AVX-512's int8 products, which no level requires
 };
 
 RNNKERN_API const Machine& this_machine();
