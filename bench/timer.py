@@ -6,7 +6,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch.utils import benchmark
@@ -16,17 +16,16 @@ MAX_SPREAD, MAX_TRIES = 0.25, 3
 FLUSH_BYTES = 256 << 20  # overwritten before every call on a GPU: more than any L2 cache holds
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Seconds per call: the median of several runs and their interquartile range."""
 
     median: float
     iqr: float
 
-    @classmethod
-    def of(cls, runs: list[float]) -> Timing:
-        low, middle, high = statistics.quantiles(runs, n=4, method="inclusive")
-        return cls(middle, high - low)
+
+def _timing(runs: list[float]) -> Timing:
+    low, middle, high = statistics.quantiles(runs, n=4, method="inclusive")
+    return Timing(middle, high - low)
 
 
 class Timer(ABC):
@@ -47,8 +46,7 @@ class Timer(ABC):
             call()
         first = [self.start(call, 1)() for call in calls]
         least, most = self.ROUNDS
-        rounds = int(seconds / ((1 + self.WARM_UPS) * sum(first)))
-        rounds = max(least, min(most, rounds))
+        rounds = max(least, min(most, int(seconds / ((1 + self.WARM_UPS) * sum(first)))))
         each = seconds / (len(calls) * rounds)
         numbers = [max(1, int(each / t) - self.WARM_UPS) if self.REPEATS else 1 for t in first]
         # All runs begin before the first is waited for, so that a GPU always has work queued.
@@ -56,7 +54,7 @@ class Timer(ABC):
             [self.start(call, number) for call, number in zip(calls, numbers, strict=True)]
             for _ in range(rounds)
         ]
-        return [Timing.of([run() for run in of_call]) for of_call in zip(*runs, strict=True)]
+        return [_timing([run() for run in of_call]) for of_call in zip(*runs, strict=True)]
 
     def least_noisy(self, calls: list[Call], seconds: float) -> list[Timing]:
         """Times the calls alternately, up to MAX_TRIES times while a side's interquartile range
