@@ -18,13 +18,13 @@ from torch.fx import _symbolic_trace
 
 from ._frozen_weights import copied, current_values, refusal_of, weight_names, weights_of
 from .backend import PLAIN, Backend, select_backend, tensors_in
-from .call_spec import CALL_SPECS, WEIGHT_FORMATS, CallSpec, weight_format
-from .cell_spec import BY_MODE
+from .call_spec import WEIGHT_FORMATS, CallSpec, weight_format
 from .convert import class_of, derive, reduce_by, refusal
 from .nn import cells, layers
 from .nn._torch_twin import CLASSES, Converted
 from .ops import decomposition, library
 from .ops.autograd import OBSERVER, frozen_call, layer_call, prepacked_call
+from .ops.library import BY_MODE, CALL_SPECS, CELLS
 from .stream import Stream
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -154,7 +154,7 @@ class Frozen(nn.Module):
         if hx is None:
             return ()
         state = hx if type(hx) is tuple else (hx,)
-        is_pair = len(self._specs[0].kind.states) > 1
+        is_pair = len(CELLS[self._specs[0].cell].states) > 1
         fits = len(state) == 1 + is_pair and (type(hx) is tuple) == is_pair
         return state if fits and PLAIN.issuperset(map(type, state)) else None
 

@@ -135,7 +135,7 @@ def test_arrays_of_any_layout() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_layers_are_one(cell: str) -> None:
     """NumPy's and torch's streams have the same bits."""
-    case = Case(cell, B=2, layers=2)
+    case = Case(cell, B=2, L=2)
     streams = [stream_of(kind, case) for kind in KINDS]
     for seed in range(3):
         found = [s(given(k, 2, 4, seed=seed)) for s, k in zip(streams, KINDS, strict=True)]
@@ -152,7 +152,7 @@ def flat_state(state: Any) -> list[Any]:
 @pytest.mark.parametrize("cell", CELLS)
 def test_state(kind: str, cell: str) -> None:
     """A state that was read and is assigned later goes on from there; it is a copy."""
-    case = Case(cell, B=2, layers=2, P=3 if cell == "LSTM" else 0)
+    case = Case(cell, B=2, L=2, proj=3 if cell == "LSTM" else 0)
     stream = stream_of(kind, case)
     fresh = flat_state(stream.state)
     assert not any(np.asarray(s).any() for s in fresh)
@@ -186,7 +186,7 @@ def test_state(kind: str, cell: str) -> None:
     ids=str,
 )
 def test_reset(kind: str, rows: Any, at_zero: list[int]) -> None:
-    stream = stream_of(kind, Case("LSTM", B=3, layers=2))
+    stream = stream_of(kind, Case("LSTM", B=3, L=2))
     stream(given(kind, 2, 3, 4))
     before = [np.asarray(s) for s in stream.state]
     stream.reset(rows)
@@ -255,7 +255,7 @@ def test_bidirectional(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_repr_and_copies(kind: str) -> None:
-    stream = stream_of(kind, Case("LSTM", B=2, layers=3))
+    stream = stream_of(kind, Case("LSTM", B=2, L=3))
     assert repr(stream) == "Stream(4, 6, num_layers=3, batch_size=2, float32)"
     for act in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
