@@ -8,7 +8,7 @@ part of a pickle: it belongs to the instruction-set level of this process.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -43,6 +43,7 @@ class Frozen(nn.Module):
     hidden_size: int
     proj_size: int
 
+    is_frozen = True
     _format = "float32"
     _prepacked: Sequence[Tensor] = ()  # of each layer
     _specs: tuple[CallSpec, CallSpec]  # of its calls, by batch_first
@@ -257,8 +258,7 @@ class FrozenLayer(Frozen, layers.Layer):
             return super()._run(run, input, batch_sizes, state, weights, spec)
         if not _is_compiling() and OBSERVER.get() is not None:
             self._refuse_rounded("trace and watch")
-            # Not layer_call itself, of which the layer would round the factors where settings say.
-            return super()._run(partial(layer_call), input, batch_sizes, state, weights, spec)
+            return super()._run(layer_call, input, batch_sizes, state, weights, spec)
         return self._run_stack(self._run_layer, input, batch_sizes, state, spec)
 
 

@@ -41,6 +41,8 @@ def takes_bfloat16(
     # First what small calls fail.
     if steps < _STEPS or hidden < _UNITS or not _FAST or input.dtype != torch.float32:
         return False
+    if getattr(layer, "is_frozen", False):  # its name says what is rounded
+        return False
     # Other sizes, and projections, are computed in float32 all the same.
     if not input.is_cpu or layer.proj_size or hidden % 2 or inputs % 2:
         return False

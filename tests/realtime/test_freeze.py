@@ -525,6 +525,8 @@ def test_settings_for_products_change_nothing() -> None:
     try:
         torch.set_float32_matmul_precision("medium")
         assert equal(run(frozen, x), expected)
+        assert str(rnnkern.explain(frozen, x)) == "fused: rnnkern's kernels"
+        assert torch.equal(rnnkern.trace(frozen, x).hidden, expected[0])
     finally:
         torch.set_float32_matmul_precision(before)
 
