@@ -422,8 +422,8 @@ def freeze(module: Module, weights: str = "float32") -> Module:
 
     The original is untouched. A frozen module is called as the layer is. It is a snapshot: later
     changes of the original's weights are not seen; `refresh` takes them over. Weights are buffers
-    under torch.nn's names, so that state_dict fits the layer, and load_state_dict packs anew. A call
-    does not read them: after a change in place, `refresh` does. Weights take their memory twice.
+    under torch.nn's names, so that state_dict fits the layer, and load_state_dict packs anew. Calls
+    do not read them: after a change in place, `refresh` does. Weights take their memory twice.
     Reparametrised ones are taken with their current values. Autocast does not change the dtype of
     the computation, nor do torch's settings for float32 products.
 
