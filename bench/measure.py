@@ -191,8 +191,8 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
 
 
-def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torch.dtype) -> str:
-    """Names the results that differ by more than AGREE, with the difference; empty when none."""
+def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], limit: float) -> str:
+    """Names the results that differ by more than `limit`, with the difference; empty when none."""
     bad = []
     for name, want in theirs.items():
         got = ours[name]
@@ -200,7 +200,7 @@ def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torc
             bad.append(f"{name} {tuple(got.shape)} is not {tuple(want.shape)}")
             continue
         error = relative_error(got, want)
-        if not error <= AGREE[dtype]:  # a NaN is a disagreement too
+        if not error <= limit:  # a NaN is a disagreement too
             bad.append(f"{name} {error:.1e}")
     return ", ".join(bad)
 
@@ -222,7 +222,7 @@ def compare(
     with row.settings():
         mine, other = Side(row, ours), Side(row, theirs)
         expected = other.results()
-        result.wrong = disagreement(mine.results(), expected, row.precision)
+        result.wrong = disagreement(mine.results(), expected, AGREE[row.precision])
         if result.wrong:
             return result
         if row.train:
@@ -234,7 +234,7 @@ def compare(
         for title, peer in (peers or {}).items():
             if takes(title, row):
                 one = peer(row, threads)
-                wrong = disagreement(one.results(), expected, row.precision)
+                wrong = disagreement(one.results(), expected, AGREE[row.precision])
                 if wrong:
                     result.peers_wrong[title] = wrong
                 else:
