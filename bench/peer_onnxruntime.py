@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
-from onnx_model import OUTPUTS, exported
+from onnx_export import OUTPUTS, exported
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from rows import Row
 from torch import Tensor
@@ -20,6 +21,7 @@ def quantized_to_int8(model: bytes) -> bytes:
     """The model with int8 weights and, in each call, int8 inputs and states."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
+        logging.getLogger().setLevel(logging.ERROR)  # it advises what a single layer does not need
         quantize_dynamic(onnx.load_model_from_string(model), path, weight_type=QuantType.QInt8)
         return path.read_bytes()
 

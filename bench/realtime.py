@@ -115,7 +115,7 @@ def forms(row: Row, threads: int) -> dict[str, Form]:
 def wrong(form: Form, expected: dict[str, Tensor]) -> str:
     """What a form's results differ in; empty if in nothing."""
     limit = TOLERANCE.get(form.tolerance, AGREE[torch.float32])
-    return disagreement(form.results(), expected, torch.float32, limit)
+    return disagreement(form.results(), expected, limit)
 
 
 def measure(row: Row, threads: int, seconds: float) -> tuple[dict[str, float], dict[str, str]]:
