@@ -74,15 +74,14 @@ class Stream:
 
     def __init__(self, row: Row, weights: str, threads: int) -> None:
         side = Frozen(row, weights)
-        self.x, self.hx = side.x.clone(), side.hx
-        if row.T == 1:
-            self.x = self.x[0]
-        self.stream = side.module.stream(row.B, threads)
+        x = side.leaf.clone()
+        self.x, self.hx = x[0] if row.T == 1 else x, side.hx
+        frozen: Any = side.module
+        self.stream: rnnkern.Stream = frozen.stream(row.B, threads)
 
     def call(self) -> Tensor:
         with torch.inference_mode():
-            output: Tensor = self.stream(self.x)
-            return output
+            return self.stream(self.x)
 
     def results(self) -> dict[str, Tensor]:
         self.stream.reset()
