@@ -81,7 +81,8 @@ class Stream:
 
     def call(self) -> Tensor:
         with torch.inference_mode():
-            return self.stream(self.x)
+            output: Tensor = self.stream(self.x)
+        return output
 
     def results(self) -> dict[str, Tensor]:
         self.stream.reset()
