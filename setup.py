@@ -19,6 +19,8 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 LINUX = sys.platform == "linux"
 CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Python's own flags ask for debug information: ten times the size of the code.
+CFLAGS += ["-g0"]
 # GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised.
 CFLAGS += ["-Wno-maybe-uninitialized"]
 # Error messages name the source file: as it is called here, not where it was built.
@@ -67,19 +69,18 @@ def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]
     }
 
 
-# setuptools links them in this order. A static library comes before those that it refers to: the
-# choice of a level, the levels, and what all of them use.
-choice = "csrc/cpu/runtime/isa.cpp"
-runtime = sorted({str(path) for path in Path("csrc/cpu/runtime").glob("*.cpp")} - {choice})
-ENGINE = dependencies("csrc/cpu/engine.cpp", choice, *runtime)
 libraries = [
-    library("rnnkern_choice", [choice], []),
-    *(
-        library(f"rnnkern_{isa}", ["csrc/cpu/engine.cpp"], [*flags, f"-DRNNKERN_ISA={isa}"])
-        for isa, flags in levels().items()
-    ),
-    library("rnnkern_runtime", runtime, []),
+    library(f"rnnkern_{isa}", ["csrc/cpu/engine.cpp"], [*flags, f"-DRNNKERN_ISA={isa}"])
+    for isa, flags in levels().items()
 ]
+
+
+def jobs() -> int:
+    """How many compilers may run at once: torch's own variable, or the cores of this process."""
+    if "MAX_JOBS" in os.environ:
+        return max(1, int(os.environ["MAX_JOBS"]))
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 class BuildLibraries(build_clib):
@@ -91,18 +92,21 @@ class BuildLibraries(build_clib):
             one.build_temp = f"{self.build_temp}/{item[0]}"
             build_clib.build_libraries(one, [item])
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(jobs()) as pool:
             list(pool.map(build, libraries))
 
 
 class Build(BuildExtension):
-    """The libraries first, also where only the extensions are asked for."""
+    """The levels first, then the engine, which all other extensions are linked with."""
 
     def run(self) -> None:
         self.run_command("build_clib")
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
+        if ext is not engine:
+            self.compiler.set_libraries([])  # the levels are the engine's alone
+            ext.extra_objects = [self.get_ext_fullpath(engine.name)]
         try:
             super().build_extension(ext)
         except (RuntimeError, CompileError) as error:  # ninja's, the compiler's
@@ -111,13 +115,27 @@ class Build(BuildExtension):
             self.warn(f"left out, as it does not compile: {ext.name}\n{error}")
 
 
+# Its limited API is that it uses nothing of Python: the name then fits every version.
+runtime = sorted(str(path) for path in Path("csrc/cpu/runtime").glob("*.cpp"))
+engine = Extension(
+    "rnnkern._engine",
+    runtime,
+    extra_compile_args=CFLAGS,
+    extra_link_args=["-Wl,-soname,_engine.abi3.so"] if LINUX else [],
+    depends=dependencies("csrc/cpu/engine.cpp", *runtime),
+    py_limited_api=True,
+)
+# Beside the library that needs it.
+WITH_ENGINE = {"runtime_library_dirs": ["$ORIGIN"]} if LINUX else {}
+
 torch_ops = CppExtension(
     "rnnkern._C",
     ["csrc/bindings/torch_ops.cpp"],
     extra_compile_args=[*CFLAGS, *TORCH, "-Wno-unused-parameter"],
     extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
-    depends=[*dependencies("csrc/bindings/torch_ops.cpp"), *ENGINE],
+    depends=dependencies("csrc/bindings/torch_ops.cpp"),
     py_limited_api=True,
+    **WITH_ENGINE,
 )
 
 numpy_module = Extension(
@@ -125,7 +143,8 @@ numpy_module = Extension(
     ["csrc/bindings/numpy_module.cpp"],
     include_dirs=[str(Path(torch.__file__).parent / "include")],  # torch brings pybind11
     extra_compile_args=CFLAGS,
-    depends=[*dependencies("csrc/bindings/numpy_module.cpp"), *ENGINE],
+    depends=dependencies("csrc/bindings/numpy_module.cpp"),
+    **WITH_ENGINE,
 )
 
 
@@ -141,9 +160,10 @@ def autograd() -> list[Extension]:
         CppExtension(
             f"rnnkern._autograd_torch{release}",
             ["csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"],
-            extra_compile_args=[*CFLAGS, "-g0", "-Wno-unused-parameter"],
+            extra_compile_args=[*CFLAGS, "-Wno-unused-parameter"],
             depends=dependencies("csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"),
             optional=True,
+            **WITH_ENGINE,
         )
     ]
 
@@ -181,6 +201,6 @@ def cuda_ops() -> list[Extension]:
 
 setup(
     libraries=libraries,
-    ext_modules=[torch_ops, *autograd(), numpy_module, *cuda_ops()],
+    ext_modules=[engine, torch_ops, *autograd(), numpy_module, *cuda_ops()],
     cmdclass={"build_ext": Build, "build_clib": BuildLibraries},
 )

@@ -6,10 +6,13 @@
 // the linker would else keep one copy for all of them.
 #define RNNKERN_INLINE inline __attribute__((always_inline))
 
+// The engine is a library of its own: what the bindings use of it.
+#define RNNKERN_API __attribute__((visibility("default")))
+
 namespace rnnkern {
 
 // The upper half of a float.
-struct bfloat16 {
+struct RNNKERN_API bfloat16 {
   uint16_t bits;
 };
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import exporting_to_onnx
-from ..cell_spec import BY_MODE
 from ..episodes import Ends
 from ..ops import library
+from ..ops.library import BY_MODE
 from ..ops.packing import Packing, pack_episodes
 from ..precision import autocast_dtype
 from . import _tracing

@@ -25,9 +25,10 @@ EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.fixture(params=_numpy.isas())
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _numpy.isa()
     _numpy.set_isa(request.param)
     yield request.param
-    _numpy.set_isa(_numpy.isas()[-1])
+    _numpy.set_isa(before)
 
 
 def sweep(dtype: type) -> np.ndarray:

@@ -42,7 +42,7 @@ def reset_states(case: Case, form: str) -> list[Tensor]:
     if form == "none":
         return []
     widths = (case.R, case.H) if case.has_c else (case.R,)
-    count = case.layers * case.directions
+    count = case.num_states
     return [case.normal(20 + i, count, *rows[form], w) for i, w in enumerate(widths)]
 
 
@@ -127,7 +127,7 @@ def expected(case: Case, resets: Tensor, form: str) -> Named:
     leaves = leaves_of(case, form, F64)
     x = leaves["x"]
     widths = (case.R, case.H) if case.has_c else (case.R,)
-    zeros = [x.new_zeros(case.layers * case.directions, case.B, w) for w in widths]
+    zeros = [x.new_zeros(case.num_states, case.B, w) for w in widths]
     state, fresh = (
         [t for name, t in leaves.items() if name.startswith(kind)] or zeros
         for kind in ("hx", "fresh")
@@ -175,16 +175,16 @@ CASES = [
     for case in (
         Case(cell, T=9, B=4),
         Case(cell, T=9, B=4, hx=True, dtype=F64),
-        Case(cell, T=12, B=5, hx=True, layers=2, batch_first=True),
+        Case(cell, T=12, B=5, hx=True, L=2, batch_first=True),
         Case(cell, T=9, B=4, hx=True, bidirectional=True, bias=False),
-        Case(cell, T=7, B=3, layers=3, bidirectional=True, batch_first=True, dtype=F64),
+        Case(cell, T=7, B=3, L=3, bidirectional=True, batch_first=True, dtype=F64),
         Case(cell, T=40, B=1, H=70, hx=True),
         Case(cell, T=2, B=33, H=17, hx=True),
         Case(cell, T=1, B=4, hx=True, bidirectional=True),
     )
 ] + [
-    Case("LSTM", T=9, B=4, H=8, P=3, hx=True, layers=2, batch_first=True),
-    Case("LSTM", T=9, B=4, H=8, P=3, hx=True, bidirectional=True),
+    Case("LSTM", T=9, B=4, H=8, proj=3, hx=True, L=2, batch_first=True),
+    Case("LSTM", T=9, B=4, H=8, proj=3, hx=True, bidirectional=True),
 ]
 
 
@@ -243,7 +243,7 @@ def test_bits_are_those_of_each_episode_alone(threads: int) -> None:
 
 
 def test_unbatched() -> None:
-    case = Case("LSTM", T=8, B=1, hx=True, layers=2)
+    case = Case("LSTM", T=8, B=1, hx=True, L=2)
     layer, (x, (h, c)) = case.layer(rnnkern), case.inputs()
     resets = mask(case)
     for form in FORMS:
@@ -270,6 +270,21 @@ def test_converted() -> None:
         layer = kind(case.I, case.H)
         layer.load_state_dict(case.layer(nn).state_dict())
         assert torch.equal(rnnkern.convert(layer)(x, resets=resets)[0], wanted)
+
+
+@pytest.mark.parametrize("hx", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_frozen(cell: str, hx: bool) -> None:
+    case = Case(cell, T=9, B=4, hx=hx, L=2)
+    layer, (x, states), resets = case.layer(rnnkern), case.inputs(), mask(case)
+    fresh = as_hx(reset_states(case, "row"))
+    frozen = rnnkern.freeze(layer)
+    for of_call in (resets, resets & False):
+        wanted = layer(x, as_hx(states), of_call, fresh, return_ends=True)
+        found = frozen(x, as_hx(states), of_call, fresh, return_ends=True)
+        assert all(map(torch.equal, leaves(found), leaves(wanted)))
+    with pytest.raises(RuntimeError, match="gradient"):
+        frozen(x.clone().requires_grad_(), resets=resets)
 
 
 def refusals() -> list[Any]:

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../../core/types.h"
 #include "tuning.h"
 
 namespace rnnkern {
@@ -41,9 +42,10 @@ struct PlanInput {
   int gates, preacts, directions;
   int element_size;
   bool backward;
-  int threads;  // at most
+  int threads;                           // at most
+  bool prepacked = false, int8 = false;  // what the weights are
 };
 
-Plan make_plan(const PlanInput& in, const Machine& machine = this_machine());
+RNNKERN_API Plan make_plan(const PlanInput& in, const Machine& machine = this_machine());
 
 }  // namespace rnnkern

@@ -2,10 +2,12 @@
 #pragma once
 #include <cstddef>
 
+#include "../../core/types.h"
+
 namespace rnnkern {
 
 // Asks for 2 MiB pages where a block has room for them: fewer page faults and TLB misses.
-void advise_huge_pages(void* block, size_t bytes);
+RNNKERN_API void advise_huge_pages(void* block, size_t bytes);
 
 // A block that the thread keeps between calls, so that a call costs no page faults. Contents are
 // undefined. trim() frees a block over kKeep bytes after the call.
