@@ -1,9 +1,6 @@
 """What a call of a layer says besides its tensors, as one object."""
 
-from itertools import product
 from typing import Any, NamedTuple
-
-from .cell_spec import CELLS, Cell
 
 
 class CallSpec(NamedTuple):
@@ -25,21 +22,9 @@ class CallSpec(NamedTuple):
     batch_first: bool = False
 
     @property
-    def kind(self) -> Cell:
-        """The cell itself."""
-        return CELLS[self.cell]
-
-    @property
     def weights_per_direction(self) -> int:
         return (4 if self.bias else 2) + self.projection
 
-
-_FLAGS = (False, True)
-#: Every spec there is, by its fields: to look one up costs a third of making it.
-CALL_SPECS: dict[tuple[int, int, bool, bool, bool], CallSpec] = {
-    fields: CallSpec(*fields)
-    for fields in product(range(len(CELLS)), (1, 2), _FLAGS, _FLAGS, _FLAGS)
-}
 
 #: What prepacked weights may be rounded to, by the number that crosses the bindings' `format`.
 #: "float32" rounds nothing, whatever the dtype is; the others are for float32 layers.

@@ -6,28 +6,25 @@ second is derived from the first wherever the first changes through torch's own 
 part of a pickle: it belongs to the instruction-set level of this process.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
-from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from ._frozen_weights import copied, current_values, refusal_of, weight_names, weights_of
 from .backend import PLAIN, Backend, select_backend, tensors_in
-from .call_spec import CALL_SPECS, CallSpec, weight_format
-from .cell_spec import BY_MODE
+from .call_spec import WEIGHT_FORMATS, CallSpec, weight_format
 from .convert import class_of, derive, reduce_by, refusal
 from .nn import cells, layers
 from .nn._torch_twin import CLASSES, Converted
 from .ops import decomposition, library
 from .ops.autograd import OBSERVER, frozen_call, layer_call, prepacked_call
+from .ops.library import BY_MODE, CALL_SPECS, CELLS
 from .stream import Stream
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -37,19 +34,16 @@ _is_exporting = torch.compiler.is_exporting
 _is_grad_enabled = torch.is_grad_enabled
 _tracing_state = torch._C._get_tracing_state
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class Frozen(nn.Module):
     """What frozen layers and cells share: the two forms of the weights, and no gradient."""
 
-    # The mode of BY_MODE, and torch.nn's attributes.
-    mode: str
     hidden_size: int
     proj_size: int
 
+    is_frozen = True
     _format = "float32"
     _prepacked: Sequence[Tensor] = ()  # of each layer
     _specs: tuple[CallSpec, CallSpec]  # of its calls, by batch_first
@@ -57,7 +51,7 @@ class Frozen(nn.Module):
     def current_weights(self) -> list[Tensor]:
         """The weights in torch's order."""
         own = self._buffers
-        return [w for name in weight_names(self) if (w := own[name]) is not None]
+        return weights_of({name: own[name] for name in weight_names(self)})
 
     def refresh(self, source: nn.Module | None = None) -> None:
         """Packs the weights anew: those of `source`, a layer or cell like the one that was frozen.
@@ -96,11 +90,11 @@ class Frozen(nn.Module):
     def _pack(self) -> None:
         """Fills `_prepacked` from the buffers; ValueError for those that cannot be packed."""
         weights = self.current_weights()
-        if reason := _refused(weights):
+        if reason := refusal_of(weights, self._format):
             raise ValueError(f"{type(self).__name__} cannot pack its weights: {reason}")
         if isinstance(self, nn.RNNBase):
             self._init_flat_weights()
-        format = weight_format(self._format, str(weights[0].dtype).removeprefix("torch."))
+        format = WEIGHT_FORMATS[self._format]
         spec = self._spec(False)
         each = spec.directions * spec.weights_per_direction
         self._specs = (spec, self._spec(True))
@@ -161,7 +155,7 @@ class Frozen(nn.Module):
         if hx is None:
             return ()
         state = hx if type(hx) is tuple else (hx,)
-        is_pair = len(self._specs[0].kind.states) > 1
+        is_pair = len(CELLS[self._specs[0].cell].states) > 1
         fits = len(state) == 1 + is_pair and (type(hx) is tuple) == is_pair
         return state if fits and PLAIN.issuperset(map(type, state)) else None
 
@@ -264,8 +258,7 @@ class FrozenLayer(Frozen, layers.Layer):
             return super()._run(run, input, batch_sizes, state, weights, spec)
         if not _is_compiling() and OBSERVER.get() is not None:
             self._refuse_rounded("trace and watch")
-            # Not layer_call itself, of which the layer would round the factors where settings say.
-            return super()._run(partial(layer_call), input, batch_sizes, state, weights, spec)
+            return super()._run(layer_call, input, batch_sizes, state, weights, spec)
         return self._run_stack(self._run_layer, input, batch_sizes, state, spec)
 
 
@@ -378,51 +371,14 @@ def _frozen_class(cls: type) -> type[nn.Module]:
     return derive(cls, (cls, base), members)
 
 
-def weight_names(module: nn.Module) -> Sequence[str]:
-    """The names of a layer's or cell's weights, in torch's order; a cell's may be None."""
-    return getattr(module, "_flat_weights_names", _CELL_WEIGHTS)
-
-
-def _weights_of(module: nn.Module) -> list[Any]:
-    with torch.no_grad():
-        found = [getattr(module, name) for name in weight_names(module)]
-    return found if hasattr(module, "_flat_weights") else [w for w in found if w is not None]
-
-
-def _refused(weights: Sequence[Any]) -> str | None:
-    """Why these weights cannot be packed."""
-    if not all(isinstance(w, Tensor) for w in weights):
-        return "not all of its weights are tensors"
-    first = weights[0]
-    for w in weights:
-        if w.device.type != "cpu":
-            return f"its weights are on {w.device}, and frozen modules run on the CPU"
-        if w.dtype != first.dtype:
-            return f"its weights are both {first.dtype} and {w.dtype}"
-        if w.layout is not torch.strided:
-            return f"its weights have the layout {w.layout}"
-        if not w.numel():
-            return "a size is zero"
-    if first.dtype not in library.DTYPES:
-        return f"its weights are {first.dtype}"
-    return None
-
-
-def _obstacle(module: nn.Module, weights: str) -> str | None:
-    """Why a recurrent module cannot be frozen."""
+def _obstacle(module: nn.Module) -> str | None:
+    """Why a recurrent module cannot be frozen, whatever its weights are."""
     cls = _user_class(module)
     if not isinstance(module, Frozen) and (reason := refusal(module, cls, _frozen_base(cls))):
         return reason
     nonlinearity = getattr(module, "nonlinearity", "tanh")
     if nonlinearity not in ("tanh", "relu"):
         return f"its nonlinearity is {nonlinearity!r}"
-    own = _weights_of(module)
-    if reason := _refused(own):
-        return reason
-    try:
-        weight_format(weights, str(own[0].dtype).removeprefix("torch."))
-    except ValueError as error:
-        return str(error)
     return None
 
 
@@ -436,47 +392,20 @@ def _recurrent(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [found for found in model.named_modules() if isinstance(found[1], tuple(_FROZEN))]
 
 
-def _copied(model: Module) -> Module:
-    """A deep copy, also where weights are results of an older reparametrisation."""
-    memo: dict[int, Any] = {}
-    for _, module in _recurrent(model):
-        for t in (*vars(module).values(), *getattr(module, "_flat_weights", ())):
-            if isinstance(t, Tensor) and not t.is_leaf:
-                memo[id(t)] = t.detach().clone()
-    return copy.deepcopy(model, memo)
-
-
-def _current_values(module: nn.Module) -> dict[str, Tensor | None]:
-    """The weights of a copied module by name, which loses its reparametrisations."""
-    module.eval()
-    for hook in list(module._forward_pre_hooks.values()):
-        if isinstance(hook, WeightNorm):
-            remove_weight_norm(module, hook.name)
-        elif isinstance(hook, SpectralNorm):
-            remove_spectral_norm(module, hook.name)
-        elif isinstance(hook, prune.BasePruningMethod):
-            prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
-    with torch.inference_mode(False), torch.no_grad():
-        values = {name: getattr(module, name) for name in weight_names(module)}
-        if parametrize.is_parametrized(module):
-            others = set(cast(nn.ModuleDict, module.parametrizations)) - set(values)
-            found = {name: nn.Parameter(getattr(module, name)) for name in others}
-            # Not by torch's function: it takes the names off the class, which the original shares.
-            del module._modules["parametrizations"]
-            module._parameters.update(found)
-        return {name: None if w is None else w.detach().clone() for name, w in values.items()}
-
-
 def _freeze(module: Any, weights: str) -> None:
     """Turns a layer or cell of a copied model into a frozen one, in place."""
     if not isinstance(module, Frozen):
         target = _frozen_class(_user_class(module))
-        values = _current_values(module)
+        values = current_values(module)
+        if reason := refusal_of(weights_of(values), weights):
+            raise ValueError(reason)
         object.__setattr__(module, "__class__", target)
         for name in values:
             vars(module).pop(name, None)
             module._parameters.pop(name, None)
         module._buffers.update(values)
+    elif reason := refusal_of(module.current_weights(), weights):
+        raise ValueError(reason)
     module._format = weights
     module.eval()
     module._pack()
@@ -493,9 +422,10 @@ def freeze(module: Module, weights: str = "float32") -> Module:
 
     The original is untouched. A frozen module is called as the layer is. It is a snapshot: later
     changes of the original's weights are not seen; `refresh` takes them over. Weights are buffers
-    under torch.nn's names, so that state_dict fits the layer, and load_state_dict packs anew. They
-    take their memory twice. Reparametrised weights are taken with their current values. Autocast
-    does not change the dtype of the computation, nor do torch's settings for float32 products.
+    under torch.nn's names, so that state_dict fits the layer, and load_state_dict packs anew. Calls
+    do not read them: after a change in place, `refresh` does. Weights take their memory twice.
+    Reparametrised ones are taken with their current values. Autocast does not change the dtype of
+    the computation, nor do torch's settings for float32 products.
 
     Raises ValueError, with the name of the layer, for one that cannot be frozen: on another device
     than the CPU, of size zero, of a dtype that the kernels or `weights` do not take, or a subclass
@@ -508,12 +438,16 @@ def freeze(module: Module, weights: str = "float32") -> Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     weight_format(weights, "float32")  # a wrong name
-    for name, part in _recurrent(module):
-        if reason := _obstacle(part, weights):
+    parts = dict(_recurrent(module))
+    for name, part in parts.items():
+        if reason := _obstacle(part):
             raise ValueError(f"{name or 'the module itself'} cannot be frozen: {reason}")
-    frozen = _copied(module)
-    for _, part in _recurrent(frozen):
-        _freeze(part, weights)
+    frozen = copied(module, parts.values())
+    for name, part in _recurrent(frozen):
+        try:
+            _freeze(part, weights)
+        except ValueError as error:
+            raise ValueError(f"{name or 'the module itself'} cannot be frozen: {error}") from None
     return frozen
 
 
@@ -544,13 +478,15 @@ def refresh(frozen: nn.Module, source: nn.Module | None = None) -> None:
 
 
 def _check_alike(name: str, frozen: Frozen, fresh: nn.Module) -> None:
-    def form(module: nn.Module) -> list[Any]:
-        return [
-            (key, None if w is None else (w.shape, w.dtype)) for key, w in module._buffers.items()
-        ]
+    def form(module: Frozen) -> tuple[Any, ...]:
+        own = [(key, module._buffers[key]) for key in weight_names(module)]
+        return module._specs, [(key, None if w is None else (w.shape, w.dtype)) for key, w in own]
 
     if not isinstance(fresh, Frozen) or form(fresh) != form(frozen):
-        raise ValueError(f"{name or 'the source'} has weights of other names, shapes or dtypes")
+        raise ValueError(
+            f"{name or 'the source'} is another cell, or has weights of other names, shapes or "
+            "dtypes"
+        )
 
 
 def _adopt(name: str, frozen: Frozen, fresh: Any) -> None:

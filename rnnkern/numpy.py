@@ -18,12 +18,13 @@ import numpy as np
 
 from . import _numpy
 from .call_spec import CallSpec, weight_format
-from .cell_spec import CELLS, Cell
+from .cell_spec import Cell, exported
 from .saved_layout import saved_values
 from .state_dict import Weights, layers
 
 Array = np.ndarray
 State = Array | tuple[Array, Array]
+CELLS = exported(_numpy.cells())
 
 __all__ = ["Layer", "Stream", "set_threads"]
 

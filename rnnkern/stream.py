@@ -54,7 +54,7 @@ class Stream(numpy.Stream):
         """What `NATIVE.stream` does, for a torch that it was not built for."""
         self._check(x)
         x = x.detach().contiguous()
-        y = torch.empty(*x.shape[:-1], self._engine.width, dtype=self._own)
+        y = torch.empty(*x.shape[:-1], self._engine.width, dtype=self._own, device="cpu")
         self._engine.run_at(x.data_ptr(), x.shape[0] if x.dim() == 3 else 1, y.data_ptr())
         return y
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import select_backend, tensors_in
-from ..call_spec import CALL_SPECS, CallSpec
-from ..cell_spec import BY_MODE
+from ..call_spec import CallSpec
 from ..ops import decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
+from ..ops.library import BY_MODE, CALL_SPECS
 from . import _torch_twin, _tracing
 from .weights import registered_weights
 
@@ -27,7 +27,7 @@ class Cell(_torch_twin.RNNCellBase):
 
     @property
     def _mode(self) -> str | None:
-        """The mode in cell_spec; None for a nonlinearity that torch.nn refuses."""
+        """The mode of `cell_spec.Cell`; None for a nonlinearity that torch.nn refuses."""
         raise NotImplementedError
 
     def current_weights(self) -> list[Tensor]:

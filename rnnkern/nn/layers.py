@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import select_backend
-from ..call_spec import CALL_SPECS, CallSpec
-from ..cell_spec import BY_MODE
+from ..call_spec import CallSpec
 from ..ops import decomposition, library
 from ..ops.autograd import layer_call, operator_call
+from ..ops.library import BY_MODE, CALL_SPECS
 from ..precision import autocast_dtype, cast_weights, takes_bfloat16
 from . import _torch_twin, _tracing
 from .weights import registered_weights

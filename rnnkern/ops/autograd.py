@@ -242,7 +242,7 @@ def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     spec, states, *_ = ctx.call
     input_needed, _, *state_needed, weights_needed = ctx.needs_input_grad[:5]
     needed = [input_needed, *state_needed[:states], *weights_needed]
-    grad_c = grads[2] if len(spec.kind.states) > 1 else None
+    grad_c = grads[2] if len(library.CELLS[spec.cell].states) > 1 else None
     found = _gradients(ctx, ctx.saved_tensors, (grads[0], grads[1], grad_c), needed)
     grad_h_0, grad_c_0 = library.optional(found[1 : 1 + states])
     settings = [None] * (len(spec) + 1)  # the spec's fields and train
@@ -295,7 +295,7 @@ def layer_call(
 
 def _returned(spec: CallSpec, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """output and the final states, of the operator's results."""
-    return results[: 1 + len(spec.kind.states)]
+    return results[: 1 + len(library.CELLS[spec.cell].states)]
 
 
 def step_call(

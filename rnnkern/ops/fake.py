@@ -11,12 +11,13 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from ..call_spec import CallSpec
+from .library import CELLS
 
 
 def _sizes(weights: Sequence[Tensor], spec: CallSpec) -> tuple[int, int]:
     """H and R of a layer."""
     w_ih, w_hh = weights[:2]
-    return w_ih.shape[0] // len(spec.kind.gates), w_hh.shape[1]
+    return w_ih.shape[0] // len(CELLS[spec.cell].gates), w_hh.shape[1]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -50,7 +51,7 @@ def _results(
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """output, h_n and c_n of a layer."""
-    directions, has_c = spec.directions, len(spec.kind.states) > 1
+    directions, has_c = spec.directions, len(CELLS[spec.cell].states) > 1
     batch: int | torch.SymInt
     if batch_sizes is None:
         steps, batch = input.shape[:2]
@@ -85,11 +86,12 @@ def _forward_shapes(
     results = _results(input, batch_sizes, h_0, spec, hidden, width)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     units = spec.directions * rows * hidden if train else 0
-    has_c = len(spec.kind.states) > 1
+    cell = CELLS[spec.cell]
+    has_c = len(cell.states) > 1
     wide = _wide(input.dtype)
     return (
         *results,
-        input.new_empty(units * len(spec.kind.saved), dtype=wide if input.is_cuda else input.dtype),
+        input.new_empty(units * len(cell.saved), dtype=wide if input.is_cuda else input.dtype),
         input.new_empty(units if has_c else 0, dtype=wide),
     )
 
@@ -132,7 +134,7 @@ def _backward_shapes(
     spec = CallSpec(*fields)
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
-    directions, has_c = spec.directions, len(spec.kind.states) > 1
+    directions, has_c = spec.directions, len(CELLS[spec.cell].states) > 1
     wide = _wide(input.dtype)
     packed = batch_sizes is not None
     rows = input.shape[0] if packed else input.shape[0] * input.shape[1]

@@ -12,12 +12,12 @@ import pytest
 import rnnkern.numpy
 from rnnkern import _numpy, reference
 from rnnkern.call_spec import CallSpec
-from rnnkern.cell_spec import BY_MODE, CELLS
 from rnnkern.state_dict import Weights
 
 T, B, I, H = 7, 3, 5, 6
 SIZES = [3, 3, 3, 2, 2, 1, 1]
-MODES = [cell.mode for cell in CELLS]
+CELLS = {cell.mode: cell for cell in rnnkern.numpy.CELLS}
+MODES = list(CELLS)
 
 
 def state_dict(mode, num_layers=2, directions=2, bias=True, dtype=np.float64, proj_size=0, H=H):
@@ -92,7 +92,7 @@ def test_outputs_and_steps_are_the_references(H, mode, proj_size, bias, directio
 )
 def test_gradients_are_the_references(mode, H, P, packed, isa):
     """One layer in both directions, at every instruction set, cut by rows and by units."""
-    cell, width = BY_MODE[mode], P or H
+    cell, width = CELLS[mode], P or H
     for threads, batch in ((1, 3), (4, 3), (4, 30)):
         sizes = [batch] * 3 + [batch // 2, 1, 1] if packed else None
         rows, rng = (sum(sizes) if packed else 6 * batch), np.random.default_rng(2)

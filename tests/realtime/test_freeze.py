@@ -144,6 +144,15 @@ def test_parametrised(converted: bool) -> None:
     assert not equal(run(rnnkern.freeze(layer), x), run(frozen, x))
 
 
+def test_the_originals_reparametrisation_is_untouched() -> None:
+    """In training mode, spectral_norm changes its buffers when a weight is looked at."""
+    layer = parametrizations.spectral_norm(nn.LSTM(5, 6), "weight_hh_l0")
+    before = {name: t.clone() for name, t in layer.state_dict().items()}
+    rnnkern.freeze(layer)
+    assert all(torch.equal(t, before[name]) for name, t in layer.state_dict().items())
+    assert layer.weight_hh_l0.requires_grad
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_older_reparametrisations() -> None:
     layers = []
@@ -357,6 +366,9 @@ def test_refresh() -> None:
         with pytest.raises(ValueError, match="other names, shapes or dtypes"):
             frozen.refresh(wrong)
     assert equal(run(frozen, x), run(other.float(), x))
+    tanh, relu = (rnnkern.freeze(rnnkern.RNN(5, 6, nonlinearity=n)) for n in ("tanh", "relu"))
+    with pytest.raises(ValueError, match="another cell"):
+        tanh.refresh(relu)
 
 
 def test_refresh_of_a_model() -> None:
@@ -513,6 +525,8 @@ def test_settings_for_products_change_nothing() -> None:
     try:
         torch.set_float32_matmul_precision("medium")
         assert equal(run(frozen, x), expected)
+        assert str(rnnkern.explain(frozen, x)) == "fused: rnnkern's kernels"
+        assert torch.equal(rnnkern.trace(frozen, x).hidden, expected[0])
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -62,11 +62,11 @@ def cuts(draw: st.DrawFn) -> tuple[Case, list[int]]:
         B=draw(st.integers(1, 9)),
         I=draw(st.sampled_from(SIZES)),
         H=H,
-        layers=draw(st.integers(1, 3)),
+        L=draw(st.integers(1, 3)),
         bias=draw(st.booleans()),
         hx=draw(st.booleans()),
         dtype=draw(st.sampled_from((torch.float32, F64))),
-        P=draw(st.integers(0, H - 1)) if cell == "LSTM" else 0,
+        proj=draw(st.integers(0, H - 1)) if cell == "LSTM" else 0,
     )
     return case, chunks
 
@@ -103,7 +103,7 @@ def test_streams_in_half_precision(cell: str, H: int, dtype: torch.dtype) -> Non
     """A stream's chunk has the bits of the layer's call."""
     in_bfloat16 = dtype is BF16 and H % 2 == 0
     layers = 2 if in_bfloat16 else 1  # float32 is not rounded between layers either
-    case = Case(cell, T=6, B=2, I=H, H=H, layers=layers, dtype=dtype)
+    case = Case(cell, T=6, B=2, I=H, H=H, L=layers, dtype=dtype)
     layer, frozen = pair(case)
     stream = frozen.stream(batch_size=2)
     x, _ = case.inputs()
@@ -123,7 +123,7 @@ def test_streams_in_half_precision(cell: str, H: int, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("cell", CELLS)
 @torch.inference_mode()
 def test_threads_of_a_stream(cell: str, threads: int) -> None:
-    case = Case(cell, T=7, B=5, I=65, H=130, layers=2)
+    case = Case(cell, T=7, B=5, I=65, H=130, L=2)
     layer, frozen = pair(case)
     x, _ = case.inputs()
     stream = frozen.stream(batch_size=5, threads=threads)
@@ -151,7 +151,7 @@ def test_cells(name: str, bias: bool) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @torch.inference_mode()
 def test_sixteen_threads_step_sixteen_streams(cell: str) -> None:
-    _, frozen = pair(Case(cell, I=33, H=65, layers=2))
+    _, frozen = pair(Case(cell, I=33, H=65, L=2))
     inputs = torch.randn(16, 50, 1, 33)
 
     def run(x: Tensor) -> Tensor:

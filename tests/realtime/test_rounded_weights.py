@@ -114,7 +114,7 @@ def test_errors_are_small(cell: str, weights: str) -> None:
 @torch.inference_mode()
 def test_streams(cell: str, weights: str) -> None:
     """Steps, chunks and whole calls have the same bits; so have NumPy's."""
-    case = Case(cell, T=7, B=3, I=33, H=65, layers=2, P=20 if cell == "LSTM" else 0)
+    case = Case(cell, T=7, B=3, I=33, H=65, L=2, proj=20 if cell == "LSTM" else 0)
     layer = case.layer(rnnkern)
     frozen = rnnkern.freeze(layer, weights)
     x, _ = case.inputs()

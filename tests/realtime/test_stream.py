@@ -109,10 +109,33 @@ def test_errors_of_numpy(x: np.ndarray) -> None:
         stream_of("NumPy", Case("LSTM", B=2))(x)
 
 
+@pytest.mark.usefixtures("entry")
+def test_another_default_device() -> None:
+    stream, x = stream_of("torch", Case("LSTM", B=2)), torch.ones(2, 4)
+    with torch.device("meta"):
+        assert stream(x).device.type == "cpu"
+        assert all(s.device.type == "cpu" for s in stream.state)
+
+
+def test_arrays_of_any_layout() -> None:
+    case = Case("GRU", B=2)
+    x = given("NumPy", 3, 2, 4)
+    expected = stream_of("NumPy", case)(x)
+    readonly, backwards = x.copy(), x[::-1].copy()[::-1]
+    readonly.flags.writeable = False
+    for same_values in (
+        np.asfortranarray(x),
+        readonly,
+        backwards,
+        x.transpose().copy().transpose(),
+    ):
+        assert same(stream_of("NumPy", case)(same_values), expected)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_layers_are_one(cell: str) -> None:
     """NumPy's and torch's streams have the same bits."""
-    case = Case(cell, B=2, layers=2)
+    case = Case(cell, B=2, L=2)
     streams = [stream_of(kind, case) for kind in KINDS]
     for seed in range(3):
         found = [s(given(k, 2, 4, seed=seed)) for s, k in zip(streams, KINDS, strict=True)]
@@ -129,7 +152,7 @@ def flat_state(state: Any) -> list[Any]:
 @pytest.mark.parametrize("cell", CELLS)
 def test_state(kind: str, cell: str) -> None:
     """A state that was read and is assigned later goes on from there; it is a copy."""
-    case = Case(cell, B=2, layers=2, P=3 if cell == "LSTM" else 0)
+    case = Case(cell, B=2, L=2, proj=3 if cell == "LSTM" else 0)
     stream = stream_of(kind, case)
     fresh = flat_state(stream.state)
     assert not any(np.asarray(s).any() for s in fresh)
@@ -163,7 +186,7 @@ def test_state(kind: str, cell: str) -> None:
     ids=str,
 )
 def test_reset(kind: str, rows: Any, at_zero: list[int]) -> None:
-    stream = stream_of(kind, Case("LSTM", B=3, layers=2))
+    stream = stream_of(kind, Case("LSTM", B=3, L=2))
     stream(given(kind, 2, 3, 4))
     before = [np.asarray(s) for s in stream.state]
     stream.reset(rows)
@@ -232,7 +255,7 @@ def test_bidirectional(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_repr_and_copies(kind: str) -> None:
-    stream = stream_of(kind, Case("LSTM", B=2, layers=3))
+    stream = stream_of(kind, Case("LSTM", B=2, L=3))
     assert repr(stream) == "Stream(4, 6, num_layers=3, batch_size=2, float32)"
     for act in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
