@@ -18,23 +18,30 @@ T = TypeVar("T")
 EXACT = ("torch.nn", "rnnkern", "frozen", "stream")
 
 
-def by_call(module: nn.Module) -> Step:
-    """Calls a layer or cell for every step, with the state of the step before."""
+def by_layer(layer: nn.Module) -> Step:
+    """Calls a layer for every step, with the state of the step before."""
     state: Any = None
 
-    def layer(x: Tensor) -> Tensor:
+    def step(x: Tensor) -> Tensor:
         nonlocal state
-        y, state = module(x, state)
+        y, state = layer(x, state)
         output: Tensor = y
         return output
 
-    def cell(x: Tensor) -> Tensor:
+    return step
+
+
+def by_cell(cell: nn.Module) -> Step:
+    """The same with a cell."""
+    state: Any = None
+
+    def step(x: Tensor) -> Tensor:
         nonlocal state
-        state = module(x, state)
+        state = cell(x, state)
         h: Tensor = state[0] if isinstance(state, tuple) else state
         return h
 
-    return cell if isinstance(module, nn.RNNCellBase) else layer
+    return step
 
 
 def twins(module: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -48,6 +55,7 @@ def twins(module: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 def forms(module: nn.Module) -> dict[str, Step]:
     """The ways to take a layer or cell from step to step."""
+    by_call = by_cell if isinstance(module, nn.RNNCellBase) else by_layer
     theirs, ours = twins(module)
     frozen: Any = rnnkern.freeze(ours)
     rounded: Any = {to: rnnkern.freeze(ours, to) for to in ("bfloat16", "int8")}
