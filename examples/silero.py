@@ -24,12 +24,6 @@ from stepping import Step, alternately, by_cell, forms
 from torch import nn
 from voice_activity import Chunk, picture, probabilities, step_times, table
 
-EQUATIONS = [
-    "x_t = conv(|FFT(s_t)|)",
-    "h_t, c_t = LSTM(x_t, h_{t−1}, c_{t−1})",
-    "p_t = σ(w · relu(h_t) + b)",
-]
-
 SAMPLES, CONTEXT, HIDDEN = 512, 64, 128  # of a chunk, of the chunk before, of the LSTM
 
 
@@ -89,7 +83,7 @@ def run(out: Path, count: int = 4) -> Result:
         raise RuntimeError(f"probabilities differ from the shipped model's by {difference:.0e}")
 
     took = typical([chunk.of_all for chunk in whole])
-    rows = table(heard, truth, SAMPLES)
+    rows = table(heard, truth, SAMPLES / RATE)
     rows += [
         ("whole chunk, one program", f"{took * 1e6:.0f} µs", ""),
         ("probabilities differ from it by", f"{difference:.0e}", ""),

@@ -31,12 +31,6 @@ from tqdm import tqdm
 import rnnkern
 from rnnkern.plot import PALETTE
 
-EQUATIONS = [
-    "x_t = log(B |FFT(w ⊙ s_t)|^{2}),  the last 25 ms in 24 bands",
-    "h_t, c_t = LSTM(x_t, h_{t−1}, c_{t−1})",
-    "p_t = σ(w · h_t + b),  speech where p_t > ½",
-]
-
 CHUNK, WINDOW = 160, 400  # samples: 10 and 25 ms
 BANDS, HIDDEN = 24, 64
 Probabilities = NDArray[np.float64]  # of the chunks
@@ -153,8 +147,11 @@ def check(p: dict[str, Probabilities]) -> dict[str, int]:
     return differing
 
 
-def table(heard: dict[str, list[Chunk]], truth: Truth, chunk: int) -> list[tuple[str, str, str]]:
-    """The accuracy, and of every form its times and the decisions that differ."""
+def table(heard: dict[str, list[Chunk]], truth: Truth, length: float) -> list[tuple[str, str, str]]:
+    """The accuracy, and of every form its times and the decisions that differ.
+
+    length  of a chunk, in seconds
+    """
     p = probabilities(heard)
     accuracy = np.mean((p["stream"] > 0.5) == truth)
     rows = [("chunks decided rightly", f"{accuracy:.1%} of {len(truth)}", "")]
@@ -162,7 +159,6 @@ def table(heard: dict[str, list[Chunk]], truth: Truth, chunk: int) -> list[tuple
         (f"step, {form}", spread([chunk.of_step for chunk in chunks]), "")
         for form, chunks in heard.items()
     ]
-    length = chunk / RATE
     for form, chunks in heard.items():
         took = typical([chunk.of_all for chunk in chunks])
         share = f"{took * 1e6:.0f} µs, {took / length:.2%} of {length * 1e3:.0f} ms"
@@ -211,7 +207,7 @@ def run(out: Path, clips: int = 48, epochs: int = 60, count: int = 6) -> Result:
     sound, truth = scenes(seed=1, count=count, seconds=10)
     truth = by_chunk(truth, CHUNK)
     heard = alternately({f: listen(model, step, sound) for f, step in forms(model.lstm).items()})
-    rows = table(heard, truth, CHUNK)
+    rows = table(heard, truth, CHUNK / RATE)
     figure = picture(sound, truth, probabilities(heard)["stream"])
     path = save(figure, out, "voice_activity")
     return Result(__doc__.splitlines()[0], rows, "one step", step_times(heard), [path])

@@ -29,12 +29,6 @@ from torch.nn import functional as F
 import rnnkern
 from rnnkern.plot import PALETTE
 
-EQUATIONS = [
-    "u_t = W [x_{t−1}, m_t, a_t] + b",
-    "v_t = u_t + GRU_1(u_t),  w_t = v_t + GRU_2([v_t, a_t])",
-    "x_t ~ softmax(f(w_t))",
-]
-
 MELS, AUX, HIDDEN, CLASSES = 128, 32, 512, 256
 
 
