@@ -3,6 +3,8 @@
 //
 // torch has no stable ABI for autograd, so this library is built for one version of torch, which
 // its name says; under any other version rnnkern uses the Python functions.
+#include "autograd.h"
+
 #include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
@@ -15,9 +17,10 @@
 #include <tuple>
 #include <type_traits>
 
-#include "../cells/registry.h"
 #include "../core/call_spec.h"
+#include "direct_forward.h"
 #include "module_weights.h"
+#include "plain_call.h"
 
 namespace {
 
@@ -26,24 +29,7 @@ using at::TensorList;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The arguments of rnnkern::forward that are no tensors to differentiate. A step is a call of one
-// time step and direction on input (B, I) and states (B, H): the dimensions that the operator
-// wants are put on here, out of autograd's sight, where an alias is no view and costs next to
-// nothing: torch.nn's cells return no views either, so that users may change their results in
-// place.
-struct Call {
-  std::optional<Tensor> batch_sizes = {};
-  rnnkern::CallSpec spec = {};
-  int64_t states = 0;
-  bool step = false;
-  bool cast_weights = false;  // to the input's dtype, in either pass: no copy is kept in between
-
-  bool has_c() const {
-    return rnnkern::visit_cell(rnnkern::CellId(spec.cell), [](auto c) { return c.kStates > 1; });
-  }
-  // Whether the tensor in this place, of (input, *state, *weights), has no time or direction.
-  bool lifts(int64_t place) const { return step && place <= states; }
-};
+using Call = rnnkern::LayerCall;
 
 constexpr std::string_view kOutOfMemory = "CUDA out of memory";
 
@@ -103,10 +89,11 @@ struct Split {
   }
 };
 
-// output, h_n, c_n, saved, c_states
+// As rnnkern::direct_forward returns them.
 std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool train) {
   static const c10::OperatorHandle op = find("rnnkern::forward");
   at::AutoDispatchBelowADInplaceOrView guard;
+  if (const auto results = rnnkern::direct_forward(call, tensors, train)) return *results;
   const variable_list all = prepared(call, tensors);
   const Split split(call, all);
   torch::jit::Stack stack =
@@ -114,18 +101,16 @@ std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool tra
                     c10::List<Tensor>(split.weights), call.spec, train);
   std::array<Tensor, 5> results;
   for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
+  if (call.step) results[1] = results[1].squeeze(0);
+  if (call.step && call.has_c()) results[2] = results[2].squeeze(0);
   return results;
 }
 
 variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
-  if (!call.step) {
-    variable_list all{results[0], results[1]};
-    if (call.has_c()) all.push_back(results[2]);
-    return all;
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  variable_list all{results[1].squeeze(0)};
-  if (call.has_c()) all.push_back(results[2].squeeze(0));
+  variable_list all;
+  if (!call.step) all.push_back(results[0]);
+  all.push_back(results[1]);
+  if (call.has_c()) all.push_back(results[2]);
   return all;
 }
 
@@ -283,16 +268,7 @@ PyObject* run(Call call, PyObject* input, PyObject* state, PyObject* weights) {
   append(tensors, state);
   call.states = int64_t(tensors.size()) - 1;
   append(tensors, weights);
-  variable_list results;
-  {
-    pybind11::gil_scoped_release without_gil;
-    const bool wanted =
-        at::GradMode::is_enabled() &&
-        std::any_of(tensors.begin(), tensors.end(), [](auto& t) { return t.requires_grad(); });
-    results = wanted ? RnnkernLayer::apply(call, TensorList(tensors))
-                     : returned(call, run_forward(call, tensors, false));
-  }
-  return wrapped(TensorList(results)).release().ptr();
+  return wrapped(TensorList(rnnkern::run_layer(call, tensors))).release().ptr();
 }
 
 // The fields of a CallSpec of Python's, a tuple.
@@ -354,12 +330,36 @@ PyMethodDef methods[] = {
     {"cast_weights",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::cast_weights)),
      METH_FASTCALL, "cast_weights(weights, dtype) -> list, cast once in a block of autocast"},
+    {"plain_layer",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_layer)),
+     METH_FASTCALL, "plain_layer(module, input, hx) -> (output, states), or None"},
+    {"plain_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_cell)),
+     METH_FASTCALL, "plain_cell(module, names, mode, input, hx) -> states, or None"},
+    {"use_plain_calls",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::use_plain_calls)),
+     METH_FASTCALL, "use_plain_calls(is_plain, methods, observer, forward_ad)"},
+    {"use_replaced_kernels", rnnkern::use_replaced_kernels, METH_O,
+     "The set of kernels that torch.library was given."},
     {"use_lookups", rnnkern::use_lookups, METH_O, "torch.nn's methods that look weights up."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module{
     PyModuleDef_HEAD_INIT, "autograd", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
+
+namespace rnnkern {
+
+variable_list run_layer(LayerCall call, const variable_list& tensors) {
+  call.direct = may_call_directly();
+  pybind11::gil_scoped_release without_gil;
+  const bool wanted =
+      at::GradMode::is_enabled() &&
+      std::any_of(tensors.begin(), tensors.end(), [](auto& t) { return t.requires_grad(); });
+  return wanted ? RnnkernLayer::apply(call, TensorList(tensors))
+                : returned(call, run_forward(call, tensors, false));
+}
+
+}  // namespace rnnkern
 
 #define RNNKERN_INIT_OF(name) PyInit_##name
 #define RNNKERN_INIT(name) RNNKERN_INIT_OF(name)
