@@ -156,7 +156,7 @@ def autograd() -> list[Extension]:
     if os.environ.get("RNNKERN_AUTOGRAD") == "0":
         return []
     release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
-    names = ("autograd", "direct_forward", "module_weights", "plain_call")
+    names = ("autograd", "direct_call", "module_weights", "plain_call")
     sources = [f"csrc/bindings/{name}.cpp" for name in names]
     return [
         CppExtension(

@@ -18,9 +18,10 @@
 #include <type_traits>
 
 #include "../core/call_spec.h"
-#include "direct_forward.h"
+#include "direct_call.h"
 #include "module_weights.h"
 #include "plain_call.h"
+#include "schemas.h"
 
 namespace {
 
@@ -163,7 +164,7 @@ bool needs_decomposition(const std::array<Tensor, 3>& grads) {
 
 // A call without its tensor, as a node of torch's keeps it.
 std::vector<int64_t> as_numbers(const Call& call) {
-  std::vector<int64_t> numbers{call.states, call.step, call.cast_weights,
+  std::vector<int64_t> numbers{call.states, call.step, call.cast_weights, call.direct,
                                call.batch_sizes.has_value()};
   rnnkern::CallSpec spec = call.spec;
   spec.each([&](auto field) { numbers.push_back(field); });
@@ -177,9 +178,30 @@ bool read_numbers(const std::vector<int64_t>& numbers, Call& call) {
     field = static_cast<std::remove_reference_t<decltype(field)>>(*next++);
   };
   bool packed;
-  read(call.states), read(call.step), read(call.cast_weights), read(packed);
+  read(call.states), read(call.step), read(call.cast_weights), read(call.direct), read(packed);
   call.spec.each(read);
   return packed;
+}
+
+// As rnnkern::direct_backward does it.
+variable_list operator_backward(const Call& call, const std::array<Tensor, 3>& grads,
+                                TensorList tensors, TensorList kept, int64_t needs) {
+  static const c10::OperatorHandle op = find("rnnkern::backward");
+  const auto maybe = [](const Tensor& t) {
+    return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
+  };
+  const variable_list all = prepared(call, tensors);
+  const Split split(call, all);
+  const torch::jit::Stack stack = call_operator(
+      op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
+      split.given(0), split.given(1), c10::List<Tensor>(split.weights), kept[0], kept[1], kept[2],
+      call.spec, needs, false);
+  variable_list found;
+  for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
+  for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
+  for (int64_t i = 0; i <= call.states; ++i)
+    if (call.step && found[i].dim() == 3) found[i] = found[i].squeeze(0);
+  return found;
 }
 
 struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
@@ -199,7 +221,6 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list given) {
-    static const c10::OperatorHandle op = find("rnnkern::backward");
     variable_list kept = ctx->get_saved_variables();
     Call call;
     if (read_numbers(ctx->saved_data.at("call").toIntVector(), call)) {
@@ -213,10 +234,13 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
       grads[i + call.step] =
           call.step && given[i].defined() ? given[i].unsqueeze(0) : std::move(given[i]);
     std::vector<bool> needed(count);
-    int64_t needs = 0;  // the operator's bits
+    int64_t needs = 0;
     for (size_t i = 0; i < count; ++i) {
       needed[i] = ctx->needs_input_grad(i);
-      if (needed[i]) needs |= i == 0 ? 1 : int64_t(i) <= call.states ? 2 : 4;
+      if (needed[i])
+        needs |= i == 0                      ? rnnkern::kNeedInput
+                 : int64_t(i) <= call.states ? rnnkern::kNeedState
+                                             : rnnkern::kNeedWeights;
     }
 
     variable_list found;
@@ -225,20 +249,10 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
       for (int64_t i = 0; i <= call.states; ++i)
         if (call.step && found[i].defined()) found[i] = found[i].squeeze(0);
     } else {
-      const auto maybe = [](const Tensor& t) {
-        return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
-      };
       at::AutoDispatchBelowADInplaceOrView guard;
-      const variable_list all = prepared(call, tensors);
-      const Split split(call, all);
-      const torch::jit::Stack stack = call_operator(
-          op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
-          split.given(0), split.given(1), c10::List<Tensor>(split.weights), kept[count],
-          kept[count + 1], kept[count + 2], call.spec, needs, false);
-      for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
-      for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
-      for (int64_t i = 0; i <= call.states; ++i)
-        if (call.step && needed[i]) found[i] = found[i].squeeze(0);
+      auto direct = rnnkern::direct_backward(call, grads, tensors, {&kept[count], 3}, needs);
+      found = direct ? std::move(*direct)
+                     : operator_backward(call, grads, tensors, {&kept[count], 3}, needs);
     }
     found.resize(count);
     for (size_t i = 0; i < count; ++i) {

@@ -20,7 +20,7 @@ struct LayerCall {
   int64_t states = 0;
   bool step = false;
   bool cast_weights = false;  // to the input's dtype, in either pass: no copy is kept in between
-  bool direct = false;        // whether direct_forward may take it
+  bool direct = false;        // whether direct_call.h may take it, as of the forward pass
 
   bool has_c() const {
     return visit_cell(CellId(spec.cell), [](auto c) { return c.kStates > 1; });

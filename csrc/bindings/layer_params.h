@@ -47,4 +47,16 @@ void fill(LayerParams<T>& p, const CallShape& call, const AnyTensor& input, cons
   p.c0 = state.size() < 2 ? nullptr : data<const Acc<T>>(state[1]);
 }
 
+// `grads`: of all weights.
+template <class T, class AnyTensors>
+void fill_grads(BackwardParams<T>& p, const CallShape& call, const AnyTensors& grads) {
+  using S = Acc<T>;
+  for (int d = 0; d < call.directions; ++d) {
+    const auto* g = &grads[d * call.per_direction];
+    p.grads[d] = {data<S>(g[0]), data<S>(g[1]), call.bias ? data<S>(g[2]) : nullptr,
+                  call.bias ? data<S>(g[3]) : nullptr,
+                  call.proj_size ? data<S>(g[call.per_direction - 1]) : nullptr};
+  }
+}
+
 }  // namespace rnnkern

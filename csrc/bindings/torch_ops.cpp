@@ -198,12 +198,7 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   if (needs & kNeedInput) p.dx = rows_of<S>(call, dx);
   p.dh_0 = data_or_null<S>(dh_0);
   p.dc_0 = data_or_null<S>(dc_0);
-  for (int d = 0; d < D && !grads.empty(); ++d) {
-    const Tensor* g = &grads[d * call.per_direction];
-    p.grads[d] = {data<S>(g[0]), data<S>(g[1]), call.bias ? data<S>(g[2]) : nullptr,
-                  call.bias ? data<S>(g[3]) : nullptr,
-                  call.proj_size ? data<S>(g[call.per_direction - 1]) : nullptr};
-  }
+  if (!grads.empty()) fill_grads(p, call, grads);
   p.flow_h = data_or_null<S>(flow_h);
   p.flow_c = data_or_null<S>(flow_c);
   run_engine([&] { backward(p, kTorchPool, int(torch::stable::get_num_threads())); });

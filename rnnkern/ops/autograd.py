@@ -95,7 +95,8 @@ def _native() -> Native | None:
         return None
     native = cast(Native, importlib.import_module(name))
     native.use_decomposition(_vjp)
-    replaced = getattr(torch.library, "_impls", None)  # without it, every call is the dispatcher's
+    # Without this set nobody could tell that a kernel was replaced: every call is the dispatcher's.
+    replaced = getattr(torch.library, "_impls", None)
     if replaced is not None:
         native.use_replaced_kernels(replaced)
     return native

@@ -328,43 +328,72 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+OPERATORS = ("rnnkern::forward", "rnnkern::backward")
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_dispatch_modes_and_profilers_see_the_operator(name: str, training: bool) -> None:
+def test_dispatch_modes_and_profilers_see_the_operators(name: str, training: bool) -> None:
     module, x = example(name)
+
+    def call() -> list[Tensor]:
+        results = flat(module(x))
+        if not training:
+            return results
+        return [*results, *torch.autograd.grad(loss(results), list(module.parameters()))]
+
     with torch.enable_grad() if training else torch.inference_mode():
-        expected = flat(module(x))
+        expected = call()
         with Calls() as calls:
-            within = flat(module(x))
+            within = call()
         with profile() as profiler:
-            recorded = flat(module(x))
-        after = flat(module(x))
-    assert calls.names.count("rnnkern::forward") == 1
-    assert [event.name for event in profiler.events()].count("rnnkern::forward") == 1
+            recorded = call()
+        after = call()
+    names = [event.name for event in profiler.events()]
+    for operator in OPERATORS[: 1 + training]:
+        assert calls.names.count(operator) == names.count(operator) == 1
     for results in (within, recorded, after):
         assert all(map(torch.equal, results, expected))
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.filterwarnings("ignore:.*overrid")
-def test_a_replaced_kernel_is_called(name: str) -> None:
+def test_a_replaced_kernel_is_called(name: str, operator: str) -> None:
     module, x = example(name)
     before = flat(module(x))
     library = torch.library.Library("rnnkern", "IMPL")
-    seen = []
 
     def replacement(*args: Any) -> Any:
-        seen.append(args[0])
         raise NotImplementedError("replaced")
 
-    library.impl("forward", replacement, "CPU")
+    library.impl(operator.removeprefix("rnnkern::"), replacement, "CPU")
     try:
         with pytest.raises(NotImplementedError, match="replaced"):
-            module(x)
+            loss(module(x)).backward()
     finally:
         library._destroy()
-    assert len(seen) == 1
+    loss(module(x)).backward()
     assert all(map(torch.equal, flat(module(x)), before))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradients_as_the_operators_give_them(name: str) -> None:
+    """Bit for bit, whatever is wanted and whatever autograd hands over."""
+    module, x = example(name)
+    hx = states_of(module, name, (2,))
+    leaves = [x, *(hx if isinstance(hx, tuple) else (hx,)), *module.parameters()]
+    for wanted in (leaves, leaves[:1], leaves[1:2], leaves[-1:]):
+        for leaf in leaves:
+            leaf.requires_grad_(any(leaf is w for w in wanted))
+        results = flat(module(x, hx))
+        for of in (results, results[:1], results[-1:]):
+            for grads in ([torch.ones(()).expand_as(t) for t in of], [t.detach() for t in of]):
+                direct = torch.autograd.grad(of, wanted, grads, retain_graph=True)
+                with Calls() as calls:
+                    operators = torch.autograd.grad(of, wanted, grads, retain_graph=True)
+                assert "rnnkern::backward" in calls.names
+                assert all(map(torch.equal, direct, operators))
 
 
 @pytest.mark.parametrize("name", ALL)
