@@ -5,6 +5,7 @@
 // its name says; under any other version rnnkern uses the Python functions.
 #include "autograd.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
@@ -18,6 +19,7 @@
 #include <type_traits>
 
 #include "../core/call_spec.h"
+#include "../cpu/runtime/stream.h"
 #include "direct_call.h"
 #include "module_weights.h"
 #include "plain_call.h"
@@ -325,6 +327,72 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step)
+PyObject* frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 7 && THPVariable_Check(args[0]) && THPVariable_Check(args[2]),
+                   "frozen takes 7 arguments");
+  static const c10::OperatorHandle op = find("rnnkern::forward_prepacked");
+  Call call{.spec = read_spec(args[3]), .step = args[6] == Py_True};
+  variable_list tensors{THPVariable_Unpack(args[0])};
+  append(tensors, args[1]);
+  call.states = int64_t(tensors.size()) - 1;
+  const int64_t hidden_size = PyLong_AsLongLong(args[4]), proj_size = PyLong_AsLongLong(args[5]);
+  if (PyErr_Occurred()) throw python_error();
+  variable_list results;
+  {
+    pybind11::gil_scoped_release without_gil;
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const variable_list all = prepared(call, tensors);
+    const Split split(call, all);
+    torch::jit::Stack stack =
+        call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
+                      THPVariable_Unpack(args[2]), call.spec, hidden_size, proj_size);
+    std::array<Tensor, 5> found;
+    for (size_t i = 0; i < stack.size(); ++i) found[i] = std::move(stack[i]).toTensor();
+    results = returned(call, found);
+  }
+  return wrapped(TensorList(results)).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+at::ScalarType dtype_of(const rnnkern::Stream::Sizes& sizes) {
+  return sizes.element_size == 2   ? at::kBFloat16
+         : sizes.element_size == 8 ? at::kDouble
+                                   : at::kFloat;
+}
+
+// stream(address, x): the next output of the engine's stream at that address.
+PyObject* stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 2 && PyLong_Check(args[0]) && THPVariable_Check(args[1]),
+                   "a stream takes a tensor, got ", Py_TYPE(args[count - 1])->tp_name);
+  auto* const stream = static_cast<rnnkern::Stream*>(PyLong_AsVoidPtr(args[0]));
+  const Tensor& x = THPVariable_Unpack(args[1]);
+  const rnnkern::Stream::Sizes& sizes = stream->sizes();
+  const int64_t rank = x.dim();
+  TORCH_CHECK((rank == 2 || rank == 3) && x.size(rank - 1) == sizes.input_size &&
+                  x.size(rank - 2) == sizes.batch && (rank == 2 || x.size(0) > 0),
+              "expected input of shape (", sizes.batch, ", ", sizes.input_size, ") or (steps, ",
+              sizes.batch, ", ", sizes.input_size, "), got ", x.sizes());
+  TORCH_CHECK(x.scalar_type() == dtype_of(sizes) && x.is_cpu() && x.layout() == at::kStrided,
+              "expected input of ", dtype_of(sizes), " on the CPU, got ", x.scalar_type(), " on ",
+              x.device());
+  TORCH_CHECK(!x.requires_grad() || !at::GradMode::is_enabled(),
+              "a stream computes no gradients: call it under torch.no_grad(), or detach its input");
+  Tensor y;
+  {
+    pybind11::gil_scoped_release without_gil;
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const Tensor rows = x.contiguous();
+    y = rank == 2 ? at::detail::empty_cpu({sizes.batch, sizes.width}, x.scalar_type())
+                  : at::detail::empty_cpu({x.size(0), sizes.batch, sizes.width}, x.scalar_type());
+    stream->run(rows.const_data_ptr(), rank == 2 ? 1 : x.size(0), y.mutable_data_ptr());
+  }
+  return THPVariable_Wrap(y);
+  END_HANDLE_TH_ERRORS
+}
+
 PyObject* use_decomposition(PyObject*, PyObject* function) {
   Py_INCREF(function);
   Py_XSETREF(decomposition_vjp, function);
@@ -336,6 +404,11 @@ PyMethodDef methods[] = {
      "layer(input, batch_sizes, state, weights, spec, cast_weights) -> (output, h_n[, c_n])"},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
      "step(input, state, weights, spec) -> (h[, c]), without the dimensions of T and D"},
+    {"frozen", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(frozen)), METH_FASTCALL,
+     "frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step): layer() or step() on "
+     "prepacked weights, without gradients"},
+    {"stream", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stream)), METH_FASTCALL,
+     "stream(address, x) -> y: the next step or steps of the engine's stream"},
     {"use_decomposition", use_decomposition, METH_O, "The vjp for double backward and transforms."},
     {"registered_weights",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::registered_weights)),

@@ -167,22 +167,19 @@ struct Call : CallShape {
   Call(const Tensor& input, const MaybeTensor& batch_sizes, const Tensors& state,
        const Tensors& weights, const CallSpec& spec)
       : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail) {
-    Shape state_shapes[kMaxStates], weight_shapes[kMaxWeights];
-    for (size_t i = 0; i < state.size(); ++i) state_shapes[i] = shape_of(state[i]);
+    Shape weight_shapes[kMaxWeights];
     for (size_t i = 0; i < weights.size(); ++i) weight_shapes[i] = shape_of(weights[i]);
+    read_tensors(input, batch_sizes, state, weight_shapes);
     const Kind kind(input);
-    check_memory(input, "input");
-    if (batch_sizes) {
-      const Tensor sizes = dense_sizes(*batch_sizes);
-      read(shape_of(input), state_shapes, weight_shapes,
-           static_cast<const int64_t*>(sizes.const_data_ptr()), sizes.numel());
-    } else {
-      read(shape_of(input), state_shapes, weight_shapes);
-    }
     for (size_t i = 0; i < weights.size(); ++i)
       check_kind(weights[i], weight_shapes[i], kind, weight_name(int(i) % per_direction));
-    for (size_t i = 0; i < state.size(); ++i)
-      check_kind(state[i], state_shapes[i], kind, state_name(int(i)));
+  }
+
+  // With prepacked weights, of which the header tells the shapes.
+  Call(const Tensor& input, const MaybeTensor& batch_sizes, const Tensors& state,
+       const std::vector<Shape>& weights, const CallSpec& spec)
+      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail) {
+    read_tensors(input, batch_sizes, state, weights.data());
   }
 
   // The tensors of a backward pass besides those of the forward pass.
@@ -215,6 +212,23 @@ struct Call : CallShape {
   }
 
  private:
+  void read_tensors(const Tensor& input, const MaybeTensor& batch_sizes, const Tensors& state,
+                    const Shape* weight_shapes) {
+    Shape state_shapes[kMaxStates];
+    for (size_t i = 0; i < state.size(); ++i) state_shapes[i] = shape_of(state[i]);
+    check_memory(input, "input");
+    if (batch_sizes) {
+      const Tensor sizes = dense_sizes(*batch_sizes);
+      read(shape_of(input), state_shapes, weight_shapes,
+           static_cast<const int64_t*>(sizes.const_data_ptr()), sizes.numel());
+    } else {
+      read(shape_of(input), state_shapes, weight_shapes);
+    }
+    const Kind kind(input);
+    for (size_t i = 0; i < state.size(); ++i)
+      check_kind(state[i], state_shapes[i], kind, state_name(int(i)));
+  }
+
   static Tensor dense_sizes(const Tensor& batch_sizes) {
     STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_cpu() &&
                         batch_sizes.scalar_type() == ScalarType::Long,

@@ -36,7 +36,7 @@ void fill(LayerParams<T>& p, const CallShape& call, const AnyTensor& input, cons
   p.proj_size = call.proj_size;
   p.directions = call.directions;
   p.x = rows_of<const T>(call, input);
-  for (int d = 0; d < call.directions; ++d) {
+  for (int d = 0; d < call.directions && !weights.empty(); ++d) {
     const AnyTensor* w = &weights[d * call.per_direction];
     p.weights[d] = {data<const T>(w[0]), data<const T>(w[1]),
                     call.bias ? data<const T>(w[2]) : nullptr,

@@ -6,6 +6,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -17,25 +20,33 @@
 #include "../cells/table.h"
 #include "../core/call_shape.h"
 #include "../cpu/engine.h"
+#include "../cpu/runtime/stream.h"
+#include "../cpu/runtime/thread_pool.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using rnnkern::CallSpec;
+using rnnkern::PrepackedHeader;
 using rnnkern::Shape;
+using rnnkern::WeightFormat;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-constexpr rnnkern::ParallelFor kThreads{
-    [](int count, void (*body)(void*, int, int), void* context) {
-      std::vector<std::thread> threads;
-      for (int i = 1; i < count; ++i) threads.emplace_back(body, context, i, i + 1);
-      body(context, 0, 1);
-      for (std::thread& t : threads) t.join();
-    }};
-
 int g_threads = int(std::max(1u, std::thread::hardware_concurrency()));
+
+// 64-byte aligned, as prepacked weights are, in huge pages.
+void* aligned_bytes(size_t bytes) {
+  constexpr size_t kPage = size_t(2) << 20;
+  const size_t alignment = bytes < kPage ? PrepackedHeader::kAlignment : kPage;
+  void* const memory =
+      std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (!memory) throw std::bad_alloc();
+  rnnkern::advise_huge_pages(memory, bytes);
+  return memory;
+}
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
@@ -67,10 +78,9 @@ std::vector<Shape> shapes_of(const std::vector<Array<T>>& arrays) {
 template <class T>
 struct Call : rnnkern::CallShape {
   Call(const Array<T>& input, const std::optional<std::vector<int64_t>>& batch_sizes,
-       const std::vector<Array<T>>& state, const std::vector<Array<T>>& weights,
-       const py::tuple& spec)
-      : CallShape(read_spec(spec), batch_sizes.has_value(), weights.size(), state.size(), fail) {
-    read(shape_of(input), shapes_of(state).data(), shapes_of(weights).data(),
+       const std::vector<Array<T>>& state, const std::vector<Shape>& weights, const CallSpec& spec)
+      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail) {
+    read(shape_of(input), shapes_of(state).data(), weights.data(),
          batch_sizes ? batch_sizes->data() : nullptr,
          batch_sizes ? int64_t(batch_sizes->size()) : 0);
   }
@@ -96,7 +106,7 @@ struct Call : rnnkern::CallShape {
     p.proj_size = proj_size;
     p.directions = int(directions);
     p.x = rows_of(input.data(), input_size);
-    for (int64_t d = 0; d < directions; ++d) {
+    for (int64_t d = 0; d < directions && !weights.empty(); ++d) {
       const auto* w = &weights[d * per_direction];
       p.weights[d] = {w[0].data(), w[1].data(), bias ? w[2].data() : nullptr,
                       bias ? w[3].data() : nullptr,
@@ -112,11 +122,11 @@ T* data_or_null(Array<T>& a) {
   return a.size() ? a.mutable_data() : nullptr;
 }
 
+// With prepacked weights, `weights` is empty.
 template <class T>
-py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_sizes,
-                  std::vector<Array<T>> state, std::vector<Array<T>> weights, py::tuple spec,
-                  bool train) {
-  const Call<T> call(input, batch_sizes, state, weights, spec);
+py::tuple run_forward(const Call<T>& call, const Array<T>& input,
+                      const std::vector<Array<T>>& state, const std::vector<Array<T>>& weights,
+                      bool train, const PrepackedHeader* prepacked = nullptr) {
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size, R = call.width;
   Array<T> output(call.row_shape(D * R)), h_n({D, B, R});
   Array<T> c_n(call.has_c ? std::vector<int64_t>{D, B, H} : std::vector<int64_t>{0});
@@ -124,6 +134,7 @@ py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_size
   Array<T> saved(train ? call.saved_size() : 0), c_states(train ? call.c_states_size() : 0);
   rnnkern::ForwardParams<T> p{};
   call.fill(p, input, state, weights);
+  p.prepacked = prepacked;
   p.y = call.rows_of(output.mutable_data(), D * R);
   p.h_n = h_n.mutable_data();
   p.c_n = data_or_null(c_n);
@@ -131,10 +142,124 @@ py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_size
   p.c_states = data_or_null(c_states);
   if (B > 0) {
     py::gil_scoped_release release;
-    rnnkern::forward(p, kThreads, g_threads);
+    rnnkern::forward(p, rnnkern::kOwnThreads, g_threads);
   }
   return py::make_tuple(output, h_n, c_n, saved, c_states);
 }
+
+template <class T>
+py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_sizes,
+                  std::vector<Array<T>> state, std::vector<Array<T>> weights, py::tuple spec,
+                  bool train) {
+  const Call<T> call(input, batch_sizes, state, shapes_of(weights), read_spec(spec));
+  return run_forward(call, input, state, weights, train);
+}
+
+// A layer's weights as the engine multiplies by them; format: a WeightFormat.
+template <class T>
+Bytes prepack(std::vector<Array<T>> weights, py::tuple spec, int format) {
+  require(!weights.empty() && weights[0].ndim() == 2, "expected a layer's weights");
+  require(format >= 0 && format <= int(WeightFormat::int8), "no such format of weights");
+  require(format == 0 || std::is_same_v<T, float>,
+          "only float32 weights can be rounded to bfloat16 or int8");
+  const Array<T> row(std::vector<int64_t>{1, 1, weights[0].shape(1)});
+  const Call<T> call(row, {}, {}, shapes_of(weights), read_spec(spec));
+  rnnkern::LayerParams<T> p{};
+  call.fill(p, row, {}, weights);
+  const size_t bytes = rnnkern::prepacked_bytes(p, WeightFormat(format));
+  void* const memory = aligned_bytes(bytes);
+  rnnkern::prepack(p, WeightFormat(format), 0, memory);
+  return Bytes(int64_t(bytes), static_cast<uint8_t*>(memory), py::capsule(memory, std::free));
+}
+
+const PrepackedHeader& read_prepacked(const Bytes& memory) {
+  const char* const refusal = rnnkern::prepacked_refusal(memory.data(), size_t(memory.size()));
+  if (refusal) fail(refusal);
+  return *reinterpret_cast<const PrepackedHeader*>(memory.data());
+}
+
+template <class T>
+py::tuple forward_prepacked(Array<T> input, std::optional<std::vector<int64_t>> batch_sizes,
+                            std::vector<Array<T>> state, Bytes prepacked, py::tuple fields,
+                            int64_t hidden_size, int64_t proj_size) {
+  const CallSpec spec = read_spec(fields);
+  const PrepackedHeader& header = read_prepacked(prepacked);
+  require(header.cell == spec.cell && header.directions == spec.directions &&
+              header.hidden_size == hidden_size && header.proj_size == proj_size &&
+              (proj_size > 0) == spec.projection && header.element_size == sizeof(T),
+          "the prepacked weights are another layer's");
+  int64_t gates = 0;
+  rnnkern::visit_cell(rnnkern::CellId(header.cell), [&](auto cell) { gates = cell.kGates; });
+  const rnnkern::WeightShapes weights(spec, gates, header.input_size, hidden_size, proj_size);
+  const Call<T> call(input, batch_sizes, state, weights.shapes(), spec);
+  const py::tuple all = run_forward(call, input, state, {}, false, &header);
+  return py::make_tuple(all[0], all[1], all[2]);
+}
+
+// A stream with the arrays that hold its weights.
+class Stream {
+ public:
+  Stream(std::vector<Bytes> layers, int64_t batch, int threads) : layers_(std::move(layers)) {
+    std::vector<const PrepackedHeader*> headers;
+    for (const Bytes& layer : layers_) headers.push_back(&read_prepacked(layer));
+    stream_ = rnnkern::Stream::create(headers, batch, rnnkern::kOwnThreads, threads);
+  }
+
+  py::array run(const py::array& x) {
+    switch (sizes().element_size) {
+      case 4: return run_typed<float>(x);
+      case 8: return run_typed<double>(x);
+      default: fail("NumPy has no bfloat16");
+    }
+  }
+
+  void run_at(uintptr_t x, int64_t steps, uintptr_t y) {
+    py::gil_scoped_release release;
+    stream_->run(reinterpret_cast<const void*>(x), steps, reinterpret_cast<void*>(y));
+  }
+
+  void reset(int64_t row) {
+    require(row >= 0 && row < sizes().batch, "no such row");
+    stream_->reset(row);
+  }
+  void reset_all() {
+    for (int64_t row = 0; row < sizes().batch; ++row) stream_->reset(row);
+  }
+
+  const rnnkern::Stream::Sizes& sizes() const { return stream_->sizes(); }
+  const char* dtype() const {
+    return sizes().element_size == 2   ? "bfloat16"
+           : sizes().element_size == 8 ? "float64"
+                                       : "float32";
+  }
+  uintptr_t address() const { return reinterpret_cast<uintptr_t>(stream_.get()); }
+  uintptr_t h() { return reinterpret_cast<uintptr_t>(stream_->h()); }
+  uintptr_t c() { return reinterpret_cast<uintptr_t>(stream_->c()); }
+
+ private:
+  template <class T>
+  py::array run_typed(const py::array& x) {
+    const int64_t rank = x.ndim();
+    if (!py::isinstance<py::array_t<T>>(x) || (rank != 2 && rank != 3) ||
+        x.shape(rank - 1) != sizes().input_size || x.shape(rank - 2) != sizes().batch ||
+        (rank == 3 && !x.shape(0)))
+      fail("expected input of " + std::string(dtype()) + " and shape (" +
+           std::to_string(sizes().batch) + ", " + std::to_string(sizes().input_size) +
+           "), or with a dimension of steps before it");
+    const Array<T> rows = Array<T>::ensure(x);
+    const int64_t steps = rank == 3 ? x.shape(0) : 1;
+    Array<T> y = rank == 3 ? Array<T>({steps, sizes().batch, sizes().width})
+                           : Array<T>({sizes().batch, sizes().width});
+    const T* const from = rows.data();
+    T* const to = y.mutable_data();
+    py::gil_scoped_release release;
+    stream_->run(from, steps, to);
+    return y;
+  }
+
+  std::vector<Bytes> layers_;
+  std::unique_ptr<rnnkern::Stream> stream_;
+};
 
 template <class T>
 py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> grad_h,
@@ -142,7 +267,7 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
                    std::optional<std::vector<int64_t>> batch_sizes, std::vector<Array<T>> state,
                    std::vector<Array<T>> weights, Array<T> output, Array<T> saved,
                    Array<T> c_states, py::tuple spec) {
-  const Call<T> call(input, batch_sizes, state, weights, spec);
+  const Call<T> call(input, batch_sizes, state, shapes_of(weights), read_spec(spec));
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size, R = call.width;
   const int64_t rows = call.rows;
   call.check_output(shape_of(output), "output");
@@ -179,7 +304,7 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
   p.flow_c = data_or_null(flow_c);
   if (B > 0) {
     py::gil_scoped_release release;
-    rnnkern::backward(p, kThreads, g_threads);
+    rnnkern::backward(p, rnnkern::kOwnThreads, g_threads);
   } else {
     for (auto& g : grads) std::fill_n(g.mutable_data(), g.size(), T(0));
   }
@@ -209,7 +334,35 @@ void define(py::module_& m) {
   m.def("backward", &backward<T>, arg("grad_output"), arg("grad_h"), arg("grad_c"),
         arg("input").noconvert(), arg("batch_sizes"), arg("state"), arg("weights"), arg("output"),
         arg("saved"), arg("c_states"), arg("spec"));
+  m.def("prepack", &prepack<T>, arg("weights"), arg("spec"), arg("format"));
+  m.def("forward_prepacked", &forward_prepacked<T>, arg("input").noconvert(), arg("batch_sizes"),
+        arg("state"), arg("prepacked"), arg("spec"), arg("hidden_size"), arg("proj_size"));
   m.def("math", &math<T>, arg("name"), arg("x").noconvert());
+}
+
+void define_stream(py::module_& m) {
+  using py::arg;
+  const auto size = [](int64_t rnnkern::Stream::Sizes::* member) {
+    return [member](const Stream& s) { return s.sizes().*member; };
+  };
+  using Sizes = rnnkern::Stream::Sizes;
+  py::class_<Stream>(m, "Stream")
+      .def(py::init<std::vector<Bytes>, int64_t, int>(), arg("layers"), arg("batch"),
+           arg("threads"))
+      .def("__call__", &Stream::run, arg("x"))
+      .def("run_at", &Stream::run_at, arg("x"), arg("steps"), arg("y"))
+      .def("reset", &Stream::reset, arg("row"))
+      .def("reset_all", &Stream::reset_all)
+      .def_property_readonly("layers", size(&Sizes::layers))
+      .def_property_readonly("batch", size(&Sizes::batch))
+      .def_property_readonly("input_size", size(&Sizes::input_size))
+      .def_property_readonly("hidden_size", size(&Sizes::hidden_size))
+      .def_property_readonly("width", size(&Sizes::width))
+      .def_property_readonly("has_c", [](const Stream& s) { return s.sizes().has_c; })
+      .def_property_readonly("dtype", &Stream::dtype)
+      .def_property_readonly("address", &Stream::address)
+      .def_property_readonly("h_address", &Stream::h)
+      .def_property_readonly("c_address", &Stream::c);
 }
 
 }  // namespace
@@ -219,6 +372,7 @@ PYBIND11_MODULE(_numpy, m) {
   rnnkern::engine();  // an RNNKERN_CPU that this CPU has not is an error at once
   define<float>(m);
   define<double>(m);
+  define_stream(m);
   m.def("isas", [] {
     int count;
     const auto* engines = rnnkern::available_engines(&count);

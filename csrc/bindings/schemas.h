@@ -14,6 +14,14 @@ enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4 };
   "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] " \
   "weights, " RNNKERN_CALL_SPEC_SCHEMA                                             \
   ", bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, Tensor c_states)"
+// A layer's weights as the engine multiplies by them, opaque, for this process's instruction-set
+// level; `format` is a WeightFormat (core/prepacked.h).
+#define RNNKERN_PREPACK_SCHEMA \
+  "prepack(Tensor[] weights, " RNNKERN_CALL_SPEC_SCHEMA ", int format) -> Tensor"
+#define RNNKERN_FORWARD_PREPACKED_SCHEMA                                                   \
+  "forward_prepacked(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor " \
+  "prepacked, " RNNKERN_CALL_SPEC_SCHEMA                                                   \
+  ", int hidden_size, int proj_size) -> (Tensor output, Tensor h_n, Tensor c_n)"
 #define RNNKERN_BACKWARD_SCHEMA                                                      \
   "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "     \
   "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, " \

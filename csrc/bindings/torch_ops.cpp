@@ -123,9 +123,11 @@ Tensors weights_as(Tensors&& weights) {
   return dense(converted(std::move(weights), kType<T>));
 }
 
+// With prepacked weights, `weights` is empty.
 template <class T>
 ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors& state,
-                            const Tensors& weights, bool train) {
+                            const Tensors& weights, bool train,
+                            const PrepackedHeader* prepacked = nullptr) {
   constexpr ScalarType dtype = kType<T>, wide = kType<Acc<T>>;
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
   Tensor output = allocate_rows(call, dtype, D * call.width);
@@ -137,6 +139,7 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
   if (B > 0) {
     rnnkern::ForwardParams<T> p{};
     fill(p, call, input, state, weights);
+    p.prepacked = prepacked;
     p.y = rows_of<T>(call, output);
     p.h_n = data<T>(h_n);
     p.c_n = data_or_null<Acc<T>>(c_n);
@@ -157,6 +160,97 @@ ForwardResult forward_op(ForwardArgs args) {
   return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype),
           converted(saved, dtype), c_states};
 }
+
+// A layer's weights alone, as a call without rows to compute.
+Call weights_call(const Tensors& weights, const CallSpec& spec) {
+  STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2, "rnnkern: expected a layer's weights");
+  const int64_t sizes[] = {1, 1, weights[0].size(1)}, strides[] = {0, 0, 0};
+  AtenTensorHandle row;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(3, sizes, strides, Kind(weights[0]).dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &row));
+  return Call(Tensor(row), {}, {}, weights, spec);
+}
+
+template <class T>
+Tensor prepack_typed(const Call& call, const Tensors& weights, WeightFormat format, int tag) {
+  LayerParams<T> p{};
+  fill(p, call, weights[0], {}, weights);
+  const int64_t bytes = int64_t(prepacked_bytes(p, format)), strides[] = {1};
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &bytes, strides, aoti_torch_dtype_uint8(),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor memory(handle);
+  advise_huge_pages(memory.data_ptr(), size_t(bytes));
+  prepack(p, format, tag, memory.data_ptr());
+  return memory;
+}
+
+Tensor prepack_op(Tensors weights, const CallSpec& spec, int64_t format) {
+  const Call call = weights_call(weights, spec);
+  const ScalarType dtype = weights[0].scalar_type();
+  STD_TORCH_CHECK(format >= 0 && format <= int64_t(WeightFormat::int8),
+                  "rnnkern: no format of weights ", format);
+  STD_TORCH_CHECK(format == 0 || dtype == ScalarType::Float,
+                  "rnnkern: only float32 weights can be rounded to bfloat16 or int8");
+  return visit_type(call, dtype, [&]<class T>(T) {
+    return prepack_typed<T>(call, weights_as<T>(std::move(weights)), WeightFormat(format),
+                            int(dtype));
+  });
+}
+
+const PrepackedHeader& read_prepacked(const Tensor& memory) {
+  STD_TORCH_CHECK(memory.dim() == 1 && memory.is_cpu() && memory.is_contiguous() &&
+                      memory.scalar_type() == ScalarType::Byte,
+                  "rnnkern: prepacked weights are a 1-D uint8 tensor on the CPU");
+  check_memory(memory, "the prepacked weights");
+  const void* const data = memory.const_data_ptr();
+  const char* const refusal = prepacked_refusal(data, size_t(memory.numel()));
+  STD_TORCH_CHECK(!refusal, "rnnkern: ", refusal ? refusal : "");
+  return *static_cast<const PrepackedHeader*>(data);
+}
+
+using InferenceResult = std::tuple<Tensor, Tensor, Tensor>;
+
+InferenceResult forward_prepacked_op(const Tensor& input, const MaybeTensor& batch_sizes,
+                                     Tensors state, const Tensor& prepacked, const CallSpec& spec,
+                                     int64_t hidden_size, int64_t proj_size) {
+  const PrepackedHeader& header = read_prepacked(prepacked);
+  const ScalarType dtype = input.scalar_type();
+  STD_TORCH_CHECK(header.cell == spec.cell && header.directions == spec.directions &&
+                      header.hidden_size == hidden_size && header.proj_size == proj_size &&
+                      (proj_size > 0) == spec.projection,
+                  "rnnkern: the prepacked weights are another layer's");
+  STD_TORCH_CHECK(header.tag == int32_t(dtype),
+                  "rnnkern: the prepacked weights and input differ in dtype");
+  int64_t gates = 0;
+  visit_cell(CellId(header.cell), [&](auto cell) { gates = cell.kGates; });
+  const WeightShapes weights(spec, gates, header.input_size, hidden_size, proj_size);
+  const Call call(input, batch_sizes, state, weights.shapes(), spec);
+  const auto run = [&]<class T>(T) {
+    return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)), {}, false,
+                            &header);
+  };
+  auto [output, h_n, c_n, saved, c_states] = header.element_size == 8   ? run(double{})
+                                             : header.element_size == 2 ? run(bfloat16{})
+                                                                        : run(float{});
+  return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype)};
+}
+
+// The operators with the spec's fields one by one, as torch calls them.
+template <class SpecTypes>
+struct PrepackedOps;
+template <class... Spec>
+struct PrepackedOps<std::tuple<Spec...>> {
+  static Tensor prepack(Tensors weights, Spec... spec, int64_t format) {
+    return prepack_op(std::move(weights), CallSpec{spec...}, format);
+  }
+  static InferenceResult forward(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
+                                 MaybeTensor c_0, Tensor prepacked, Spec... spec,
+                                 int64_t hidden_size, int64_t proj_size) {
+    return forward_prepacked_op(input, batch_sizes, given(h_0, c_0), prepacked, CallSpec{spec...},
+                                hidden_size, proj_size);
+  }
+};
 
 struct Grads {
   MaybeTensor output, h_n, c_n;
@@ -289,6 +383,8 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
 
 STABLE_TORCH_LIBRARY(rnnkern, m) {
   m.def(RNNKERN_FORWARD_SCHEMA);
+  m.def(RNNKERN_PREPACK_SCHEMA);
+  m.def(RNNKERN_FORWARD_PREPACKED_SCHEMA);
   m.def(RNNKERN_BACKWARD_SCHEMA);
   m.def("info() -> str");
   m.def("cells() -> str");
@@ -304,6 +400,8 @@ STABLE_TORCH_LIBRARY(rnnkern, m) {
 STABLE_TORCH_LIBRARY_IMPL(rnnkern, CPU, m) {
   m.impl("forward", TORCH_BOX(&ForwardOp<forward_op>::call));
   m.impl("backward", TORCH_BOX(&BackwardOp<backward_op>::call));
+  m.impl("prepack", TORCH_BOX(&PrepackedOps<CallSpec::Types>::prepack));
+  m.impl("forward_prepacked", TORCH_BOX(&PrepackedOps<CallSpec::Types>::forward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkern, CompositeExplicitAutograd, m) {

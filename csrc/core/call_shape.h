@@ -10,6 +10,7 @@
 
 #include "../cells/registry.h"
 #include "call_spec.h"
+#include "prepacked.h"
 
 namespace rnnkern {
 
@@ -24,6 +25,31 @@ struct Shape {
   bool is(std::initializer_list<int64_t> wanted) const {
     return std::equal(sizes, sizes + rank, wanted.begin(), wanted.end());
   }
+};
+
+// The shapes of a layer's weights.
+class WeightShapes {
+ public:
+  WeightShapes(const CallSpec& spec, int64_t gates, int64_t input_size, int64_t hidden_size,
+               int64_t proj_size) {
+    const int64_t rows = gates * hidden_size;
+    const auto add = [&](int64_t rank, int64_t rows, int64_t columns) {
+      sizes_.insert(sizes_.end(), {rows, columns}), ranks_.push_back(rank);
+    };
+    for (int64_t d = 0; d < spec.directions; ++d) {
+      add(2, rows, input_size), add(2, rows, proj_size ? proj_size : hidden_size);
+      for (int i = 0; i < 2 && spec.bias; ++i) add(1, rows, 1);
+      if (spec.projection) add(2, proj_size, hidden_size);
+    }
+  }
+  std::vector<Shape> shapes() const {
+    std::vector<Shape> shapes;
+    for (size_t i = 0; i < ranks_.size(); ++i) shapes.push_back({&sizes_[2 * i], ranks_[i]});
+    return shapes;
+  }
+
+ private:
+  std::vector<int64_t> sizes_, ranks_;
 };
 
 class CallShape {

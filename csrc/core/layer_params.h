@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "../cells/registry.h"
-#include "types.h"
+#include "prepacked.h"
 
 namespace rnnkern {
 
@@ -82,8 +82,11 @@ struct LayerParams {
   Weights<T> weights[kMaxDirections];
   const T* h0;       // (D, B, R) or null for zeros
   const Acc<T>* c0;  // (D, B, H) or null for zeros
+  // The weights as prepack() left them, for forward passes: `weights` is not read then. Or null.
+  const PrepackedHeader* prepacked;
 
   int64_t h_size() const { return proj_size ? proj_size : hidden_size; }  // R
+  WeightFormat weight_format() const { return prepacked ? prepacked->format : WeightFormat::same; }
 };
 
 template <class T>

@@ -20,6 +20,13 @@ void backward(const BackwardParams<T>& p, const Plan& plan, const ParallelFor& p
   visit_cell(p.cell, [&](auto cell) { run_backward<decltype(cell)>(p, plan, parallel, ws); });
 }
 
+template <class T>
+size_t pack_once(const ForwardParams<T>& p, PrepackedHeader* to) {
+  size_t bytes = 0;
+  visit_cell(p.cell, [&](auto cell) { bytes = prepack<decltype(cell)>(p, to); });
+  return bytes;
+}
+
 #if !defined(RNNKERN_BF16)
 template <class T>
 void math(MathFunction function, const T* in, T* out, int64_t count) {
@@ -55,15 +62,16 @@ double peak_fma_loop(int64_t iterations) {
 
 #if defined(RNNKERN_BF16)
 extern const KernelTable<bfloat16> engine;
-const KernelTable<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, nullptr};
+const KernelTable<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, pack_once<bfloat16>,
+                                      nullptr};
 #else
 #define RNNKERN_STRING_OF(x) #x
 #define RNNKERN_STRING(x) RNNKERN_STRING_OF(x)
 extern const Engine engine;
 const Engine engine = {RNNKERN_STRING(RNNKERN_ISA),
                        kBytes,
-                       {forward<float>, backward<float>, math<float>},
-                       {forward<double>, backward<double>, math<double>},
+                       {forward<float>, backward<float>, pack_once<float>, math<float>},
+                       {forward<double>, backward<double>, pack_once<double>, math<double>},
                        {},
                        peak_fma_loop};
 #endif

@@ -13,6 +13,8 @@ template <class T>
 struct KernelTable {
   void (*forward)(const ForwardParams<T>&, const Plan&, const ParallelFor&, Workspace&);
   void (*backward)(const BackwardParams<T>&, const Plan&, const ParallelFor&, Workspace&);
+  // Packs a layer's weights behind the header; null: counts their bytes, with the header.
+  size_t (*prepack)(const ForwardParams<T>&, PrepackedHeader*);
   void (*math)(MathFunction, const T* in, T* out, int64_t count);
 };
 
@@ -51,6 +53,21 @@ bool supports(int64_t input_size, int64_t hidden_size, int64_t proj_size) {
 
 // Forces a level by name (for tests); false where there is none of that name.
 RNNKERN_API bool select_engine(const char* name);
+
+// The bytes that prepack() fills. The layer says its cell, sizes, directions and weights; nothing
+// else is read.
+template <class T>
+RNNKERN_API size_t prepacked_bytes(const LayerParams<T>& layer, WeightFormat format);
+// Packs the weights for the chosen level, into memory aligned to PrepackedHeader::kAlignment. `tag`
+// is the caller's.
+template <class T>
+RNNKERN_API void prepack(const LayerParams<T>& layer, WeightFormat format, int tag, void* memory);
+// What keeps the chosen level from using such memory; null: nothing.
+RNNKERN_API const char* prepacked_refusal(const void* memory, size_t bytes);
+
+// The plan of a forward pass.
+template <class T>
+Plan plan_forward(const ForwardParams<T>& p, int threads);
 
 template <class T>
 RNNKERN_API void forward(const ForwardParams<T>& p, const ParallelFor& parallel, int threads);

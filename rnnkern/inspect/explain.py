@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import FUSED, PLAIN, Backend, tensors_in
-from ..cell_spec import BY_MODE
 from ..nn.cells import Cell
 from ..nn.layers import Layer
 from ..ops import library
@@ -135,7 +134,7 @@ def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -
     else:
         steps, batch = data.shape[1::-1] if batch_first else data.shape[:2]
     mode = cast(str, own._mode) if isinstance(own, Cell) else own.mode  # a fused call has one
-    cell, directions = BY_MODE[mode].id, 2 if getattr(own, "bidirectional", False) else 1
+    cell, directions = library.BY_MODE[mode].id, 2 if getattr(own, "bidirectional", False) else 1
     sizes = own.hidden_size, own.proj_size
     if data.is_cuda:
         return library.cuda_plan(data, cell, steps, batch, *sizes, directions, packed, training)

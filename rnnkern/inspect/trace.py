@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from ..call_spec import CallSpec
 from ..nn.layers import Layer
 from ..ops.autograd import OBSERVER, CallObserver
+from ..ops.library import CELLS
 from ..saved_layout import saved_values
 from .explain import explain
 
@@ -201,7 +202,7 @@ class _Call:
     c_states: Tensor
 
     def steps(self, present: Callable[[Tensor], Tensor]) -> list[Steps]:
-        cell = self.spec.kind
+        cell = CELLS[self.spec.cell]
         states = self._by_name(self.c_states, cell.states[1:])
         saved = self._by_name(self.saved, cell.saved)
         return [

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import select_backend, tensors_in
-from ..call_spec import CALL_SPECS
-from ..cell_spec import BY_MODE
+from ..call_spec import CallSpec
 from ..ops import autograd, decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
+from ..ops.library import BY_MODE, CALL_SPECS
 from . import _plain, _torch_twin, _tracing
 from .weights import registered_weights
 
@@ -27,7 +27,7 @@ class Cell(_torch_twin.RNNCellBase):
 
     @property
     def _mode(self) -> str | None:
-        """The mode in cell_spec; None for a nonlinearity that torch.nn refuses."""
+        """The mode of `cell_spec.Cell`; None for a nonlinearity that torch.nn refuses."""
         raise NotImplementedError
 
     def current_weights(self) -> list[Tensor]:
@@ -69,13 +69,23 @@ class Cell(_torch_twin.RNNCellBase):
         if path is None and usual:
             states = step_call(input, state, weights, spec)
         else:
-            run = operator_call if path is None else decomposition.layer
+            run = self._operator_call if path is None else decomposition.layer
             state = [s.unsqueeze(0) for s in state]
             _, *states = run(input.unsqueeze(0), None, state, weights, spec)
             states = [without_first(s) for s in states]
         if rank == 1:
             states = [s.squeeze(0) for s in states]
         return (states[0], states[1]) if pair else states[0]
+
+    def _operator_call(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> tuple[Tensor, ...]:
+        return operator_call(input, batch_sizes, state, weights, spec)
 
     def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.

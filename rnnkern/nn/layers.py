@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import select_backend
-from ..call_spec import CALL_SPECS, CallSpec
-from ..cell_spec import BY_MODE
+from ..call_spec import CallSpec
 from ..ops import autograd, decomposition, library
 from ..ops.autograd import layer_call, operator_call
+from ..ops.library import BY_MODE, CALL_SPECS
 from ..precision import autocast_dtype, cast_weights, takes_bfloat16
 from . import _plain, _torch_twin, _tracing
 from .weights import registered_weights
@@ -202,8 +202,21 @@ class Layer(_torch_twin.RNNBase):
         layers = self.num_layers
         if layers == 1:
             return run(input, batch_sizes, state, weights, spec)
-
         each = spec.directions * spec.weights_per_direction
+        own = [weights[k * each : (k + 1) * each] for k in range(layers)]
+        return self._stack(run, input, batch_sizes, state, own, spec)
+
+    def _stack(
+        self,
+        run: Run,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Sequence[Tensor]],
+        spec: CallSpec,
+    ) -> Sequence[Tensor]:
+        """The layers one after the other; weights[k] are what `run` takes for layer k."""
+        layers = self.num_layers
         states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
         drop = self.dropout if self.training else 0
         finals = []
@@ -212,8 +225,7 @@ class Layer(_torch_twin.RNNBase):
                 steps = input.transpose(0, 1) if spec.batch_first else input
                 steps = torch.dropout(steps, drop, True)
                 input = steps.transpose(0, 1) if spec.batch_first else steps
-            own = weights[k * each : (k + 1) * each]
-            input, *final = run(input, batch_sizes, states[k], own, spec)
+            input, *final = run(input, batch_sizes, states[k], weights[k], spec)
             finals.append(final)
         return input, *map(torch.cat, zip(*finals, strict=True))
 

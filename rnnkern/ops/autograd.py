@@ -64,6 +64,20 @@ class Native(Protocol):
         /,
     ) -> list[Tensor] | None: ...
 
+    def frozen(
+        self,
+        input: Tensor,
+        state: Sequence[Tensor],
+        prepacked: Tensor,
+        spec: CallSpec,
+        hidden_size: int,
+        proj_size: int,
+        is_step: bool,
+        /,
+    ) -> tuple[Tensor, ...]: ...
+
+    def stream(self, address: int, x: Tensor, /) -> Tensor: ...
+
     def cast_weights(self, weights: list[Tensor], dtype: torch.dtype, /) -> list[Tensor]: ...
 
     def use_lookups(self, lookups: dict[str, Any], /) -> None: ...
@@ -250,7 +264,7 @@ def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     spec, states, *_ = ctx.call
     input_needed, _, *state_needed, weights_needed = ctx.needs_input_grad[:5]
     needed = [input_needed, *state_needed[:states], *weights_needed]
-    grad_c = grads[2] if len(spec.kind.states) > 1 else None
+    grad_c = grads[2] if len(library.CELLS[spec.cell].states) > 1 else None
     found = _gradients(ctx, ctx.saved_tensors, (grads[0], grads[1], grad_c), needed)
     grad_h_0, grad_c_0 = library.optional(found[1 : 1 + states])
     settings = [None] * (len(spec) + 1)  # the spec's fields and train
@@ -303,7 +317,7 @@ def layer_call(
 
 def _returned(spec: CallSpec, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """output and the final states, of the operator's results."""
-    return results[: 1 + len(spec.kind.states)]
+    return results[: 1 + len(library.CELLS[spec.cell].states)]
 
 
 def step_call(
@@ -337,3 +351,40 @@ def operator_call(
     """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *state, *weights))
     return _returned(spec, _forward(input, batch_sizes, state, list(weights), *spec, train))
+
+
+def prepacked_call(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: Sequence[Tensor],
+    prepacked: Tensor,
+    spec: CallSpec,
+    hidden_size: int,
+    proj_size: int,
+) -> tuple[Tensor, ...]:
+    """`operator_call` with the weights as `library.prepack` packed them; without a gradient."""
+    results = library.forward_prepacked(
+        input, batch_sizes, *library.optional(state), prepacked, *spec, hidden_size, proj_size
+    )
+    return _returned(spec, results)
+
+
+def frozen_call(
+    input: Tensor,
+    state: Sequence[Tensor],
+    prepacked: Tensor,
+    spec: CallSpec,
+    hidden_size: int,
+    proj_size: int,
+    is_step: bool,
+) -> tuple[Tensor, ...]:
+    """`layer_call` on prepacked weights and padded data, or `step_call`; without a gradient."""
+    if NATIVE is not None and not _function_modes():
+        return NATIVE.frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step)
+    if not is_step:
+        return prepacked_call(input, None, state, prepacked, spec, hidden_size, proj_size)
+    lifted = [s.unsqueeze(0) for s in state]
+    _, *states = prepacked_call(
+        input.unsqueeze(0), None, lifted, prepacked, spec, hidden_size, proj_size
+    )
+    return tuple(without_first(s) for s in states)

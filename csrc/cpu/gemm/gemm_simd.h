@@ -22,10 +22,11 @@ template <class F, class Variant, int NR>
 void macrokernel(int rows, const GemmOperands<F>* pairs, int count, const COperand<Acc<F>>& c,
                  Prefetch<F> prefetch) {
   constexpr int kMaxMR = max_mr(NR);
+  constexpr int kLines = Variant::kBf16B ? 0 : 1;  // half the bytes come without
   static constexpr auto table = []<int... n>(std::integer_sequence<int, n...>) {
     return MicrokernelTable<F, kMaxMR>{{{microkernel<F, Variant, n + 1, NR, 0>...},
-                                        {microkernel<F, Variant, n + 1, NR, 1>...},
-                                        {microkernel<F, Variant, n + 1, NR, 2>...}}};
+                                        {microkernel<F, Variant, n + 1, NR, kLines>...},
+                                        {microkernel<F, Variant, n + 1, NR, 2 * kLines>...}}};
   }(std::make_integer_sequence<int, kMaxMR>());
   const int tiles = (rows + kMaxMR - 1) / kMaxMR;
   const int height = tiles == 1 ? rows : (rows + tiles - 1) / tiles;
@@ -45,7 +46,7 @@ void macrokernel(int rows, const GemmOperands<F>* pairs, int count, const COpera
 }
 
 // The macrokernel for a variant and a width.
-template <class F>
+template <class F, bool kBf16B>
 RNNKERN_INLINE void run_macrokernel(int rows, int nr, const GemmOperands<F>* pairs, int count,
                                     const COperand<Acc<F>>& c, const Prefetch<F>& prefetch) {
   const auto of_variant = [&]<class Variant>(Variant) {
@@ -56,6 +57,10 @@ RNNKERN_INLINE void run_macrokernel(int rows, int nr, const GemmOperands<F>* pai
         macrokernel<F, Variant, 4>};
     of_nr[nr - 1](rows, pairs, count, c, prefetch);
   };
+  if constexpr (kBf16B) {
+    if (c.init) return of_variant(WithBf16B<RowMajorAWithInit>());
+    return of_variant(WithBf16B<RowMajorA>());
+  }
   if (pairs[0].a_k_stride != 1)
     of_variant(ColumnMajorA());
   else if (c.init)
@@ -64,8 +69,9 @@ RNNKERN_INLINE void run_macrokernel(int rows, int nr, const GemmOperands<F>* pai
     of_variant(RowMajorA());
 }
 
-// gemm() in vectors. Operand pairs of one KC block each share a pass over the tiles.
-template <class F>
+// gemm() in vectors. Operand pairs of one KC block each share a pass over the tiles. With kBf16B,
+// every B has rows of two k in bfloat16 (pack_bf16): ldb is half of such a row.
+template <class F, bool kBf16B = false>
 void gemm_simd(int rows, int nr, const GemmOperands<F>* pairs, int count, COperand<Acc<F>> c) {
   for (int i = 0; i < count;) {
     GemmOperands<F> blocks[kMaxBatch];
@@ -74,12 +80,12 @@ void gemm_simd(int rows, int nr, const GemmOperands<F>* pairs, int count, COpera
     while (blocks[n++].k == pairs[i++].k && i < count);
     const GemmOperands<F>& last = pairs[i - 1];
     int64_t next = blocks[n - 1].k;
-    run_macrokernel(rows, nr, blocks, n, c, prefetch_before(last, rows, nr, next));
+    run_macrokernel<F, kBf16B>(rows, nr, blocks, n, c, prefetch_before(last, rows, nr, next));
     c.init = nullptr, c.accumulate = true;
     while (next < last.k) {
       const GemmOperands<F> block = block_of(last, next);
       next += block.k;
-      run_macrokernel(rows, nr, &block, 1, c, prefetch_before(last, rows, nr, next));
+      run_macrokernel<F, kBf16B>(rows, nr, &block, 1, c, prefetch_before(last, rows, nr, next));
     }
     c = c.continued();
   }

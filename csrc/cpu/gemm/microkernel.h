@@ -30,15 +30,20 @@ constexpr int k_unroll(int mr) { return mr > 1 ? 4 : 1; }
 constexpr int k_unroll(int) { return 1; }
 #endif
 
-// Variants of the microkernel: A's layout, and whether the accumulators begin with C's init.
+// Variants of the microkernel: A's layout, whether the accumulators begin with C's init, and
+// whether a row of B has two k in bfloat16, the first in the lower halves.
 struct RowMajorA {
-  static constexpr bool kRowMajor = true, kInit = false;
+  static constexpr bool kRowMajor = true, kInit = false, kBf16B = false;
 };
 struct RowMajorAWithInit {
-  static constexpr bool kRowMajor = true, kInit = true;
+  static constexpr bool kRowMajor = true, kInit = true, kBf16B = false;
 };
 struct ColumnMajorA {
-  static constexpr bool kRowMajor = false, kInit = false;
+  static constexpr bool kRowMajor = false, kInit = false, kBf16B = false;
+};
+template <class Variant>
+struct WithBf16B : Variant {
+  static constexpr bool kBf16B = true;
 };
 
 // Keeps a pointer in one register: the compiler would keep a copy for each unrolled k.
@@ -127,9 +132,43 @@ class RegisterTile {
     }
   }
 
+  // acc += A B of the first or the second k in a row of bfloat16, widened on the way: the sums are
+  // those of float32 weights with the same values.
+  template <bool kSecond, class AtRow>
+  RNNKERN_INLINE void fma_step_bf16(AtRow a, const F* b) {
+    typename Vec<F>::Raw av[MR];
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r) av[r] = Vec<F>(a(r)).v;
+#pragma GCC unroll 4
+    for (int v = 0; v < NR; ++v) {
+      const auto bits = Vec<F>::load(b + v * V::kLanes).bits();
+      const auto wide = V::from_bits(kSecond ? bits & ~0xFFFF : bits << 16).v;
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) fma<F>(acc_[r][v], av[r], wide);
+    }
+  }
+
+  RNNKERN_INLINE void k_loop_bf16(const GemmOperands<F>& ab, int64_t row) {
+    ACursor<F, Variant, MR> a(ab, row);
+    const F* b = ab.b;
+    const auto at = [&](int k) __attribute__((always_inline)) {
+      return [&, k](int r) __attribute__((always_inline)) { return a.at(r, k); };
+    };
+    int64_t left = ab.k;
+    for (; left > 1; left -= 2) {
+      fma_step_bf16<false>(at(0), b);
+      fma_step_bf16<true>(at(1), b);
+      b += 2 * ab.ldb;
+      pin(b);
+      a.advance(2);
+    }
+    if (left) fma_step_bf16<false>(at(0), b);
+  }
+
   // acc += A B of one operand pair, for MR rows from `row` on. Prefetches kPrefetchLines per k.
   RNNKERN_INLINE void k_loop(const GemmOperands<F>& ab, int64_t row, const F*& line,
                              int64_t prefetch_stride) {
+    if constexpr (Variant::kBf16B) return k_loop_bf16(ab, row);
     ACursor<F, Variant, MR> a(ab, row);
     const F* b = ab.b;
     const auto step = [&](int k) __attribute__((always_inline)) {

@@ -60,6 +60,33 @@ void pack_gates(const PackedLayout<F>& panels, int64_t panel, const F* weight, i
     }
 }
 
+// The row of `weight` that is column c of a panel; null for a column of padding.
+template <class F, class GateOf>
+const F* column_source(const PackedLayout<F>& panels, int64_t panel, int64_t c, const F* weight,
+                       int64_t depth, GateOf gate_of) {
+  const int gate_stride = panels.gate_stride(panel);
+  const int64_t s = c / gate_stride, unit = panels.first_unit(panel) + c % gate_stride;
+  if (s >= panels.gates || unit >= panels.units) return nullptr;
+  return weight + (gate_of(int(s)) * panels.units + unit) * depth;
+}
+
+// As pack_gates, with two consecutive k, rounded to bfloat16, in the place of one float.
+template <class GateOf>
+void pack_gates_bf16(const PackedLayout<float>& panels, int64_t panel, const float* weight,
+                     int64_t depth, GateOf gate_of, float* packed) {
+  const int64_t rows = (depth + 1) / 2, ldb = panels.ldb(panel);
+  float* const out = packed + panels.offset(panel) * rows;
+  for (int64_t c = 0; c < ldb; ++c) {
+    const float* const from = column_source(panels, panel, c, weight, depth, gate_of);
+    for (int64_t k = 0; k < depth; k += 2) {
+      bf16x2 pair{};
+      if (from) pair.first = round_to_bf16(from[k]);
+      if (from && k + 1 < depth) pair.second = round_to_bf16(from[k + 1]);
+      std::memcpy(out + k / 2 * ldb + c, &pair, sizeof pair);
+    }
+  }
+}
+
 // Packs row k, with the next row interleaved where the VNNI factor is 2: `count` columns from
 // `first` on. A last vector that is `whole` is padded with zeros.
 template <class T, class RowOf>

@@ -30,6 +30,11 @@ struct StepOperands {
   SavedValues<T> saved;
 };
 
+// Where the weights behind a header are.
+inline Arena prepacked_weights(const PrepackedHeader* header) {
+  return Arena(header ? const_cast<PrepackedHeader*>(header + 1) : nullptr);
+}
+
 template <class Cell, class T>
 class ForwardDirection {
   using S = Acc<T>;
@@ -37,12 +42,13 @@ class ForwardDirection {
   using Projection = std::conditional_t<std::is_same_v<T, S>, ForwardProjection<S>, NoProjection>;
   static constexpr int kLanes = V::kLanes;
   static constexpr bool kHasC = Cell::kStates > 1;
-  static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   // Whether h is also carried unrounded.
   static constexpr bool kKeepsFp32H = !Cell::kProjects && !std::is_same_v<T, S>;
   static_assert(kUnitBlock % kLanes == 0);
 
  public:
+  static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
+
   // What the workers of a direction share.
   struct Shared {
     PackedGateWeights<Cell, T> weights;
@@ -51,20 +57,22 @@ class ForwardDirection {
     S* h_fp32;                     // (B, H)
     std::atomic<int64_t> next{0};  // first batch row that no worker has taken
 
-    Shared(const ForwardParams<T>& p, const Plan& plan, Arena& arena, int direction)
-        : weights(p, plan, direction, arena),
-          projection(p, plan, direction, arena) {
+    // Of `packed` are the weights, of `arena` what a call needs besides.
+    Shared(const ForwardParams<T>& p, const Plan& plan, Arena& packed, Arena& arena, int direction)
+        : weights(p, plan, direction, packed),
+          projection(p, plan, direction, packed, arena) {
       if (direction >= p.directions) return;
       zeros = arena.alloc<S>(p.hidden_size);
       h_fp32 = kKeepsFp32H ? arena.alloc<S>(p.sequence.batch * p.hidden_size) : nullptr;
     }
   };
 
-  // Elements of a worker's buffer for x W_ih.
-  static int64_t chunk_size(const ForwardParams<T>& p, const Plan& plan) {
-    if (plan.fused_input) return 0;
+  // Elements of a worker's buffer: for x W_ih or, with int8 weights, for the rows of a step.
+  static int64_t chunk_size(const ForwardParams<T>& p, const Plan& plan, const Shared& shared) {
+    const int64_t rows = min(plan.row_block, p.sequence.batch);
+    if (plan.fused_input) return rows * shared.weights.quantized_lanes();
     const PackedLayout<PackedElem<T>> panels = gate_layout<Cell, T>(p.hidden_size);
-    return plan.input_chunk * min(plan.row_block, p.sequence.batch) * panels.offset(panels.count());
+    return plan.input_chunk * rows * panels.offset(panels.count());
   }
 
   ForwardDirection(const ForwardParams<T>& p, const Plan& plan, int direction, Shared& shared,
@@ -79,9 +87,11 @@ class ForwardDirection {
 
   void run(Team team) {
     const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
-    shared_.weights.pack(begin, end);
-    if constexpr (kProjects)
-      if (projects()) shared_.projection.pack(team);
+    if (!p_.prepacked) {
+      shared_.weights.pack(begin, end);
+      if constexpr (kProjects)
+        if (projects()) shared_.projection.pack(team);
+    }
     if constexpr (kKeepsFp32H) load_h_fp32(team);
     if (team.rank == 0)
       for (int64_t u = 0; u < p_.hidden_size; ++u) shared_.zeros[u] = 0;
@@ -193,14 +203,20 @@ class ForwardDirection {
   void fused_step(int64_t s, const WorkRange& range, int64_t r0, int64_t r1, bool carried) {
     const StepOperands<T> step = step_operands(s, r0, carried);
     const StridedRows<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.b_stride, p_.x.b_stride};
+    const int64_t quantized = shared_.weights.quantized_lanes();
+    if (quantized) shared_.weights.quantize_rows(r1 - r0, x, step.h_prev, chunk_);
     for (int64_t i = range.p0; i < range.p1; ++i) {
       const int64_t panel = serpentine(i, s, range), next = next_serpentine(i, s, range);
       StridedRows<const S> input_preacts{};
       if (!plan_.fused_input) input_preacts = {chunk_at(s, r0, panel, range), panels_.ldb(panel)};
       for_mc_blocks(r1 - r0, [&](int64_t r, int n) {
         alignas(64) S preacts[kMC * kMaxNR * kLanes];
-        shared_.weights.gate_gemm(panel, n, {x[r], x.stride}, {step.h_prev[r], step.h_prev.stride},
-                                  {input_preacts[r], input_preacts.stride}, r == 0, next, preacts);
+        if (quantized)
+          shared_.weights.gate_gemm_int8(panel, n, chunk_ + r * quantized, preacts);
+        else
+          shared_.weights.gate_gemm(
+              panel, n, {x[r], x.stride}, {step.h_prev[r], step.h_prev.stride},
+              {input_preacts[r], input_preacts.stride}, r == 0, next, preacts);
         epilogue(panel, r, n, step, preacts);
       });
     }
@@ -317,8 +333,10 @@ class ForwardCall {
   ForwardCall(const ForwardParams<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
       : p_(p),
         plan_(plan),
-        shared_{{p, plan, arena, 0}, {p, plan, arena, 1}} {
-    chunk_size_ = Direction::chunk_size(p, plan) + 16;
+        prepacked_(prepacked_weights(p.prepacked)),
+        shared_{{p, plan, p.prepacked ? prepacked_ : arena, arena, 0},
+                {p, plan, p.prepacked ? prepacked_ : arena, arena, 1}} {
+    chunk_size_ = Direction::chunk_size(p, plan, shared_[0]) + 16;
     chunks_ = arena.alloc<S>(chunk_size_ * plan.threads);
     if (used) *used = arena.used();
   }
@@ -339,10 +357,27 @@ class ForwardCall {
 
   const ForwardParams<T>& p_;
   const Plan& plan_;
+  Arena prepacked_;
   typename Direction::Shared shared_[kMaxDirections];
   S* chunks_;  // x W_ih ahead of the steps, one buffer per thread
   int64_t chunk_size_;
 };
+
+// Packs the weights of all directions behind the header, where a ForwardCall then finds them; with
+// a null header only counts. Returns the bytes.
+template <class Cell, class T>
+size_t prepack(const ForwardParams<T>& p, PrepackedHeader* to) {
+  const Plan plan{};
+  Arena packed = prepacked_weights(to), unused(nullptr);
+  for (int d = 0; d < p.directions; ++d) {
+    typename ForwardDirection<Cell, T>::Shared shared(p, plan, packed, unused, d);
+    if (!to) continue;
+    shared.weights.pack(0, gate_layout<Cell, T>(p.hidden_size).count());
+    if constexpr (ForwardDirection<Cell, T>::kProjects)
+      if (p.proj_size) shared.projection.pack(Team{0, 1, nullptr});
+  }
+  return sizeof(PrepackedHeader) + packed.used();
+}
 
 template <class Cell, class T>
 void run_forward(const ForwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,

@@ -1,6 +1,8 @@
-// The weights of a direction for the forward pass, packed or unpacked, and the gate GEMM.
+// The weights of a direction for the forward pass, packed or unpacked, and the gate GEMM. Weights
+// that are packed once for many calls may also be bfloat16 or int8.
 #pragma once
 #include "../../core/layer_params.h"
+#include "../gemm/gemm_int8.h"
 #include "../gemm/gemm_unpacked.h"
 #include "../runtime/arena.h"
 #include "../runtime/plan.h"
@@ -28,16 +30,17 @@ class PackedGateWeights {
         panels_(gate_layout<Cell, T>(p.hidden_size)),
         input_k_(p.input_size / kVnniFactor<T>),
         hidden_k_(p.h_size() / kVnniFactor<T>),
+        format_(p.weight_format()),
         unpacked_(plan.unpacked_weights),
         fused_input_(plan.fused_input) {
     if (direction >= p.directions) return;
-    ih_ = arena.alloc<F>(panels_.size(input_k_));
-    hh_ = arena.alloc<F>(panels_.size(hidden_k_));
+    allocate(ih_, input_k_, arena);
+    allocate(hh_, hidden_k_, arena);
     bias_ = arena.alloc<S>(Cell::kPreacts * panels_.unit_blocks() * kLanes);
     const int64_t split = plan.split_units ? plan.team(p.directions) : 1;
     prefetch_to_l2_ =
         panels_.bytes(hidden_k_ + (fused_input_ ? input_k_ : 0)) > l2_budget_bytes() * split &&
-        use_software_prefetch(plan.row_block);
+        use_software_prefetch(plan.row_block, p.prepacked) && format_ == WeightFormat::same;
   }
 
   // Leading dimension of a panel's pre-activations.
@@ -53,8 +56,8 @@ class PackedGateWeights {
     const int64_t H = panels_.units;
     for (int64_t panel = begin; panel < end; ++panel) {
       if (!is_unpacked(panel)) {
-        pack_gates(panels_, panel, as_packed(weights_.ih), input_k_, Cell::input_gate, ih_);
-        pack_gates(panels_, panel, as_packed(weights_.hh), hidden_k_, Cell::hidden_gate, hh_);
+        pack(panel, weights_.ih, input_k_, Cell::input_gate, ih_);
+        pack(panel, weights_.hh, hidden_k_, Cell::hidden_gate, hh_);
       }
       S* const bias = this->bias(panel);
       const int64_t first = panels_.first_unit(panel);
@@ -86,7 +89,7 @@ class PackedGateWeights {
     GemmOperands<F> ab = packed_input(panel, x);
     ab.prefetch_b = first;
     if (next >= 0) ab.next_b = input_panel(next);
-    gemm(n, nr, &ab, 1, c);
+    gemm_packed(n, nr, &ab, 1, c);
   }
 
   // preacts = x W_ih + h W_hh for n rows of a panel; x W_ih may be computed already (x_preacts).
@@ -110,7 +113,7 @@ class PackedGateWeights {
       if (is_unpacked)
         gemm_unpacked(n, nr, unpacked + first, count, c);
       else
-        gemm(n, nr, packed + first, count, c);
+        gemm_packed(n, nr, packed + first, count, c);
     };
     if constexpr (Cell::kInputPreact == Cell::kHiddenPreact) {
       if (fused_input_)
@@ -118,19 +121,45 @@ class PackedGateWeights {
       else
         multiply(1, 1, {x_preacts.data, x_preacts.stride, preacts, ld});
     } else {
-      // The input's part fills its pre-activations; the others begin with zeros.
       S* const input_preacts = preacts + Cell::kInputPreact * width;
-      S* const hidden_preacts = preacts + Cell::kHiddenPreact * width;
       if (fused_input_) multiply(0, 1, {nullptr, 0, input_preacts, ld});
-      for (int r = 0; r < n; ++r)
-        for (int v = 0; v < ld; v += kLanes) {
-          const int at = v - Cell::kInputPreact * width;
-          if (at < 0 || at >= nr * kLanes)
-            V(S(0)).store(preacts + r * ld + v);
-          else if (!fused_input_)
-            V::load(x_preacts[r] + at).store(input_preacts + r * ld + at);
-        }
-      multiply(1, 1, {nullptr, 0, hidden_preacts, ld, true});
+      begin_hidden(panel, n, fused_input_ ? StridedRows<const S>{} : x_preacts, preacts);
+      multiply(1, 1, {nullptr, 0, preacts + Cell::kHiddenPreact * width, ld, true});
+    }
+  }
+
+  // A row of x and one of h as bytes, with a scale each, in lanes: what a step with int8 weights
+  // reads. 0 with other weights.
+  int64_t quantized_lanes() const {
+    return format_ == WeightFormat::int8 ? int8_lanes(input_k_) + int8_lanes(hidden_k_) + 2 : 0;
+  }
+
+  // Quantises n rows of x and h, side by side.
+  void quantize_rows(int64_t n, StridedRows<const T> x, StridedRows<const T> h, S* rows) const {
+    if constexpr (std::is_same_v<T, float>)
+      for (int64_t r = 0; r < n; ++r, rows += quantized_lanes()) {
+        S* const hidden = rows + int8_lanes(input_k_) + 1;
+        rows[int8_lanes(input_k_)] = quantize(x[r], input_k_, reinterpret_cast<int8_t*>(rows));
+        hidden[int8_lanes(hidden_k_)] =
+            quantize(h[r], hidden_k_, reinterpret_cast<int8_t*>(hidden));
+      }
+  }
+
+  // gate_gemm() with int8 weights, for n of those rows.
+  void gate_gemm_int8(int64_t panel, int n, const S* rows, S* preacts) const {
+    if constexpr (std::is_same_v<T, float>) {
+      const int nr = panels_.nr(panel), width = panels_.unit_vectors(panel) * kLanes;
+      const int64_t ld = preacts_ld(panel), stride = quantized_lanes();
+      const auto bytes = [&](const S* row, int64_t k) {
+        return Int8Rows{reinterpret_cast<const int32_t*>(row), row + int8_lanes(k), stride};
+      };
+      const S* const hidden = rows + int8_lanes(input_k_) + 1;
+      gemm_int8(n, nr, bytes(rows, input_k_), int8(ih_), panels_.offset(panel),
+                int8_lanes(input_k_), {nullptr, 0, preacts + Cell::kInputPreact * width, ld});
+      if constexpr (Cell::kInputPreact != Cell::kHiddenPreact) begin_hidden(panel, n, {}, preacts);
+      gemm_int8(n, nr, bytes(hidden, hidden_k_), int8(hh_), panels_.offset(panel),
+                int8_lanes(hidden_k_),
+                {nullptr, 0, preacts + Cell::kHiddenPreact * width, ld, true});
     }
   }
 
@@ -138,8 +167,70 @@ class PackedGateWeights {
   // Whether this panel's weights are read unpacked.
   bool is_unpacked(int64_t panel) const { return unpacked_ && panels_.is_full(panel); }
 
-  const F* input_panel(int64_t panel) const { return ih_ + panels_.offset(panel) * input_k_; }
-  const F* hidden_panel(int64_t panel) const { return hh_ + panels_.offset(panel) * hidden_k_; }
+  // One matrix, packed; in int8 with what belongs to its columns.
+  struct Packed {
+    F* panels;
+    S* scales;
+    int32_t* sums;
+  };
+
+  // Rows of a panel that hold k.
+  int64_t depth(int64_t k) const {
+    return format_ == WeightFormat::bfloat16 ? (k + 1) / 2
+           : format_ == WeightFormat::int8   ? int8_lanes(k)
+                                             : k;
+  }
+
+  void allocate(Packed& matrix, int64_t k, Arena& arena) const {
+    matrix.panels = arena.alloc<F>(panels_.size(depth(k)));
+    if (format_ != WeightFormat::int8) return;
+    matrix.scales = arena.alloc<S>(panels_.padded_cols());
+    matrix.sums = arena.alloc<int32_t>(panels_.padded_cols());
+  }
+
+  static Int8Matrix int8(const Packed& matrix) {
+    return {reinterpret_cast<int32_t*>(matrix.panels), matrix.scales, matrix.sums};
+  }
+
+  template <class GateOf>
+  void pack(int64_t panel, const T* weight, int64_t k, GateOf gate_of, const Packed& to) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (format_ == WeightFormat::bfloat16)
+        return pack_gates_bf16(panels_, panel, weight, k, gate_of, to.panels);
+      if (format_ == WeightFormat::int8)
+        return pack_gates_int8(panels_, panel, weight, k, gate_of, int8(to));
+    }
+    pack_gates(panels_, panel, as_packed(weight), k, gate_of, to.panels);
+  }
+
+  void gemm_packed(int n, int nr, const GemmOperands<F>* pairs, int count,
+                   const COperand<S>& c) const {
+    if constexpr (std::is_same_v<T, float>)
+      if (format_ == WeightFormat::bfloat16) return gemm_simd<F, true>(n, nr, pairs, count, c);
+    gemm(n, nr, pairs, count, c);
+  }
+
+  // Pre-activations before the recurrent product, where it does not share the input's: the input's
+  // part is there, or is copied from x_preacts; the others begin with zeros.
+  void begin_hidden(int64_t panel, int n, StridedRows<const S> x_preacts, S* preacts) const {
+    const int columns = int(panels_.ldb(panel)), width = panels_.unit_vectors(panel) * kLanes;
+    const int64_t ld = preacts_ld(panel);
+    for (int r = 0; r < n; ++r)
+      for (int v = 0; v < ld; v += kLanes) {
+        const int at = v - Cell::kInputPreact * width;
+        if (at < 0 || at >= columns)
+          V(S(0)).store(preacts + r * ld + v);
+        else if (x_preacts.data)
+          V::load(x_preacts[r] + at).store(preacts + r * ld + v);
+      }
+  }
+
+  const F* input_panel(int64_t panel) const {
+    return ih_.panels + panels_.offset(panel) * depth(input_k_);
+  }
+  const F* hidden_panel(int64_t panel) const {
+    return hh_.panels + panels_.offset(panel) * depth(hidden_k_);
+  }
 
   // Operand pairs of a panel: x or h, and its weights, packed or unpacked.
   GemmOperands<F> packed_input(int64_t panel, StridedRows<const T> x) const {
@@ -150,7 +241,8 @@ class PackedGateWeights {
   }
   GemmOperands<F> packed(StridedRows<const T> left, int64_t k, const F* weight,
                          int64_t panel) const {
-    return {as_packed(left.data), left.stride / kVnniFactor<T>, 1, k, weight, panels_.ldb(panel)};
+    const int64_t ldb = panels_.ldb(panel) / (format_ == WeightFormat::bfloat16 ? 2 : 1);
+    return {as_packed(left.data), left.stride / kVnniFactor<T>, 1, k, weight, ldb};
   }
   UnpackedOperands<F> unpacked_input(int64_t panel, StridedRows<const T> x) const {
     return unpacked(panel, x, as_packed(weights_.ih), input_k_, Cell::input_gate);
@@ -173,10 +265,11 @@ class PackedGateWeights {
   const Weights<T> weights_;
   const PackedLayout<F> panels_;
   const int64_t input_k_, hidden_k_;  // in packed elements
+  const WeightFormat format_;
   const bool unpacked_, fused_input_;
   bool prefetch_to_l2_;  // those of a step exceed the L2
-  F *ih_, *hh_;          // packed
-  S* bias_;              // packed: one row of all pre-activations
+  Packed ih_, hh_;
+  S* bias_;  // packed: one row of all pre-activations
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

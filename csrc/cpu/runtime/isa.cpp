@@ -1,6 +1,7 @@
 // Picks the instruction set, and starts a call: plan, then the engine of that instruction set.
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -117,8 +118,16 @@ PlanInput plan_input(const LayerParams<T>& p, bool backward, int threads) {
   in.input_size = p.input_size, in.hidden_size = p.hidden_size, in.proj_size = p.proj_size;
   in.directions = p.directions, in.element_size = sizeof(T);
   in.backward = backward, in.threads = threads;
+  in.prepacked = p.prepacked, in.int8 = p.weight_format() == WeightFormat::int8;
   visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.preacts = cell.kPreacts; });
   return in;
+}
+
+template <class T>
+ForwardParams<T> of_layer(const LayerParams<T>& layer) {
+  ForwardParams<T> p{};
+  static_cast<LayerParams<T>&>(p) = layer;
+  return p;
 }
 
 }  // namespace
@@ -133,8 +142,48 @@ const Engine& engine() { return *levels().chosen; }
 bool select_engine(const char* name) { return levels().select(name); }
 
 template <class T>
+size_t prepacked_bytes(const LayerParams<T>& layer, WeightFormat format) {
+  PrepackedHeader header{};
+  header.format = format;
+  ForwardParams<T> p = of_layer(layer);
+  p.prepacked = &header;
+  return engine().of<T>().prepack(p, nullptr);
+}
+
+template <class T>
+void prepack(const LayerParams<T>& layer, WeightFormat format, int tag, void* memory) {
+  auto* const header = new (memory) PrepackedHeader{};
+  header->magic = PrepackedHeader::kMagic;
+  std::strncpy(header->level, engine().name, sizeof header->level - 1);
+  header->cell = int32_t(layer.cell), header->directions = layer.directions;
+  header->element_size = sizeof(T), header->format = format, header->tag = tag;
+  header->input_size = layer.input_size, header->hidden_size = layer.hidden_size;
+  header->proj_size = layer.proj_size;
+  ForwardParams<T> p = of_layer(layer);
+  p.prepacked = header;
+  header->bytes = int64_t(engine().of<T>().prepack(p, header));
+}
+
+const char* prepacked_refusal(const void* memory, size_t bytes) {
+  const auto* const header = static_cast<const PrepackedHeader*>(memory);
+  if (bytes < sizeof *header || header->magic != PrepackedHeader::kMagic)
+    return "no prepacked weights";
+  if (size_t(header->bytes) > bytes) return "prepacked weights were cut";
+  if (reinterpret_cast<uintptr_t>(memory) % PrepackedHeader::kAlignment)
+    return "prepacked weights are not aligned to 64 bytes";
+  if (std::strcmp(header->level, engine().name))
+    return "the weights were packed at another instruction-set level";
+  return nullptr;
+}
+
+template <class T>
+Plan plan_forward(const ForwardParams<T>& p, int threads) {
+  return make_plan(plan_input(p, false, threads));
+}
+
+template <class T>
 void forward(const ForwardParams<T>& p, const ParallelFor& parallel, int threads) {
-  const Plan plan = make_plan(plan_input(p, false, threads));
+  const Plan plan = plan_forward(p, threads);
   engine().of<T>().forward(p, plan, parallel, Workspace::of_this_thread());
 }
 
@@ -144,6 +193,15 @@ void backward(const BackwardParams<T>& p, const ParallelFor& parallel, int threa
   engine().of<T>().backward(p, plan, parallel, Workspace::of_this_thread());
 }
 
+template size_t prepacked_bytes(const LayerParams<float>&, WeightFormat);
+template size_t prepacked_bytes(const LayerParams<double>&, WeightFormat);
+template size_t prepacked_bytes(const LayerParams<bfloat16>&, WeightFormat);
+template void prepack(const LayerParams<float>&, WeightFormat, int, void*);
+template void prepack(const LayerParams<double>&, WeightFormat, int, void*);
+template void prepack(const LayerParams<bfloat16>&, WeightFormat, int, void*);
+template Plan plan_forward(const ForwardParams<float>&, int);
+template Plan plan_forward(const ForwardParams<double>&, int);
+template Plan plan_forward(const ForwardParams<bfloat16>&, int);
 template void forward(const ForwardParams<float>&, const ParallelFor&, int);
 template void forward(const ForwardParams<double>&, const ParallelFor&, int);
 template void forward(const ForwardParams<bfloat16>&, const ParallelFor&, int);

@@ -74,6 +74,7 @@ class Planner {
   }
 
   Choice<bool> fuses_input() const {
+    if (in_.int8) return {true, "int8 weights"};
     if (in_.steps <= tuning_.fused_max_steps && in_.batch >= in_.steps) return {true, "few steps"};
     if (in_.input_size <= tuning_.fused_max_inputs) return {true, "narrow input"};
     if (rows_ >= tuning_.fused_min_rows && weights_ / shares_ <= l2_)
@@ -89,6 +90,7 @@ class Planner {
   // Unpacked weights are read once per tile: of rows, and for the input ahead of the step of steps
   // and rows. Packing costs some such passes, the more, the farther the packed copy is.
   Choice<bool> unpacked_forward(bool fused_input) const {
+    if (in_.prepacked) return {false, "packed before"};
     const int64_t tiles = in_.steps * passes(rows_);
     const int64_t input_tiles = fused_input ? tiles : passes(in_.steps * rows_);
     if (tiles * recurrent_ + input_tiles * (weights_ - recurrent_) <= max_passes() * weights_)

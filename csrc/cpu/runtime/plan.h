@@ -42,7 +42,8 @@ struct PlanInput {
   int gates, preacts, directions;
   int element_size;
   bool backward;
-  int threads;  // at most
+  int threads;                           // at most
+  bool prepacked = false, int8 = false;  // what the weights are
 };
 
 RNNKERN_API Plan make_plan(const PlanInput& in, const Machine& machine = this_machine());

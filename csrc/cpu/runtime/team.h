@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../../core/types.h"
+
 namespace rnnkern {
 
 // Calls body(context, begin, end) for ranges that cover [0, count), in parallel if it can.

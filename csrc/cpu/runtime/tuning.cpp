@@ -14,6 +14,14 @@ const Tuning& tuning_of_this_cpu() {
   return kTunings[1];
 }
 
+bool has_vnni() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 int64_t l2_bytes() {
   long bytes = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -25,14 +33,16 @@ int64_t l2_bytes() {
 }  // namespace
 
 const Machine& this_machine() {
-  static const Machine machine{&tuning_of_this_cpu(), l2_bytes() / 2};
+  static const Machine machine{&tuning_of_this_cpu(), l2_bytes() / 2, has_vnni()};
   return machine;
 }
 
 int64_t l2_budget_bytes() { return this_machine().l2_budget_bytes; }
 
-bool use_software_prefetch(int64_t rows) {
-  return rows > this_machine().tuning->max_rows_hardware_prefetch;
+bool use_software_prefetch(int64_t rows, bool prepacked) {
+  const Tuning& tuning = *this_machine().tuning;
+  return rows > (prepacked ? tuning.max_rows_hardware_prefetch_prepacked
+                           : tuning.max_rows_hardware_prefetch);
 }
 
 }  // namespace rnnkern
