@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.autograd import forward_ad
 
-from ..ops.autograd import NATIVE, OBSERVER
+from ..ops.autograd import OBSERVER, _native
 from .weights import LOOKUPS
 
 # What a call asks of its module, besides the weights: methods, and the module's own attributes.
@@ -41,5 +41,7 @@ def serve(*classes: type[nn.Module]) -> None:
         _originals[cls] = _looked_up(cls)
 
 
-if NATIVE is not None:
-    NATIVE.use_plain_calls(is_plain, (*LOOKUPS, *_METHODS), OBSERVER, vars(forward_ad))
+# Not NATIVE, which tests set to None for a while, maybe before this module is imported.
+_library = _native()
+if _library is not None:
+    _library.use_plain_calls(is_plain, (*LOOKUPS, *_METHODS), OBSERVER, vars(forward_ad))
