@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import select_backend
 from ..call_spec import CallSpec
-from ..ops import decomposition, library
+from ..ops import autograd, decomposition, library
 from ..ops.autograd import layer_call, operator_call
 from ..ops.library import BY_MODE, CALL_SPECS
 from ..precision import autocast_dtype, cast_weights, takes_bfloat16
-from . import _torch_twin, _tracing
+from . import _plain, _torch_twin, _tracing
 from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -50,6 +50,10 @@ class Layer(_torch_twin.RNNBase):
         """torch.nn's forward: the same arguments, results and errors."""
         weights: list[Tensor] | None = None
         if not _is_compiling():
+            if autograd.NATIVE is not None:
+                results = autograd.NATIVE.plain_layer(self, input, hx)
+                if results is not None:
+                    return results
             flat = self._flat_weights
             weights = registered_weights(self, self._flat_weights_names, flat, input, hx)
         usual = weights is not None
@@ -332,3 +336,4 @@ class RNN(Layer, _torch_twin.RNN):
 
 
 _tracing.let_dynamo_trace(Layer)
+_plain.serve(LSTM, GRU, RNN)
