@@ -156,12 +156,14 @@ def autograd() -> list[Extension]:
     if os.environ.get("RNNKERN_AUTOGRAD") == "0":
         return []
     release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
+    names = ("autograd", "direct_call", "module_weights", "plain_call")
+    sources = [f"csrc/bindings/{name}.cpp" for name in names]
     return [
         CppExtension(
             f"rnnkern._autograd_torch{release}",
-            ["csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"],
+            sources,
             extra_compile_args=[*CFLAGS, "-Wno-unused-parameter"],
-            depends=dependencies("csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"),
+            depends=dependencies(*sources),
             optional=True,
             **WITH_ENGINE,
         )

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ..backend import select_backend, tensors_in
 from ..call_spec import CallSpec
-from ..ops import decomposition, library
+from ..ops import autograd, decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
 from ..ops.library import BY_MODE, CALL_SPECS
-from . import _torch_twin, _tracing
+from . import _plain, _torch_twin, _tracing
 from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -39,6 +39,10 @@ class Cell(_torch_twin.RNNCellBase):
         """torch.nn's forward: the same arguments, results and errors."""
         weights: list[Tensor] | None = None
         if not _is_compiling():
+            if autograd.NATIVE is not None:
+                results = autograd.NATIVE.plain_cell(self, _NAMES, self._mode, input, hx)
+                if results is not None:
+                    return results
             weights = registered_weights(self, _NAMES, None, input, hx)
         usual = weights is not None
         if weights is None:
@@ -159,3 +163,5 @@ class RNNCell(Cell, _torch_twin.RNNCell):
 
 
 _NONLINEARITIES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+_plain.serve(LSTMCell, GRUCell, RNNCell)

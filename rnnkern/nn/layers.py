@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import select_backend
 from ..call_spec import CallSpec
-from ..ops import decomposition, library
+from ..ops import autograd, decomposition, library
 from ..ops.autograd import layer_call, operator_call
 from ..ops.library import BY_MODE, CALL_SPECS
 from ..precision import autocast_dtype, cast_weights, takes_bfloat16
-from . import _torch_twin, _tracing, resets
+from . import _plain, _torch_twin, _tracing, resets
 from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -57,6 +57,14 @@ class Layer(_torch_twin.RNNBase):
         """torch.nn's forward: the same arguments, results and errors; and resets (see `LSTM`)."""
         if resets is not None or reset_state is not None or return_ends:
             return _call_with_resets(self, input, hx, resets, reset_state, return_ends)
+        if autograd.NATIVE is not None and not _is_compiling():
+            results = autograd.NATIVE.plain_layer(self, input, hx)
+            if results is not None:
+                return results
+        return self._any_call(input, hx)
+
+    def _any_call(self, input: Any, hx: Any) -> Any:
+        """A call of whatever tensors, modules and modes."""
         weights: list[Tensor] | None = None
         if not _is_compiling():
             flat = self._flat_weights
@@ -67,6 +75,7 @@ class Layer(_torch_twin.RNNBase):
             if tracer is not None:
                 return _tracing.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
+
         path = self.select_backend(input, weights, hx, usual)
         if path is None:
             run = layer_call if usual else operator_call
@@ -364,3 +373,4 @@ class RNN(Layer, _torch_twin.RNN):
 
 
 _tracing.let_dynamo_trace(Layer)
+_plain.serve(LSTM, GRU, RNN)

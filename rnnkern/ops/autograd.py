@@ -34,7 +34,8 @@ def _vjp(*args: Any) -> list[Tensor | None]:
 
 
 class Native(Protocol):
-    """The C++ functions (csrc/bindings/autograd.cpp, module_weights.cpp); positional arguments."""
+    """The C++ functions (autograd.cpp, module_weights.cpp and plain_call.cpp of csrc/bindings);
+    positional arguments."""
 
     __file__: str
 
@@ -83,6 +84,23 @@ class Native(Protocol):
 
     def use_decomposition(self, vjp: Callable[..., list[Tensor | None]], /) -> None: ...
 
+    def use_replaced_kernels(self, names: set[str], /) -> None: ...
+
+    def plain_layer(self, module: nn.Module, input: Any, hx: Any, /) -> Any: ...
+
+    def plain_cell(
+        self, module: nn.Module, names: Sequence[str], mode: str | None, input: Any, hx: Any, /
+    ) -> Any: ...
+
+    def use_plain_calls(
+        self,
+        is_plain: Callable[[type], bool],
+        methods: tuple[str, ...],
+        observer: ContextVar[Any],
+        forward_ad: dict[str, Any],
+        /,
+    ) -> None: ...
+
 
 def _native() -> Native | None:
     release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
@@ -91,6 +109,10 @@ def _native() -> Native | None:
         return None
     native = cast(Native, importlib.import_module(name))
     native.use_decomposition(_vjp)
+    # Without this set nobody could tell that a kernel was replaced: every call is the dispatcher's.
+    replaced = getattr(torch.library, "_impls", None)
+    if replaced is not None:
+        native.use_replaced_kernels(replaced)
     return native
 
 
