@@ -92,6 +92,15 @@ struct Split {
   }
 };
 
+// What an operator has left on the stack, as rnnkern::direct_forward returns it.
+std::array<Tensor, 5> results_of(const Call& call, torch::jit::Stack stack) {
+  std::array<Tensor, 5> results;
+  for (size_t i = 0; i < stack.size(); ++i) results[i] = std::move(stack[i]).toTensor();
+  if (call.step) results[1] = results[1].squeeze(0);
+  if (call.step && call.has_c()) results[2] = results[2].squeeze(0);
+  return results;
+}
+
 // As rnnkern::direct_forward returns them.
 std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool train) {
   static const c10::OperatorHandle op = find("rnnkern::forward");
@@ -99,14 +108,9 @@ std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool tra
   if (const auto results = rnnkern::direct_forward(call, tensors, train)) return *results;
   const variable_list all = prepared(call, tensors);
   const Split split(call, all);
-  torch::jit::Stack stack =
-      call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
-                    c10::List<Tensor>(split.weights), call.spec, train);
-  std::array<Tensor, 5> results;
-  for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
-  if (call.step) results[1] = results[1].squeeze(0);
-  if (call.step && call.has_c()) results[2] = results[2].squeeze(0);
-  return results;
+  return results_of(call,
+                    call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
+                                  c10::List<Tensor>(split.weights), call.spec, train));
 }
 
 variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
@@ -327,30 +331,39 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// As rnnkern::direct_forward_prepacked returns them.
+std::array<Tensor, 5> run_prepacked(const Call& call, const variable_list& tensors,
+                                    const Tensor& prepacked, int64_t hidden_size,
+                                    int64_t proj_size) {
+  static const c10::OperatorHandle op = find("rnnkern::forward_prepacked");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  if (const auto results =
+          rnnkern::direct_forward_prepacked(call, tensors, prepacked, hidden_size, proj_size))
+    return *results;
+  const variable_list all = prepared(call, tensors);
+  const Split split(call, all);
+  return results_of(call,
+                    call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
+                                  prepacked, call.spec, hidden_size, proj_size));
+}
+
 // frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step)
 PyObject* frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 7 && THPVariable_Check(args[0]) && THPVariable_Check(args[2]),
                    "frozen takes 7 arguments");
-  static const c10::OperatorHandle op = find("rnnkern::forward_prepacked");
   Call call{.spec = read_spec(args[3]), .step = args[6] == Py_True};
+  call.direct = rnnkern::may_call_directly();
   variable_list tensors{THPVariable_Unpack(args[0])};
   append(tensors, args[1]);
   call.states = int64_t(tensors.size()) - 1;
   const int64_t hidden_size = PyLong_AsLongLong(args[4]), proj_size = PyLong_AsLongLong(args[5]);
   if (PyErr_Occurred()) throw python_error();
+  const Tensor& prepacked = THPVariable_Unpack(args[2]);
   variable_list results;
   {
     pybind11::gil_scoped_release without_gil;
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const variable_list all = prepared(call, tensors);
-    const Split split(call, all);
-    torch::jit::Stack stack =
-        call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
-                      THPVariable_Unpack(args[2]), call.spec, hidden_size, proj_size);
-    std::array<Tensor, 5> found;
-    for (size_t i = 0; i < stack.size(); ++i) found[i] = std::move(stack[i]).toTensor();
-    results = returned(call, found);
+    results = returned(call, run_prepacked(call, tensors, prepacked, hidden_size, proj_size));
   }
   return wrapped(TensorList(results)).release().ptr();
   END_HANDLE_TH_ERRORS

@@ -139,7 +139,7 @@ void fill_layer(LayerParams<T>& p, const LayerCall& given, const CallShape& call
 
 template <class T>
 std::array<Tensor, 5> forward_as(const LayerCall& given, const CallShape& call, TensorList tensors,
-                                 bool train) {
+                                 bool train, const PrepackedHeader* prepacked = nullptr) {
   constexpr at::ScalarType dtype = c10::CppTypeToScalarType<T>::value;
   const auto kept = [&](int64_t size) {
     return !train ? Tensor() : size ? allocate(dtype, {size}) : nothing(dtype);
@@ -151,6 +151,7 @@ std::array<Tensor, 5> forward_as(const LayerCall& given, const CallShape& call, 
   if (!call.batch) return results;
   ForwardParams<T> p{};
   fill_layer(p, given, call, tensors);
+  p.prepacked = prepacked;
   p.y = rows_of<T>(call, results[0]);
   p.h_n = data_if_any<T>(results[1]);
   p.c_n = data_if_any<T>(results[2]);
@@ -240,7 +241,8 @@ auto call_engine(const LayerCall& call, TensorList tensors, TensorList kept, Ten
 
 bool may_call_directly() {
   static PyObject* const kernels[] = {PyUnicode_InternFromString("rnnkern/forward/CPU"),
-                                      PyUnicode_InternFromString("rnnkern/backward/CPU")};
+                                      PyUnicode_InternFromString("rnnkern/backward/CPU"),
+                                      PyUnicode_InternFromString("rnnkern/forward_prepacked/CPU")};
   return replaced_kernels && std::none_of(std::begin(kernels), std::end(kernels), [](auto name) {
            return PySet_Contains(replaced_kernels, name);
          });
@@ -260,6 +262,34 @@ std::optional<std::array<Tensor, 5>> direct_forward(const LayerCall& call, Tenso
   return call_engine(call, tensors, {}, {}, [&]<class T>(const CallShape& shape, T) {
     return forward_as<T>(call, shape, tensors, train);
   });
+}
+
+std::optional<std::array<Tensor, 5>> direct_forward_prepacked(const LayerCall& call,
+                                                              TensorList tensors,
+                                                              const Tensor& prepacked,
+                                                              int64_t hidden_size,
+                                                              int64_t proj_size) {
+  const at::ScalarType dtype = tensors[0].scalar_type();
+  if (!call.direct || (dtype != at::kFloat && dtype != at::kDouble) || !Shapes::has_room(tensors) ||
+      !dispatches_to_cpu({tensors, prepacked}) || !is_ready(tensors) ||
+      !prepacked.is_contiguous() || !has_memory(prepacked) ||
+      prepacked_refusal(prepacked.const_data_ptr(), prepacked.nbytes()))
+    return std::nullopt;
+  const auto& header = *static_cast<const PrepackedHeader*>(prepacked.const_data_ptr());
+  if (header.tag != int32_t(dtype) || !is_of(header, call.spec, hidden_size, proj_size))
+    return std::nullopt;
+  try {
+    const WeightShapes weights(call.spec, header);
+    const std::vector<Shape> weight_shapes = weights.shapes();
+    CallShape shape(call.spec, false, weight_shapes.size(), call.states, refuse);
+    const Shapes shapes(call, tensors);
+    shape.read(shapes[0], &shapes[1], weight_shapes.data());
+    if (dtype == at::kFloat) return forward_as<float>(call, shape, tensors, false, &header);
+    return forward_as<double>(call, shape, tensors, false, &header);
+  } catch (const Refused&) {
+  } catch (const std::bad_alloc&) {
+  }
+  return std::nullopt;
 }
 
 std::optional<variable_list> direct_backward(const LayerCall& call, TensorList grads,

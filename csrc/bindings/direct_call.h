@@ -1,5 +1,5 @@
-// rnnkern::forward and rnnkern::backward on the CPU without torch's dispatcher and the stable ABI,
-// which take longer than the kernels of a small layer.
+// rnnkern::forward, backward and forward_prepacked on the CPU without torch's dispatcher and the
+// stable ABI, which take longer than the kernels of a small layer.
 //
 // Nothing is returned where the operator has to be called instead: where anyone could see the
 // difference, or the tensors are not as the engine takes them.
@@ -17,6 +17,13 @@ namespace rnnkern {
 // no first dimension, and those without elements are undefined, unless a node keeps them (`train`).
 std::optional<std::array<at::Tensor, 5>> direct_forward(const LayerCall& call,
                                                         at::TensorList tensors, bool train);
+
+// (output, h_n, c_n) of a call on prepacked weights; tensors: input, *state.
+std::optional<std::array<at::Tensor, 5>> direct_forward_prepacked(const LayerCall& call,
+                                                                  at::TensorList tensors,
+                                                                  const at::Tensor& prepacked,
+                                                                  int64_t hidden_size,
+                                                                  int64_t proj_size);
 
 // The gradients of `tensors`, by kind, as `needs` says; undefined where not wanted. `grads`: of
 // output, h_n and c_n, of a step with their first dimension; undefined for zeros. `kept`: output,

@@ -184,13 +184,9 @@ py::tuple forward_prepacked(Array<T> input, std::optional<std::vector<int64_t>> 
                             int64_t hidden_size, int64_t proj_size) {
   const CallSpec spec = read_spec(fields);
   const PrepackedHeader& header = read_prepacked(prepacked);
-  require(header.cell == spec.cell && header.directions == spec.directions &&
-              header.hidden_size == hidden_size && header.proj_size == proj_size &&
-              (proj_size > 0) == spec.projection && header.element_size == sizeof(T),
+  require(rnnkern::is_of(header, spec, hidden_size, proj_size) && header.element_size == sizeof(T),
           "the prepacked weights are another layer's");
-  int64_t gates = 0;
-  rnnkern::visit_cell(rnnkern::CellId(header.cell), [&](auto cell) { gates = cell.kGates; });
-  const rnnkern::WeightShapes weights(spec, gates, header.input_size, hidden_size, proj_size);
+  const rnnkern::WeightShapes weights(spec, header);
   const Call<T> call(input, batch_sizes, state, weights.shapes(), spec);
   const py::tuple all = run_forward(call, input, state, {}, false, &header);
   return py::make_tuple(all[0], all[1], all[2]);

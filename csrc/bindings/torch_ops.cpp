@@ -216,15 +216,11 @@ InferenceResult forward_prepacked_op(const Tensor& input, const MaybeTensor& bat
                                      int64_t hidden_size, int64_t proj_size) {
   const PrepackedHeader& header = read_prepacked(prepacked);
   const ScalarType dtype = input.scalar_type();
-  STD_TORCH_CHECK(header.cell == spec.cell && header.directions == spec.directions &&
-                      header.hidden_size == hidden_size && header.proj_size == proj_size &&
-                      (proj_size > 0) == spec.projection,
+  STD_TORCH_CHECK(is_of(header, spec, hidden_size, proj_size),
                   "rnnkern: the prepacked weights are another layer's");
   STD_TORCH_CHECK(header.tag == int32_t(dtype),
                   "rnnkern: the prepacked weights and input differ in dtype");
-  int64_t gates = 0;
-  visit_cell(CellId(header.cell), [&](auto cell) { gates = cell.kGates; });
-  const WeightShapes weights(spec, gates, header.input_size, hidden_size, proj_size);
+  const WeightShapes weights(spec, header);
   const Call call(input, batch_sizes, state, weights.shapes(), spec);
   const auto run = [&]<class T>(T) {
     return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)), {}, false,

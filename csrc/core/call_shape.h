@@ -27,17 +27,26 @@ struct Shape {
   }
 };
 
-// The shapes of a layer's weights.
+// Whether prepacked weights are those of such a layer.
+inline bool is_of(const PrepackedHeader& header, const CallSpec& spec, int64_t hidden_size,
+                  int64_t proj_size) {
+  return header.cell == spec.cell && header.directions == spec.directions &&
+         header.hidden_size == hidden_size && header.proj_size == proj_size &&
+         (proj_size > 0) == spec.projection;
+}
+
+// The shapes that a layer's weights had before they were packed.
 class WeightShapes {
  public:
-  WeightShapes(const CallSpec& spec, int64_t gates, int64_t input_size, int64_t hidden_size,
-               int64_t proj_size) {
-    const int64_t rows = gates * hidden_size;
+  WeightShapes(const CallSpec& spec, const PrepackedHeader& header) {
+    const int64_t hidden_size = header.hidden_size, proj_size = header.proj_size;
+    int64_t rows = hidden_size;
+    visit_cell(CellId(header.cell), [&](auto cell) { rows *= cell.kGates; });
     const auto add = [&](int64_t rank, int64_t rows, int64_t columns) {
       sizes_.insert(sizes_.end(), {rows, columns}), ranks_.push_back(rank);
     };
     for (int64_t d = 0; d < spec.directions; ++d) {
-      add(2, rows, input_size), add(2, rows, proj_size ? proj_size : hidden_size);
+      add(2, rows, header.input_size), add(2, rows, proj_size ? proj_size : hidden_size);
       for (int i = 0; i < 2 && spec.bias; ++i) add(1, rows, 1);
       if (spec.projection) add(2, proj_size, hidden_size);
     }

@@ -345,7 +345,7 @@ def test_tensor_without_memory(name: str) -> None:
         (torch.randn(5, 3, 4).double(),),
         (torch.randn(0, 3, 4),),
     ],
-    ids=str,
+    ids=["features", "batch of hx", "rank of hx", "dtype", "no steps"],
 )
 def test_other_errors_are_those_without_resets(args: tuple[Any, ...]) -> None:
     layer = rnnkern.GRU(4, 6)
