@@ -269,7 +269,16 @@ class Build(BuildExtension):
             self.warn(f"left out, as it does not compile: {ext.name}\n{error}")
 
 
+def readme() -> str:
+    """README.md as PyPI shows it: without the links and pictures of the source tree."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[.*\]\((?!https:).*\)\n+", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^]]+)\]\((?!https:)[^)]+\)", r"\1", text)
+
+
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     libraries=libraries,
     ext_modules=[engine, torch_ops, *autograd(), numpy_module, *cuda_ops()],
     cmdclass={"build_ext": Build, "build_clib": BuildLibraries},

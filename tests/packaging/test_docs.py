@@ -15,7 +15,7 @@ sys.path.insert(0, str(SCRIPTS))
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", "tests/README.md")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
-pytestmark = pytest.mark.skipif(not SCRIPTS.exists(), reason="the documents are not beside tests/")
+pytestmark = pytest.mark.sources("docs")
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

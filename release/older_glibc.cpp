@@ -1,0 +1,67 @@
+// Makes a library load under glibc 2.28 and GCC 8's libstdc++, the ABI of manylinux_2_28: the
+// linker takes the newest version of each symbol that the machine has. build_wheel.py links this
+// file into every library of a wheel; a build from source does without.
+#include <pthread.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <new>
+
+#define RNNKERN_HIDDEN __attribute__((visibility("hidden")))
+#ifdef __x86_64__
+#define RNNKERN_FIRST_GLIBC "GLIBC_2.2.5"
+#else
+#define RNNKERN_FIRST_GLIBC "GLIBC_2.17"
+#endif
+
+extern "C" {
+
+// glibc 2.32; libstdc++ leaves out atomic instructions while it is true.
+RNNKERN_HIDDEN char __libc_single_threaded = 0;
+
+// glibc 2.34 moved these from libpthread to libc, under a new version. By the linker's --wrap=NAME
+// a call of NAME is one of __wrap_NAME.
+int older_once(pthread_once_t*, void (*)());
+__asm__(".symver older_once, pthread_once@" RNNKERN_FIRST_GLIBC);
+RNNKERN_HIDDEN int __wrap_pthread_once(pthread_once_t* once, void (*function)()) {
+  return older_once(once, function);
+}
+
+int older_trylock(pthread_mutex_t*);
+__asm__(".symver older_trylock, pthread_mutex_trylock@" RNNKERN_FIRST_GLIBC);
+RNNKERN_HIDDEN int __wrap_pthread_mutex_trylock(pthread_mutex_t* mutex) {
+  return older_trylock(mutex);
+}
+
+// std::condition_variable::wait; GCC 12 gave it a new version (GLIBCXX_3.4.30).
+void older_wait(std::condition_variable*, std::unique_lock<std::mutex>&);
+__asm__(
+    ".symver older_wait, "
+    "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE@GLIBCXX_3.4.11");
+RNNKERN_HIDDEN void __wrap__ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE(
+    std::condition_variable* variable, std::unique_lock<std::mutex>& lock) {
+  older_wait(variable, lock);
+}
+
+// std::exception_ptr's count of references: its copies and its end are functions since the first
+// version, these parts of them since GCC 11 (CXXABI_1.3.13).
+void older_copy(void** copy, void* const* pointer);
+__asm__(".symver older_copy, _ZNSt15__exception_ptr13exception_ptrC1ERKS0_@CXXABI_1.3.3");
+void older_end(void** pointer);
+__asm__(".symver older_end, _ZNSt15__exception_ptr13exception_ptrD1Ev@CXXABI_1.3.3");
+
+RNNKERN_HIDDEN void __wrap__ZNSt15__exception_ptr13exception_ptr9_M_addrefEv(void** pointer) {
+  void* copy;  // never ended, so that its reference stays
+  older_copy(&copy, pointer);
+}
+RNNKERN_HIDDEN void __wrap__ZNSt15__exception_ptr13exception_ptr10_M_releaseEv(void** pointer) {
+  older_end(pointer);
+  *pointer = nullptr;
+}
+
+// std::__throw_bad_array_new_length, GCC 11 (GLIBCXX_3.4.29).
+[[noreturn]] RNNKERN_HIDDEN void __wrap__ZSt28__throw_bad_array_new_lengthv() {
+  throw std::bad_array_new_length();
+}
+
+}  // extern "C"
