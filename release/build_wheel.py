@@ -91,16 +91,34 @@ def torch_of(release: str) -> Iterator[Path]:
 
 
 def linked_for_older_glibc() -> str:
-    """LDFLAGS: older_glibc.cpp, and its functions in the place of what glibc 2.28 has not."""
-    compiled = WORK / "older_glibc.o"
-    run(os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-fPIC", "-c", GLIBC, "-o", compiled)
+    """LDFLAGS: older_glibc.cpp, and its functions in the place of what glibc 2.28 has not.
+
+    std::exception_ptr's parts that GCC 11 took out of line come from the static libstdc++, as they
+    do with the compilers of manylinux.
+    """
+    compiled, pointer = WORK / "older_glibc.o", WORK / "eh_ptr.o"
+    if not compiled.exists() or compiled.stat().st_mtime < GLIBC.stat().st_mtime:
+        shutil.rmtree(WORK / "lib", ignore_errors=True)  # all is linked anew
+    cxx = os.environ.get("CXX", "c++")
+    run(cxx, "-std=c++20", "-O2", "-fPIC", "-c", GLIBC, "-o", compiled)
+    static = run(cxx, "-print-file-name=libstdc++.a").strip()
+    run("ar", "x", "--output", WORK, static, pointer.name)
     wrapped = re.findall(r"__wrap_(\w+)\(", GLIBC.read_text())
-    return " ".join((str(compiled), *(f"-Wl,--wrap={name}" for name in wrapped)))
+    return " ".join((str(compiled), str(pointer), *(f"-Wl,--wrap={name}" for name in wrapped)))
 
 
 def build(python: str, torch: Path, tools: Path, flags: str) -> None:
-    """The package's modules for one Python and torch, into WORK/lib; nothing twice."""
+    """The package's modules for one Python and torch, into WORK/lib; nothing twice.
+
+    setup.py leaves out an autograd module that does not compile. Here that is an error.
+    """
     run(python, "setup.py", "-q", "build", PYTHONPATH=f"{tools}:{torch}", LDFLAGS=flags, **SETTINGS)
+
+
+def expected(python: str, release: str) -> Path:
+    """The autograd module of one Python and torch."""
+    suffix = run(python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
+    return WORK / "lib" / "rnnkern" / f"_autograd_torch{release.replace('.', '_')}{suffix.strip()}"
 
 
 def assemble(tools: Path, dist: Path) -> Path:
@@ -152,6 +170,8 @@ def main() -> None:
             for python in options.python or pythons():
                 print(f"torch {release}, {python}", flush=True)
                 build(python, torch, tools, flags)
+                if not (module := expected(python, release)).exists():
+                    sys.exit(f"not built: {module.name}")
     wheel = assemble(tools, options.dist.resolve())
     if not options.no_check:
         check(wheel)

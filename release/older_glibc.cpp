@@ -4,6 +4,8 @@
 #include <pthread.h>
 
 #include <condition_variable>
+#include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <new>
 
@@ -43,25 +45,17 @@ RNNKERN_HIDDEN void __wrap__ZNSt18condition_variable4waitERSt11unique_lockISt5mu
   older_wait(variable, lock);
 }
 
-// std::exception_ptr's count of references: its copies and its end are functions since the first
-// version, these parts of them since GCC 11 (CXXABI_1.3.13).
-void older_copy(void** copy, void* const* pointer);
-__asm__(".symver older_copy, _ZNSt15__exception_ptr13exception_ptrC1ERKS0_@CXXABI_1.3.3");
-void older_end(void** pointer);
-__asm__(".symver older_end, _ZNSt15__exception_ptr13exception_ptrD1Ev@CXXABI_1.3.3");
-
-RNNKERN_HIDDEN void __wrap__ZNSt15__exception_ptr13exception_ptr9_M_addrefEv(void** pointer) {
-  void* copy;  // never ended, so that its reference stays
-  older_copy(&copy, pointer);
-}
-RNNKERN_HIDDEN void __wrap__ZNSt15__exception_ptr13exception_ptr10_M_releaseEv(void** pointer) {
-  older_end(pointer);
-  *pointer = nullptr;
-}
-
 // std::__throw_bad_array_new_length, GCC 11 (GLIBCXX_3.4.29).
 [[noreturn]] RNNKERN_HIDDEN void __wrap__ZSt28__throw_bad_array_new_lengthv() {
   throw std::bad_array_new_length();
 }
 
 }  // extern "C"
+
+// What eh_ptr.o, libstdc++'s own object for std::exception_ptr, needs of what libstdc++ hides.
+namespace __cxxabiv1 {
+[[noreturn]] RNNKERN_HIDDEN void __terminate(std::terminate_handler handler) noexcept {
+  handler();
+  std::abort();
+}
+}  // namespace __cxxabiv1
