@@ -103,7 +103,7 @@ def linked_for_older_glibc() -> str:
     run(cxx, "-std=c++20", "-O2", "-fPIC", "-c", GLIBC, "-o", compiled)
     static = run(cxx, "-print-file-name=libstdc++.a").strip()
     run("ar", "x", "--output", WORK, static, pointer.name)
-    wrapped = re.findall(r"__wrap_(\w+)\(", GLIBC.read_text())
+    wrapped = re.findall(r"__wrap_(\w+)[(\"]", GLIBC.read_text())
     return " ".join((str(compiled), str(pointer), *(f"-Wl,--wrap={name}" for name in wrapped)))
 
 

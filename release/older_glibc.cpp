@@ -8,6 +8,8 @@
 #include <exception>
 #include <mutex>
 #include <new>
+#include <sstream>
+#include <string>
 
 #define RNNKERN_HIDDEN __attribute__((visibility("hidden")))
 #ifdef __x86_64__
@@ -50,7 +52,25 @@ RNNKERN_HIDDEN void __wrap__ZNSt18condition_variable4waitERSt11unique_lockISt5mu
   throw std::bad_array_new_length();
 }
 
+// Forms that C++20 added (GLIBCXX_3.4.26 and 29). libtorch exports copies of its own, which would
+// hide them from the linker and from auditwheel.
+void older_ostringstream(std::ostringstream*, std::ios_base::openmode) __asm__(
+    "_ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1ESt13_Ios_Openmode");
+RNNKERN_HIDDEN void __wrap__ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1Ev(
+    std::ostringstream* stream) {
+  older_ostringstream(stream, std::ios_base::out);
+}
+
 }  // extern "C"
+
+std::string older_str(const std::stringbuf*) __asm__(
+    "_ZNKSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv");
+RNNKERN_HIDDEN std::string str_of_lvalue(const std::stringbuf*) __asm__(
+    "__wrap__ZNKRSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv");
+RNNKERN_HIDDEN std::string str_of_rvalue(std::stringbuf*) __asm__(
+    "__wrap__ZNOSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv");
+std::string str_of_lvalue(const std::stringbuf* buffer) { return older_str(buffer); }
+std::string str_of_rvalue(std::stringbuf* buffer) { return older_str(buffer); }
 
 // What eh_ptr.o, libstdc++'s own object for std::exception_ptr, needs of what libstdc++ hides.
 namespace __cxxabiv1 {
