@@ -1,5 +1,5 @@
-# make demo | test | test-quick | bench | lint | tidy | docs | cuda-check | gpu | sanitize | clean
-# make wheel | test-matrix
+# make demo | test | test-quick | test-integrations | bench | lint | tidy | docs | cuda-check | gpu
+# make sanitize | wheel | test-matrix | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
 # torch without CUDA on Linux:
@@ -19,7 +19,8 @@ CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
                             'bench/*.cu' 'release/*.cpp' 'tests/*.cpp' 'tests/*.h')
 PY     = $(shell git ls-files '*.py' '*.pyi')
 
-.PHONY: demo test test-quick bench lint tidy docs cuda-check gpu sanitize wheel test-matrix clean
+.PHONY: demo test test-quick test-integrations bench lint tidy docs cuda-check gpu sanitize wheel \
+        test-matrix clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -33,6 +34,11 @@ test: $(READY)
 test-quick: $(READY)
 	MALLOC_PERTURB_=1 $(BIN)/pytest $(PYTEST_ARGS) \
 	  --ignore tests/contract/test_compile.py -m 'not (levels or slow or compiler or cuda or peers)' $(ARGS)
+
+# With real packages of others. What pip takes from rnnkern, which is installed, is the extras' list.
+test-integrations: $(READY)
+	$(PIP) torch==2.13.0 'rnnkern[onnx,rl]'
+	$(BIN)/pytest $(PYTEST_ARGS) -m peers $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py $(ARGS)
@@ -56,7 +62,8 @@ TIDY_TORCH = $(shell $(BIN)/python -c 'import sysconfig, importlib.util as u; \
                  print("-isystem", t, "-isystem", t + "/torch/csrc/api/include", \
                        "-isystem", sysconfig.get_paths()["include"])')
 TIDY_FILES = csrc/cpu/engine.cpp $(wildcard csrc/cpu/runtime/*.cpp) \
-             $(addprefix csrc/bindings/,numpy_module.cpp torch_ops.cpp autograd.cpp module_weights.cpp)
+             $(addprefix csrc/bindings/,numpy_module.cpp torch_ops.cpp autograd.cpp module_weights.cpp \
+               direct_call.cpp plain_call.cpp)
 
 tidy: $(TIDY_FILES:%=tidy/%)
 

@@ -196,10 +196,9 @@ def autograd() -> list[Extension]:
     if os.environ.get("RNNKERN_AUTOGRAD") == "0":
         return []
     release = re.sub(r"\W", "_", TORCH_RELEASE)
-    extension = torch_extension(
-        f"rnnkern._autograd_torch{release}",
-        ["csrc/bindings/autograd.cpp", "csrc/bindings/module_weights.cpp"],
-    )
+    names = ("autograd", "direct_call", "module_weights", "plain_call")
+    sources = [f"csrc/bindings/{name}.cpp" for name in names]
+    extension = torch_extension(f"rnnkern._autograd_torch{release}", sources)
     extension.optional = True
     return [extension]
 

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -29,16 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from calls import tensor_of
+from measure import Side, relative_error
 from rows import Row
+from timer import GpuTimer
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 import rnnkern
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 DEVICE = "cuda"
-FLUSH_BYTES = 256 << 20  # overwritten before every call: more than any L2 cache holds
 DTYPES = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
@@ -77,7 +77,7 @@ def rows() -> Iterator[GpuRow]:
 
     def both(cell: str, T: int, B: int, H: int, precision: str, **more: Any) -> Iterator[GpuRow]:
         for train in (False, True):
-            row = Row("gpu", cell, T, B, H, H, train=train, dtype=DTYPES[precision], **more)
+            row = Row(cell, T, B, H, H, train=train, dtype=DTYPES[precision], **more)
             yield GpuRow(row, precision)
 
     for H in (128, 256, 512, 768, 1024):  # cuDNN's persistent kernels: fp16, H % 128 = 0
@@ -136,56 +136,36 @@ class Result:
         return f"{self.call:46}{times}{self.graph / self.steps:9.2f}{ratios} {notes}"
 
 
-class Side:
+class GpuSide(Side):
     """One of the two layers on the GPU, with its call ready."""
 
-    def __init__(self, row: Row, package: object) -> None:
-        self.row = row
-        self.layer = row.module(package).to(DEVICE)
-        if package is torch.nn:
-            self.layer.flatten_parameters()
-        x, hx = row.inputs()
-        self.x: Tensor | PackedSequence = x.to(DEVICE)  # type: ignore[arg-type]
-        self.hx = hx
-        self.leaf = self.x.data if isinstance(self.x, PackedSequence) else self.x
-        self.leaf.requires_grad_(row.train)
-        if isinstance(self.x, PackedSequence):
-            self.x = PackedSequence(self.leaf, self.x.batch_sizes)
-        self.leaves = [self.leaf, *self.layer.parameters()]
-        with torch.no_grad():
-            self.grad = torch.randn_like(self.data(self.layer(self.x, self.hx)[0]))
-
-    def in_double(self) -> Side:
+    def in_double(self) -> GpuSide:
         """The same call in float64."""
-        side = Side(replace(self.row, dtype=torch.float64), torch.nn)
+        side = GpuSide(replace(self.row, dtype=torch.float64), torch.nn, DEVICE)
         with torch.no_grad():
-            for to, value in zip(side.layer.parameters(), self.layer.parameters(), strict=True):
+            for to, value in zip(side.parameters, self.parameters, strict=True):
                 to.copy_(value)
             side.leaf.copy_(self.leaf)
-            side.grad.copy_(self.grad)
+            if self.row.train:
+                side.gradient.copy_(self.gradient)
         return side
 
-    @staticmethod
-    def data(output: Tensor | PackedSequence) -> Tensor:
-        return output.data if isinstance(output, PackedSequence) else output
-
     def __call__(self) -> list[Tensor]:
+        """The output and, in training, the gradients of the input and the parameters."""
         if not self.row.train:
             with torch.no_grad():
-                return [self.data(self.layer(self.x, self.hx)[0])]
-        output = self.data(self.layer(self.x, self.hx)[0])
-        return [output, *torch.autograd.grad(output, self.leaves, self.grad)]
+                return [tensor_of(self.forward()[0])]
+        output = tensor_of(self.forward()[0])
+        leaves = [self.leaf, *self.parameters]
+        return [output, *torch.autograd.grad(output, leaves, self.gradient)]
 
 
 def relative_errors(results: list[Tensor], expected: list[Tensor]) -> list[float]:
     """Largest differences, each relative to the largest expected value."""
-    return [
-        (a.double() - b.double()).abs().max().item() / max(b.abs().max().item(), 1e-30)
-        for a, b in zip(results, expected, strict=True)
-    ]
+    return [relative_error(a, b) for a, b in zip(results, expected, strict=True)]
 
 
-def disagreement(ours: Side, theirs: Side, tolerance: float) -> str:
+def disagreement(ours: GpuSide, theirs: GpuSide, tolerance: float) -> str:
     """The first of our results that is wrong, or nothing. Where one differs from torch.nn's by more
     than the tolerance, those are wrong that err more than theirs and than half the tolerance,
     against float64."""
@@ -213,56 +193,20 @@ def capture_graph(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def time_alternately(
-    calls: list[Callable[[], object]], seconds: float, cache: Tensor
-) -> list[list[float]]:
-    """Microseconds of every run of each call, the calls taking turns, for about `seconds` each."""
-
-    def one(call: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        start, end = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        cache.zero_()
-        start.record()
-        call()
-        end.record()
-        return start, end
-
-    def elapsed(pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> list[float]:
-        torch.cuda.synchronize()
-        return [1e3 * start.elapsed_time(end) for start, end in pairs]
-
-    for call in calls:
-        call()
-    slowest = max(elapsed([one(call) for call in calls]))
-    rounds = int(min(max(1e6 * seconds / slowest, 5), 50))
-    return [
-        elapsed(list(p))
-        for p in zip(*([one(c) for c in calls] for _ in range(rounds)), strict=True)
-    ]
-
-
-def median_and_iqr(values: list[float]) -> tuple[float, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return middle, high - low
-
-
-def compare(gpu_row: GpuRow, seconds: float, cache: Tensor) -> Result:
+def compare(gpu_row: GpuRow, seconds: float, timer: GpuTimer) -> Result:
     gpu_row.use_precision()
     row = gpu_row.row
-    steps = row.T * row.L * (1 + row.bidirectional) * (1 + row.train)
+    steps = row.T * row.num_states * (1 + row.train)
     result = Result(str(gpu_row), steps=steps)
-    ours, theirs = Side(row, rnnkern), Side(row, torch.nn)
-    with torch.no_grad():
-        theirs.grad.copy_(ours.grad)
+    ours, theirs = GpuSide(row, rnnkern, DEVICE), GpuSide(row, torch.nn, DEVICE)
     result.wrong = disagreement(ours, theirs, TOLERANCE[gpu_row.precision])
     calls: list[Callable[[], object]] = [ours, theirs]
     try:
         calls.append(capture_graph(ours))
     except RuntimeError as error:
         result.notes.append(f"no graph: {str(error).partition(chr(10))[0]}")
-    measured = [median_and_iqr(t) for t in time_alternately(calls, seconds, cache)]
+    timed = timer.alternately(calls, seconds * len(calls))
+    measured = [(1e6 * t.median, 1e6 * t.iqr) for t in timed]
     result.ours, result.ours_iqr = measured[0]
     result.theirs, result.theirs_iqr = measured[1]
     if len(measured) == 3:
@@ -348,14 +292,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
     environment = machine(args.facts)
-    cache = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=DEVICE)
+    timer = GpuTimer(DEVICE)
     print(*(f"{k}: {v}" for k, v in environment.items()), Result.HEADER, sep="\n", flush=True)
     results: list[Result] = []
     for row in chosen:
         if time.monotonic() - start > args.limit:
             break
         try:
-            results.append(compare(row, args.seconds, cache))
+            results.append(compare(row, args.seconds, timer))
         except RuntimeError as error:  # CUDA's errors, out of memory among them
             results.append(Result(str(row), steps=1, wrong=str(error).partition("\n")[0]))
         print(results[-1], flush=True)

@@ -64,7 +64,7 @@ timeout "$(left)" "$python" bench/gpu.py --limit "$(left)" --facts "$work/facts.
 # A few calls under the sanitizer, without torch's caching of memory, which hides overruns. racecheck
 # does not know that values sent between blocks order what was read before them, so it gets no case of
 # several blocks: there it reports the sums of one step, overwritten in the next.
-cases="T7-B5-I4-H6-bidirectional-hx or P18-packed"
+cases="T7-B5-I4-H6-bi-hx or proj18-packed"
 for tool in memcheck racecheck; do
   if ! command -v compute-sanitizer >/dev/null; then
     say "compute-sanitizer is not installed: $tool is left out"

@@ -1,6 +1,6 @@
-"""Times two layers alternately in one process, on the same weights and inputs.
+"""Compares two layers in one process, on the same weights and inputs.
 
-Timing itself is torch.utils.benchmark.Timer. A row whose results disagree gets no times.
+A row whose results disagree gets no times.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from calls import tensor_of
 from peers import Peer, takes
 from rows import Row
+from timer import CpuTimer
 from torch import Tensor
 from torch.autograd.graph import increment_version, saved_tensors_hooks
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.benchmark import Measurement, Timer
 
 # Largest difference between the two results relative to the largest value. It catches a wrong
 # kernel; the tight bounds, against float64, are the test suite's.
@@ -113,21 +114,18 @@ class Result:
 
 
 class Side:
-    """One of the two layers, with its call ready to be timed."""
+    """One of the two layers on a device, with its call ready to be timed."""
 
-    def __init__(self, row: Row, package: object) -> None:
+    def __init__(self, row: Row, package: object, device: str = "cpu") -> None:
         self.row = row
-        self.module = row.module(package)
+        self.module = row.layer(package).to(device)
         self.parameters = list(self.module.parameters())
-        self.x, self.hx = row.inputs()
+        x, states = row.inputs()
+        self.x, self.hx = row.arguments(x.to(device), [state.to(device) for state in states])
+        self.leaf = tensor_of(self.x)
         if row.train:
-            self.leaf = self.x.data if isinstance(self.x, PackedSequence) else self.x
             self.leaf.requires_grad_(row.input_requires_grad)
-            self.gradient = row.gradient()
-
-    @staticmethod
-    def _data(output: Tensor | PackedSequence) -> Tensor:
-        return output.data if isinstance(output, PackedSequence) else output
+            self.gradient = row.gradient().to(device)
 
     def forward(self) -> tuple[Any, Any]:
         results: tuple[Any, Any] = self.module(self.x, self.hx)
@@ -148,7 +146,7 @@ class Side:
         if self.row.loss_on == "h_n":
             read = state[0] if isinstance(state, tuple) else state
         else:
-            read = self._data(output)
+            read = tensor_of(output)
         read.backward(self.gradient)
 
     @property
@@ -159,7 +157,7 @@ class Side:
         """Every result of the call by name, for comparison."""
         output, state = self.forward() if self.row.train else self.infer()
         h, *c = state if isinstance(state, tuple) else (state,)
-        named = {"output": self._data(output), "h_n": h}
+        named = {"output": tensor_of(output), "h_n": h}
         if c:
             named["c_n"] = c[0]
         if self.row.train:
@@ -187,55 +185,24 @@ class Side:
         return sum(buffers.values())
 
 
-def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torch.dtype) -> str:
-    """Names the results that differ by more than AGREE, with the difference; empty when none."""
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """The largest difference relative to the largest value."""
+    want = want.double()
+    return ((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
+
+
+def disagreement(ours: dict[str, Tensor], theirs: dict[str, Tensor], limit: float) -> str:
+    """Names the results that differ by more than `limit`, with the difference; empty when none."""
     bad = []
     for name, want in theirs.items():
         got = ours[name]
         if got.shape != want.shape:
             bad.append(f"{name} {tuple(got.shape)} is not {tuple(want.shape)}")
             continue
-        scale = want.double().abs().max().clamp_min(1e-30)
-        error = ((got.double() - want.double()).abs().max() / scale).item()
-        if not error <= AGREE[dtype]:  # a NaN is a disagreement too
+        error = relative_error(got, want)
+        if not error <= limit:  # a NaN is a disagreement too
             bad.append(f"{name} {error:.1e}")
     return ", ".join(bad)
-
-
-def alternately(
-    calls: list[Callable[[], object]], threads: int, seconds: float, most: int = 9
-) -> list[Measurement]:
-    """Times the calls in turn, in at most `most` rounds, for about `seconds` in all."""
-    timers = [Timer("call()", globals={"call": call}, num_threads=threads) for call in calls]
-    # Timer.timeit warms up with two calls, so a round costs number + 2 calls of each side.
-    first = [t.timeit(2).mean for t in timers]
-    rounds = max(3, min(most, int(seconds / (3 * sum(first)))))
-    numbers = [max(1, int(seconds / (len(calls) * rounds * t)) - 2) for t in first]
-    runs: list[list[Measurement]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for timer, number, done in zip(timers, numbers, runs, strict=True):
-            done.append(timer.timeit(number))
-    return [Measurement.merge(done)[0] for done in runs]
-
-
-MAX_SPREAD, MAX_TRIES = 0.25, 3
-
-
-def least_noisy(
-    calls: list[Callable[[], object]], threads: int, seconds: float
-) -> list[Measurement]:
-    """Times the calls alternately, up to MAX_TRIES times while a side's interquartile range exceeds
-    MAX_SPREAD of its median. The try with the least spread counts, whatever its ratio."""
-
-    def spread(timed: list[Measurement]) -> float:
-        return max(m.iqr / m.median for m in timed)
-
-    best = alternately(calls, threads, seconds)
-    for _ in range(MAX_TRIES - 1):
-        if spread(best) <= MAX_SPREAD:
-            break
-        best = min(best, alternately(calls, threads, seconds), key=spread)
-    return best
 
 
 def compare(
@@ -255,35 +222,31 @@ def compare(
     with row.settings():
         mine, other = Side(row, ours), Side(row, theirs)
         expected = other.results()
-        result.wrong = disagreement(mine.results(), expected, row.precision)
+        result.wrong = disagreement(mine.results(), expected, AGREE[row.precision])
         if result.wrong:
             return result
         if row.train:
             result.saved = {"ours": mine.saved_bytes(), "theirs": other.saved_bytes()}
-        a, b = least_noisy([mine.call, other.call], threads, seconds)
+        timer = CpuTimer(threads)
+        a, b = timer.least_noisy([mine.call, other.call], seconds)
         result.ours, result.ours_iqr = a.median, a.iqr
         result.theirs, result.theirs_iqr = b.median, b.iqr
         for title, peer in (peers or {}).items():
             if takes(title, row):
                 one = peer(row, threads)
-                wrong = disagreement(one.results(), expected, row.precision)
+                wrong = disagreement(one.results(), expected, AGREE[row.precision])
                 if wrong:
                     result.peers_wrong[title] = wrong
                 else:
-                    result.peers[title] = alternately([one.call], threads, seconds / 2)[0].median
+                    result.peers[title] = timer.alternately([one.call], seconds / 2)[0].median
     return result
-
-
-def _seconds(stmt: str, threads: int, **names: object) -> float:
-    timer = Timer(stmt, globals={"torch": torch, **names}, num_threads=threads)
-    return timer.blocked_autorange(min_run_time=0.1).median
 
 
 def _rate(inputs: list[Any], f: Callable[[Any], object]) -> float:
     """1e9 elements per second that `f` takes on one thread: the difference of a small and a large
     input, free of the cost of a call."""
-    timers = [Timer("f(a)", globals={"f": f, "a": a}, num_threads=1) for a in inputs]
-    rounds = [[timer.timeit(100).mean for timer in timers] for _ in range(40)]
+    timer, calls = CpuTimer(1), [partial(f, a) for a in inputs]
+    rounds = [[timer.start(call, 100)() for call in calls] for _ in range(40)]
     small, large = map(min, zip(*rounds, strict=True))
     rate: float = (len(inputs[1]) - len(inputs[0])) / (large - small) * 1e-9
     return rate
@@ -310,7 +273,8 @@ def _sigmoid_rate() -> float:
 def _memory_bandwidth(threads: int) -> float:
     """GB/s of a copy between buffers that no cache holds, reading and writing."""
     a, b = torch.ones(2**25), torch.empty(2**25)
-    return 2 * a.nbytes / _seconds("b.copy_(a)", threads, a=a, b=b) * 1e-9
+    timing = CpuTimer(threads).alternately([partial(b.copy_, a)], 0.1)[0]
+    return 2 * a.nbytes / timing.median * 1e-9
 
 
 def processor() -> str:

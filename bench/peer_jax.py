@@ -14,7 +14,6 @@ from jax import numpy as jnp
 from jax.extend.backend import clear_backends
 from rows import Row
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 Weights = dict[str, Array]
 State = tuple[Array, ...]
@@ -51,7 +50,7 @@ def _forward(row: Row, weights: Weights, x: Array, hx: State) -> dict[str, Array
     """The whole stack: the results by name."""
     x = x.swapaxes(0, 1) if row.batch_first else x
     names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", *(["weight_hr"] if row.proj else [])]
-    suffixes = ["", "_reverse"][: 1 + row.bidirectional]
+    suffixes = ["", "_reverse"][: row.directions]
     states: list[State] = []
     for layer in range(row.L):
         outputs = []
@@ -84,8 +83,7 @@ def _train(row: Row, weights: Weights, x: Array, hx: State, gradient: Array) -> 
     return found
 
 
-def _array(t: Tensor | PackedSequence) -> Array:
-    assert isinstance(t, Tensor)  # peers.py asks none of packed rows
+def _array(t: Tensor) -> Array:
     return jnp.asarray(t.detach().numpy())
 
 
@@ -94,14 +92,11 @@ class Peer:
         if os.environ.get("NPROC") != str(threads):
             os.environ["NPROC"] = str(threads)  # XLA reads it when it makes its pools
             clear_backends()
-        weights = {k: _array(w) for k, w in row.module(torch.nn).state_dict().items()}
-        x, hx = row.inputs()
-        if hx is None:
-            zeros = jnp.zeros((row.states, row.B, row.proj or row.H))
-            states: State = (zeros, jnp.zeros((row.states, row.B, row.H)))
-            states = states if row.cell == "LSTM" else states[:1]
-        else:
-            states = tuple(map(_array, hx if isinstance(hx, tuple) else (hx,)))
+        weights = {k: _array(w) for k, w in row.layer(torch.nn).state_dict().items()}
+        x, given = row.inputs()
+        widths = (row.R, row.H) if row.has_c else (row.R,)
+        zeros = [torch.zeros(row.num_states, row.B, width) for width in widths]
+        states = tuple(map(_array, given or zeros))
         gradient = (_array(row.gradient()),) if row.train else ()
         args = (weights, _array(x), states, *gradient)
         run = jax.jit(partial(_train if row.train else _forward, row))

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import onnx
 import onnxruntime
 import torch
-from onnx_model import OUTPUTS, exported
+from onnx_export import OUTPUTS, exported
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from rows import Row
 from torch import Tensor
 
 
+def quantized_to_int8(model: bytes) -> bytes:
+    """The model with int8 weights and, in each call, int8 inputs and states."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "quantized.onnx"
+        logging.getLogger().setLevel(logging.ERROR)  # it advises what a single layer does not need
+        quantize_dynamic(onnx.load_model_from_string(model), path, weight_type=QuantType.QInt8)
+        return path.read_bytes()
+
+
 class Peer:
-    def __init__(self, row: Row, threads: int) -> None:
+    def __init__(self, row: Row, threads: int, quantized: bool = False) -> None:
         model, self.feed = exported(row)
+        if quantized:
+            model = quantized_to_int8(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import openvino
 import torch
-from onnx_model import OUTPUTS, exported
+from onnx_export import OUTPUTS, exported
 from rows import Row
 from torch import Tensor
 

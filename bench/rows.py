@@ -1,7 +1,7 @@
-"""The rows of the benchmark: which layer is called, how, and in which shape.
+"""The rows of the benchmark: calls of a layer in inference and in training, by group.
 
-T time steps, B batch rows, I input features, H hidden units, L layers. The group targets are the
-project's own: the geometric mean over a group of torch.nn's time divided by ours.
+The group targets are the project's own: the geometric mean over a group of torch.nn's time divided
+by ours.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from calls import LayerCall
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # sigmoid and tanh of a unit in a step, forward and backward (where LSTM computes tanh(c) again)
@@ -38,40 +38,20 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(LayerCall):
     """One layer call. `train` is a forward and a backward pass, otherwise the call is inference."""
 
-    group: str
-    cell: str
-    T: int
-    B: int
-    I: int
-    H: int
-    L: int = 1
     train: bool = False
-    bidirectional: bool = False
-    batch_first: bool = False
-    packed: bool = False
-    hx: bool = False
     input_requires_grad: bool = True
     loss_on: Literal["output", "h_n"] = "output"
-    proj: int = 0
-    dtype: torch.dtype = torch.float32
     rounded: bool = False  # torch's settings let float32 products round their factors to bfloat16
+    group: str = ""
     note: str = ""
 
+    SORTED = True
+
     def __str__(self) -> str:
-        shape = f"{self.cell} T{self.T} B{self.B} I{self.I} H{self.H}"
-        extras = [
-            f"L{self.L}" if self.L > 1 else "",
-            f"proj{self.proj}" if self.proj else "",
-            "bi" if self.bidirectional else "",
-            "packed" if self.packed else "",
-            "hx" if self.hx else "",
-            "" if self.dtype is torch.float32 else str(self.dtype).removeprefix("torch."),
-            "rounded" if self.rounded else "",
-        ]
-        return " ".join([shape, *filter(None, extras)])
+        return " ".join([*self.words(), *(["rounded"] if self.rounded else [])])
 
     @property
     def precision(self) -> torch.dtype:
@@ -93,13 +73,8 @@ class Row:
             return [self.group]
         return ["large", f"large LSTM {self.mode}" if self.cell == "LSTM" else "large GRU, RNN"]
 
-    @property
-    def states(self) -> int:
-        """First size of h_n."""
-        return self.L * (1 + self.bidirectional)
-
     def lengths(self) -> list[int]:
-        """Steps of every batch row; a ragged batch is about 62% full."""
+        """Steps of each batch row, in decreasing order; a ragged batch is about 62% full."""
         if not self.packed:
             return [self.T] * self.B
         generator = torch.Generator().manual_seed(0)
@@ -110,72 +85,40 @@ class Row:
     def flops(self) -> float:
         """Multiplications and additions of the matrix products; a training step does three times
         those of the forward pass (less dX where the input needs no gradient)."""
-        directions, gates = 1 + self.bidirectional, GATES[self.cell]
-        out = self.proj or self.H
+        gates = GATES[self.cell]
         total = 0.0
         for layer in range(self.L):
-            features = self.I if layer == 0 else directions * out
+            features = self.I if layer == 0 else self.directions * self.R
             needs_dx = layer > 0 or self.input_requires_grad
-            into, back = gates * self.H * features, gates * self.H * out + self.proj * self.H
+            into, back = gates * self.H * features, gates * self.H * self.R + self.proj * self.H
             per_step = into * (2 + needs_dx) + 3 * back if self.train else into + back
-            total += 2.0 * directions * per_step
+            total += 2.0 * self.directions * per_step
         return total * sum(self.lengths())
 
     def sigmoids(self) -> float:
         """How often sigmoid or tanh is computed."""
         forward, backward = SIGMOIDS[self.cell]
         each = forward + backward * self.train
-        return float(each) * self.L * (1 + self.bidirectional) * self.H * sum(self.lengths())
+        return float(each) * self.num_states * self.H * sum(self.lengths())
 
     def recurrent_bytes(self) -> float:
         """Bytes of recurrent weights that a forward pass must read, every step all of them."""
         size = torch.finfo(self.dtype).bits // 8
-        weights = GATES[self.cell] * self.H * (self.proj or self.H) * size
-        return float(weights) * self.T * self.L * (1 + self.bidirectional)
+        weights = GATES[self.cell] * self.H * self.R * size
+        return float(weights) * self.T * self.num_states
 
-    def module(self, package: object) -> torch.nn.RNNBase:
+    def layer(self, package: object, dtype: torch.dtype | None = None) -> torch.nn.RNNBase:
         """The layer out of `package` (torch.nn or one like it), from a fixed seed."""
         torch.manual_seed(0)
-        extra = {"proj_size": self.proj} if self.proj else {}
-        layer = getattr(package, self.cell)(
-            self.I,
-            self.H,
-            self.L,
-            batch_first=self.batch_first,
-            bidirectional=self.bidirectional,
-            **extra,
-        )
-        ready: torch.nn.RNNBase = layer.to(self.dtype).train(self.train)
-        return ready
-
-    def inputs(self) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, Tensor] | None]:
-        """Input and initial state, from a fixed seed."""
-        generator = torch.Generator().manual_seed(1)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(self.dtype)
-
-        x = normal(self.T, self.B, self.I)
-        x = x.transpose(0, 1).contiguous() if self.batch_first else x
-        hx = None
-        if self.hx:
-            h = normal(self.states, self.B, self.proj or self.H)
-            hx = (h, normal(self.states, self.B, self.H)) if self.cell == "LSTM" else h
-        if self.packed:
-            return pack_padded_sequence(x, self.lengths(), batch_first=self.batch_first), hx
-        return x, hx
+        return super().layer(package, dtype).train(self.train)
 
     def gradient(self) -> Tensor:
         """The loss's gradient with respect to what it reads, from a fixed seed."""
         if self.loss_on == "h_n":
-            shape = [self.states, self.B]
-        elif self.packed:
-            shape = [sum(self.lengths())]
-        else:
-            shape = [self.B, self.T] if self.batch_first else [self.T, self.B]
-        features = (self.proj or self.H) * (1 if self.loss_on == "h_n" else 1 + self.bidirectional)
-        generator = torch.Generator().manual_seed(2)
-        return torch.randn(*shape, features, generator=generator).to(self.dtype)
+            return self.normal(4, self.num_states, self.B, self.R)
+        padded = (self.B, self.T) if self.batch_first else (self.T, self.B)
+        steps = (sum(self.lengths()),) if self.packed else padded
+        return self.normal(4, *steps, self.directions * self.R)
 
 
 def geomean(values: list[float]) -> float:
@@ -190,80 +133,84 @@ def both(row: Row) -> Iterator[Row]:
 
 def rows() -> list[Row]:
     """All rows, in the order of the table."""
-    groups = (_course, _tiny, _small, _large, _streaming, _packed, _bf16, _rounded)
-    return [*(row for group in groups for row in group()), *CLIENTS]
+    groups = {
+        "course": _course(), "tiny": _tiny(), "small": _small(), "large": _large(),
+        "streaming": _streaming(), "packed": _packed(), "bf16": _bf16(), "rounded": _rounded(),
+        "clients": CLIENTS,
+    }  # fmt: skip
+    return [replace(row, group=group) for group, members in groups.items() for row in members]
 
 
 def _course() -> Iterator[Row]:
     """The three trainings of the course day, as its own code runs them. An embedding before the
     layer is trained with it, so the layer's input needs a gradient."""
     yield Row(
-        "course", "RNN", 10, 1, 32, 32, train=True, batch_first=True, hx=True,
+        "RNN", 10, 1, 32, 32, train=True, batch_first=True, hx=True,
         note="characters: one sequence, trained embedding, hx given",
     )  # fmt: skip
     yield Row(
-        "course", "LSTM", 50, 1000, 1, 32, 2, train=True, batch_first=True,
+        "LSTM", 50, 1000, 1, 32, 2, train=True, batch_first=True,
         input_requires_grad=False, note="sine waves: all 1000 in one batch, no embedding",
     )  # fmt: skip
     yield Row(
-        "course", "LSTM", 10, 500, 16, 32, train=True, batch_first=True, loss_on="h_n",
+        "LSTM", 10, 500, 16, 32, train=True, batch_first=True, loss_on="h_n",
         note="sentiment: padded to 10, not packed, trained embedding, loss of h_n",
     )  # fmt: skip
 
 
 def _tiny() -> Iterator[Row]:
     for cell in GATES:
-        yield from both(Row("tiny", cell, 10, 1, 8, 16))
-        yield from both(Row("tiny", cell, 16, 4, 32, 32))
-        yield from both(Row("tiny", cell, 32, 8, 64, 64))
-    yield from both(Row("tiny", "LSTM", 10, 4, 16, 32, 2, bidirectional=True))
+        yield from both(Row(cell, 10, 1, 8, 16))
+        yield from both(Row(cell, 16, 4, 32, 32))
+        yield from both(Row(cell, 32, 8, 64, 64))
+    yield from both(Row("LSTM", 10, 4, 16, 32, 2, bidirectional=True))
 
 
 def _small() -> Iterator[Row]:
     for cell in GATES:
-        yield from both(Row("small", cell, 50, 16, 100, 100))
-        yield from both(Row("small", cell, 50, 32, 128, 128, batch_first=True))
-        yield from both(Row("small", cell, 40, 32, 200, 200, 2))
-    yield from both(Row("small", "LSTM", 40, 32, 128, 128, bidirectional=True))
-    yield from both(Row("small", "GRU", 40, 20, 100, 150, 3))
+        yield from both(Row(cell, 50, 16, 100, 100))
+        yield from both(Row(cell, 50, 32, 128, 128, batch_first=True))
+        yield from both(Row(cell, 40, 32, 200, 200, 2))
+    yield from both(Row("LSTM", 40, 32, 128, 128, bidirectional=True))
+    yield from both(Row("GRU", 40, 20, 100, 150, 3))
 
 
 def _large() -> Iterator[Row]:
     for cell in GATES:
-        yield from both(Row("large", cell, 64, 32, 512, 512))
-        yield from both(Row("large", cell, 16, 64, 1024, 1024))
+        yield from both(Row(cell, 64, 32, 512, 512))
+        yield from both(Row(cell, 16, 64, 1024, 1024))
 
 
 def _streaming() -> Iterator[Row]:
     for cell in GATES:
         for hidden in (64, 128, 256, 512):
-            yield Row("streaming", cell, 1, 1, hidden, hidden, hx=True)
-        yield from both(Row("streaming", cell, 256, 1, 128, 128))
-        yield from both(Row("streaming", cell, 128, 1, 512, 512))
-    yield Row("streaming", "LSTM", 256, 1, 128, 128, 2, bidirectional=True)
+            yield Row(cell, 1, 1, hidden, hidden, hx=True)
+        yield from both(Row(cell, 256, 1, 128, 128))
+        yield from both(Row(cell, 128, 1, 512, 512))
+    yield Row("LSTM", 256, 1, 128, 128, 2, bidirectional=True)
 
 
 def _packed() -> Iterator[Row]:
     for cell in GATES:
-        yield Row("packed", cell, 64, 32, 128, 128, packed=True, train=True)
-    yield Row("packed", "LSTM", 40, 16, 200, 200, 2, True, bidirectional=True, packed=True)
-    yield Row("packed", "LSTM", 96, 16, 256, 256, packed=True, train=True)
+        yield Row(cell, 64, 32, 128, 128, packed=True, train=True)
+    yield Row("LSTM", 40, 16, 200, 200, 2, bidirectional=True, packed=True, train=True)
+    yield Row("LSTM", 96, 16, 256, 256, packed=True, train=True)
 
 
 def _bf16() -> Iterator[Row]:
     for cell in GATES:
-        yield from both(Row("bf16", cell, 50, 32, 128, 128, dtype=torch.bfloat16))
-        yield from both(Row("bf16", cell, 32, 32, 512, 512, dtype=torch.bfloat16))
+        yield from both(Row(cell, 50, 32, 128, 128, dtype=torch.bfloat16))
+        yield from both(Row(cell, 32, 32, 512, 512, dtype=torch.bfloat16))
 
 
 def _rounded() -> Iterator[Row]:
     for cell in GATES:
-        yield from both(Row("rounded", cell, 50, 32, 128, 128, rounded=True))
-        yield from both(Row("rounded", cell, 64, 32, 512, 512, rounded=True))
+        yield from both(Row(cell, 50, 32, 128, 128, rounded=True))
+        yield from both(Row(cell, 64, 32, 512, 512, rounded=True))
 
 
 def _client(note: str, cell: str, T: int, B: int, I: int, H: int, L: int = 1, **call: Any) -> Row:
-    return Row("clients", cell, T, B, I, H, L, note=note, **call)
+    return Row(cell, T, B, I, H, L, note=note, **call)
 
 
 _BI = {"bidirectional": True}

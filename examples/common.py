@@ -189,5 +189,5 @@ def main(run: Callable[[Path], Result]) -> None:
 
 def duration(seconds: float) -> str:
     if seconds < 1e-3:
-        return f"{seconds * 1e6:.0f} µs"
+        return f"{seconds * 1e6:.{0 if seconds >= 1e-5 else 1}f} µs"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -22,12 +22,14 @@ __version__ = "0.1.0"
 _HOMES = {
     **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), "nn"),
     **dict.fromkeys(("convert", "revert"), "convert"),
+    **dict.fromkeys(("freeze", "refresh"), "freeze"),
     **dict.fromkeys(("patch", "unpatch"), "patching"),
     **dict.fromkeys(("explain", "plan"), "inspect.explain"),
     **dict.fromkeys(("trace", "gradient_flow"), "inspect.trace"),
     "watch": "inspect.watch",
+    "Stream": "stream",
 }
-_ROOMS = ("numpy", "plot", "reference")
+_ROOMS = ("numpy", "plot", "reference", "rl")
 _WITHOUT_TORCH = ("numpy", "reference")
 
 

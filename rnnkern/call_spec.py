@@ -1,9 +1,6 @@
 """What a call of a layer says besides its tensors, as one object."""
 
-from itertools import product
-from typing import NamedTuple
-
-from .cell_spec import CELLS, Cell
+from typing import Any, NamedTuple
 
 
 class CallSpec(NamedTuple):
@@ -25,18 +22,20 @@ class CallSpec(NamedTuple):
     batch_first: bool = False
 
     @property
-    def kind(self) -> Cell:
-        """The cell itself."""
-        return CELLS[self.cell]
-
-    @property
     def weights_per_direction(self) -> int:
         return (4 if self.bias else 2) + self.projection
 
 
-_FLAGS = (False, True)
-#: Every spec there is, by its fields: to look one up costs a third of making it.
-CALL_SPECS: dict[tuple[int, int, bool, bool, bool], CallSpec] = {
-    fields: CallSpec(*fields)
-    for fields in product(range(len(CELLS)), (1, 2), _FLAGS, _FLAGS, _FLAGS)
-}
+#: What prepacked weights may be rounded to, by the number that crosses the bindings' `format`.
+#: "float32" rounds nothing, whatever the dtype is; the others are for float32 layers.
+WEIGHT_FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
+
+
+def weight_format(name: Any, dtype: str) -> int:
+    """The number of a format for weights of this dtype ("float32"); ValueError if it has none."""
+    if name not in WEIGHT_FORMATS:
+        known = ", ".join(repr(known) for known in WEIGHT_FORMATS)
+        raise ValueError(f"weights must be one of {known}, got {name!r}")
+    if name != "float32" and dtype != "float32":
+        raise ValueError(f"weights={name!r} is for float32 layers, got {dtype}")
+    return WEIGHT_FORMATS[name]

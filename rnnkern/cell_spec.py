@@ -1,5 +1,6 @@
-"""The table of cells, as csrc/cells has it. The library exports its own, and a test compares."""
+"""What a compiled library says of its cells: the constants of their headers in csrc/cells."""
 
+import json
 from dataclasses import dataclass
 
 
@@ -20,14 +21,19 @@ class Cell:
     gates: tuple[str, ...]
     saved: tuple[str, ...]
     states: tuple[str, ...]
-    projects: bool = False
+    projects: bool
 
 
-_LSTM_GATES = ("input", "forget", "cell", "output")
-LSTM = Cell("LSTM", 0, _LSTM_GATES, _LSTM_GATES, ("h", "c"), True)
-GRU = Cell("GRU", 1, ("reset", "update", "new"), ("new", "reset", "update", "q"), ("h",))
-RNN_TANH = Cell("RNN_TANH", 2, ("hidden",), (), ("h",))
-RNN_RELU = Cell("RNN_RELU", 3, ("hidden",), (), ("h",))
-
-CELLS: tuple[Cell, ...] = (LSTM, GRU, RNN_TANH, RNN_RELU)  # by id
-BY_MODE: dict[str, Cell] = {cell.mode: cell for cell in CELLS}
+def exported(table: str) -> tuple[Cell, ...]:
+    """The cells by id; `table` is the JSON that the library exports (csrc/cells/table.h)."""
+    return tuple(
+        Cell(
+            mode=facts["mode"],
+            id=id,
+            gates=tuple(facts["gates"]),
+            saved=tuple(facts["saved"]),
+            states=tuple(facts["states"]),
+            projects=facts["projects"],
+        )
+        for id, facts in enumerate(json.loads(table))
+    )

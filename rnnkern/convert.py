@@ -7,7 +7,7 @@ stays the same object with the same parameters, buffers, hooks, flags and refere
 import copyreg
 import logging
 from abc import ABCMeta
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,13 +51,20 @@ def _new(cls: type, *args: Any) -> nn.Module:
     return empty
 
 
-def _reduce_ex(self: nn.Module, protocol: Any) -> Any:
-    """`__reduce_ex__` of the classes made here: they pickle by the user's class."""
-    made: Any = next(kind for kind in type(self).__mro__ if "_original" in vars(kind))
-    reduced = super(made, self).__reduce_ex__(2)
-    if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-        return (_new, (made._original, *reduced[1][1:]), *reduced[2:])
-    return reduced  # by a method of the user's
+def reduce_by(new: Callable[..., nn.Module]) -> Callable[[nn.Module, Any], Any]:
+    """`__reduce_ex__` of classes made for the user's, which pickle by the user's class.
+
+    new  (user's class, *args) -> an empty instance of the class made for it
+    """
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+        made: Any = next(kind for kind in type(self).__mro__ if "_original" in vars(kind))
+        reduced = super(made, self).__reduce_ex__(2)
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (new, (made._original, *reduced[1][1:]), *reduced[2:])
+        return reduced  # by a method of the user's
+
+    return __reduce_ex__
 
 
 class _Unseen:
@@ -72,7 +79,7 @@ def _hooks(kinds: Iterable[type]) -> list[type]:
     return [k for k in kinds if "__init_subclass__" in vars(k) and k.__module__ != "typing"]
 
 
-def _derive(cls: type, bases: tuple[type, ...], members: dict[str, Any]) -> type:
+def derive(cls: type, bases: tuple[type, ...], members: dict[str, Any]) -> type:
     """A class with the name of `cls`, on those bases, of whose making no code of the user's hears.
 
     `__subclasses__()` of the bases lists it, as it lists the classes that torch makes for
@@ -98,34 +105,34 @@ def _ours(cls: type) -> type:
     if cls in OURS:
         return OURS[cls]
     ours = OURS[_base(cls)]
-    members = {"_original": cls, "__reduce_ex__": _reduce_ex}
-    return _derive(cls, (cls, ours, Converted), members)
+    members = {"_original": cls, "__reduce_ex__": reduce_by(_new)}
+    return derive(cls, (cls, ours, Converted), members)
 
 
 def _base(cls: type) -> type:
-    """torch's class among those that a class derives from."""
-    return next(kind for kind in cls.__mro__ if kind in OURS)
+    """torch's or rnnkern's class, the first among those that a class derives from."""
+    return next(kind for kind in cls.__mro__ if kind in OURS or kind in _TORCHS)
 
 
-def _collision(names: Iterable[str], base: type) -> str | None:
+def _collision(names: Iterable[str], base: type, ours: type) -> str | None:
     """A name of the user's that rnnkern's class uses for something else."""
     known = set(dir(base))
-    ours = [kind for kind in OURS[base].__mro__ if kind not in base.__mro__]
-    private = {name for kind in ours for name in vars(kind) if not name.startswith("__")} - known
+    added = [kind for kind in ours.__mro__ if kind not in base.__mro__]
+    private = {name for kind in added for name in vars(kind) if not name.startswith("__")} - known
     return min(private.intersection(names), default=None)
 
 
-def _class_refusal(cls: type) -> str | None:
-    """Why no class of rnnkern's can stand for this one of the user's."""
+def _class_refusal(cls: type, ours: type) -> str | None:
+    """Why no class on rnnkern's can stand for this one of the user's."""
     base = _base(cls)
     kinds = [k for k in cls.__mro__[: cls.__mro__.index(base)] if k.__module__ != "typing"]
     for kind in kinds:
         for name in sorted(_CHECKS & vars(kind).keys()):
             return f"{kind.__name__} overrides {name}"
-        if taken := _collision(vars(kind), base):
+        if taken := _collision(vars(kind), base, ours):
             return f"{kind.__name__} has a member {taken}, as rnnkern's class has"
-    if refusal := replaces_forward(kinds):
-        return refusal
+    if reason := replaces_forward(kinds):
+        return reason
     if vars(cls).get("__final__"):
         return f"{cls.__name__} is final"
     meta = type(cls)
@@ -136,16 +143,16 @@ def _class_refusal(cls: type) -> str | None:
     return None
 
 
-def _refusal(module: nn.Module, cls: type) -> str | None:
-    """Why a module stays as it is."""
+def refusal(module: nn.Module, cls: type, ours: type) -> str | None:
+    """Why a module of the class `cls` cannot get a class on `ours`, one of rnnkern's."""
     if "forward" in vars(module):
         return "it has a forward of its own"
     for name in sorted(_CHECKS & vars(module).keys()):
         return f"it has a {name} of its own"
     members = {*vars(module), *module._modules, *module._parameters, *module._buffers}
-    if taken := _collision(members, _base(cls)):
+    if taken := _collision(members, _base(cls), ours):
         return f"it has a member {taken}, as rnnkern's class has"
-    return None if cls in OURS else _class_refusal(cls)
+    return None if cls in OURS or cls in _TORCHS else _class_refusal(cls, ours)
 
 
 @dataclass
@@ -179,10 +186,10 @@ def _swap(module: nn.Module, target: type) -> type:
     """`target`, or for a parametrised module its own class (torch makes one each) on that base."""
     if not is_parametrized(module):
         return target
-    return _derive(type(module), (target,), dict(vars(type(module))))
+    return derive(type(module), (target,), dict(vars(type(module))))
 
 
-def _original(module: nn.Module) -> type:
+def class_of(module: nn.Module) -> type:
     """The class of a module without that of its parametrisations."""
     return type(module).__bases__[0] if is_parametrized(module) else type(module)
 
@@ -193,22 +200,22 @@ def _is_torchs(cls: type) -> bool:
 
 
 def _conversion(name: str, module: nn.Module) -> _Step | None:
-    cls = _original(module)
+    cls = class_of(module)
     if not _is_torchs(cls):
         return None
-    refusal = _refusal(module, cls)
-    if refusal is None:
+    reason = refusal(module, cls, OURS[_base(cls)])
+    if reason is None:
         try:
             return _Step(
                 name, module, _swap(module, _ours(cls)), f"{cls.__name__} now runs on rnnkern"
             )
         except Exception as error:
-            refusal = f"no class can be derived from {cls.__name__}: {error}"
-    return _Step(name, module, None, f"left alone, {refusal}")
+            reason = f"no class can be derived from {cls.__name__}: {error}"
+    return _Step(name, module, None, f"left alone, {reason}")
 
 
 def _reversion(name: str, module: nn.Module) -> _Step | None:
-    cls = _original(module)
+    cls = class_of(module)
     if issubclass(cls, Converted):
         torchs = cls._original
     elif cls in _TORCHS:

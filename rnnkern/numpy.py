@@ -9,15 +9,18 @@ directions. Shapes are torch.nn's. Letters: T steps, B batch rows, I inputs, H h
 width of h (H, or P with a projection), L layers, D directions, N rows of packed data.
 """
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from . import episodes
 from ._missing import found, not_built
-from .call_spec import CallSpec
-from .cell_spec import CELLS, Cell
+from .call_spec import CallSpec, weight_format
+from .cell_spec import Cell, exported
+from .episodes import Ends, Episodes
 from .saved_layout import saved_values
 from .state_dict import Weights, layers
 
@@ -30,8 +33,9 @@ except ImportError:
 
 Array = np.ndarray
 State = Array | tuple[Array, Array]
+CELLS = exported(_numpy.cells())
 
-__all__ = ["Layer", "set_threads"]
+__all__ = ["Layer", "Stream", "set_threads"]
 
 
 def set_threads(count: int) -> None:
@@ -39,11 +43,128 @@ def set_threads(count: int) -> None:
 
     Raises TypeError for what is no whole number, ValueError below 1.
     """
-    if not isinstance(count, (int, np.integer)) or isinstance(count, bool):
-        raise TypeError(f"the number of threads must be a whole number, got {count!r}")
-    if count < 1:
-        raise ValueError(f"the number of threads must be at least 1, got {count}")
-    _numpy.set_threads(int(count))
+    _numpy.set_threads(_count("the number of threads", count))
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+class Stream:
+    """A stack of layers that takes its input step by step, and keeps the state between calls.
+
+    `Layer.stream` makes it. The weights are those of the layer, shared and read only. One thread at
+    a time may use a stream; any number of streams of one layer may run at once.
+
+    >>> stream = lstm.stream(batch_size=2)
+    >>> y = stream(x)  # x (B, I) gives (B, R); x (T, B, I) gives (T, B, R)
+    """
+
+    def __init__(self, packed: Sequence[Any], batch_size: int, threads: int) -> None:
+        """packed: of each layer, what `_numpy.prepack` returned."""
+        batch, threads = _count("batch_size", batch_size), _count("threads", threads)
+        self._engine = engine = _numpy.Stream([np.asarray(p) for p in packed], batch, threads)
+        self.batch_size = batch
+        self.input_size, self.hidden_size = engine.input_size, engine.hidden_size
+        self._states = [
+            self._memory(engine.h_address, engine.dtype, (engine.layers, batch, engine.width))
+        ]
+        if engine.has_c:
+            wide = "float64" if engine.dtype == "float64" else "float32"
+            sizes = (engine.layers, batch, engine.hidden_size)
+            self._states.append(self._memory(engine.c_address, wide, sizes))
+
+    def __repr__(self) -> str:
+        engine = self._engine
+        return (
+            f"Stream({engine.input_size}, {engine.width}, num_layers={engine.layers}, "
+            f"batch_size={engine.batch}, {engine.dtype})"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a stream cannot be copied or pickled: make another one and give it this one's state"
+        )
+
+    def __call__(self, x: Any) -> Any:
+        """The outputs of one step, (B, I) -> (B, R), or of several, (T, B, I) -> (T, B, R).
+
+        Raises ValueError for another shape or dtype.
+        """
+        return self._engine(x)
+
+    @property
+    def state(self) -> Any:
+        """A copy of the state: h (L, B, R), of an LSTM the pair of it and c (L, B, H).
+
+        Assigned, it goes on from there; None is zeros.
+
+        Raises ValueError for wrong shapes or dtypes.
+        """
+        states = [self._copy(s) for s in self._states]
+        return (states[0], states[1]) if len(states) > 1 else states[0]
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        if value is None:
+            self.reset()
+            return
+        given = value if isinstance(value, (tuple, list)) else (value,)
+        if len(given) != len(self._states):
+            wanted = "a pair (h, c)" if len(self._states) > 1 else "one array, h"
+            raise ValueError(f"the state must be {wanted}, got {len(given)}")
+        checked = [self._check_state(*pair) for pair in zip(given, self._states, strict=True)]
+        for memory, s in zip(self._states, checked, strict=True):
+            memory[...] = s
+
+    def reset(self, rows: Any = None) -> None:
+        """Sets the state of these batch rows to zero: a row's number, several, or a mask (B,).
+
+        None is all rows. Raises IndexError for a row that is not there, TypeError for other values.
+        """
+        if rows is None:
+            self._engine.reset_all()
+            return
+        for row in self._rows(rows):
+            self._engine.reset(row)
+
+    def _rows(self, rows: Any) -> list[int]:
+        batch = self.batch_size
+        numbers = np.asarray(rows)
+        if numbers.dtype == bool and numbers.shape == (batch,):
+            numbers = np.flatnonzero(numbers)
+        elif numbers.dtype == bool:
+            raise IndexError(f"a mask of rows must have the shape ({batch},), got {numbers.shape}")
+        if numbers.size and numbers.dtype.kind not in "iu":
+            raise TypeError(f"rows must be whole numbers or a mask, got {rows!r}")
+        found: list[int] = numbers.astype(np.int64).ravel().tolist()
+        for row in found:
+            if not -batch <= row < batch:
+                raise IndexError(f"row {row} is out of range for a batch of {batch}")
+        return [row % batch for row in found]
+
+    def _check_state(self, value: Any, memory: Any) -> Any:
+        value = np.asarray(value)
+        if value.shape != memory.shape or value.dtype != memory.dtype:
+            raise ValueError(
+                f"the state must be {memory.shape} {memory.dtype}, got {value.shape} {value.dtype}"
+            )
+        return value
+
+    # Of the arrays' kind; torch's stream overrides these.
+
+    def _memory(self, address: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        """The engine's memory as an array."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory: Any = (ctypes.c_char * size).from_address(address)
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+    def _copy(self, memory: Any) -> Any:
+        return memory.copy()
 
 
 class Layer:
@@ -53,8 +174,14 @@ class Layer:
     prefix        the layer's name in a larger model's state_dict, with its dot ("encoder.")
     batch_first   inputs and outputs are (B, T, ·) instead of (T, B, ·)
     nonlinearity  "tanh" or "relu", for an RNN: the weights do not tell
+    weights       what float32 weights are rounded to: "bfloat16" or "int8"; "float32" rounds
+                  nothing, whatever their dtype is
 
-    Raises ValueError where the arrays are not those of one stack of layers.
+    The weights are packed here, once: calls and streams do not see later changes of the arrays.
+    `record` reads the arrays.
+
+    Raises ValueError where the arrays are not those of one stack of layers, and for `weights` that
+    are unknown or do not go with the arrays' dtype.
     """
 
     def __init__(
@@ -64,6 +191,7 @@ class Layer:
         *,
         batch_first: bool = False,
         nonlinearity: str = "tanh",
+        weights: str = "float32",
     ) -> None:
         self.batch_first = batch_first
         self.weights = layers(state_dict, prefix)
@@ -77,28 +205,62 @@ class Layer:
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"weights must be float32 or float64, got {self.dtype}")
         self._check_weights()
+        self.weight_format = weights
+        self._packed = self._pack()
+
+    def _pack(self) -> list[Array]:
+        format = weight_format(self.weight_format, str(self.dtype))
+        spec = self._spec(False)
+        return [_numpy.prepack(_arrays(layer), spec, format) for layer in self.weights]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weights, which belong to this process."""
+        return {name: value for name, value in vars(self).items() if name != "_packed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._packed = self._pack()
 
     def __repr__(self) -> str:
         projection = f"proj_size={self.proj_size}, " if self.proj_size else ""
+        rounded = "" if self.weight_format == "float32" else f", weights={self.weight_format!r}"
         return (
             f"Layer({self.cell.mode}, {self.input_size}, {self.hidden_size}, {projection}"
-            f"num_layers={len(self.weights)}, bidirectional={self.directions == 2}, {self.dtype})"
+            f"num_layers={len(self.weights)}, bidirectional={self.directions == 2}, {self.dtype}"
+            f"{rounded})"
         )
 
     def __call__(
-        self, x: Array, hx: State | None = None, batch_sizes: Sequence[int] | None = None
-    ) -> tuple[Array, State]:
+        self,
+        x: Array,
+        hx: State | None = None,
+        batch_sizes: Sequence[int] | None = None,
+        resets: Array | None = None,
+        reset_state: State | None = None,
+        return_ends: bool = False,
+    ) -> Any:
         """Runs the stack: (output, h_n), for an LSTM (output, (h_n, c_n)).
 
         x            (T, B, I), (B, T, I) with batch_first, (T, I) without a batch; packed (N, I)
         hx           h_0 (L·D, B, R) or (L·D, R), for an LSTM the pair of it and c_0, (L·D, B, H)
                      or (L·D, H); zeros if None
         batch_sizes  packed x only: how many sequences, sorted by falling length, reach each step
+        resets       bool, of x's shape without features: whether the row's state is replaced by
+                     reset_state before the step; cuts the rows into episodes, as in rnnkern.LSTM
+        reset_state  as hx: (L·D, R), (L·D, B, R), or with the dimensions of resets in the middle
+        return_ends  with resets only: whether to return the `Ends` of the episodes too
 
         Raises ValueError for wrong ranks, sizes or dtypes, TypeError for batch_sizes that are no
         whole numbers.
         """
-        return self._run(x, hx, batch_sizes, train=False)[:2]
+        if resets is None and reset_state is None and not return_ends:
+            return self._run(x, hx, batch_sizes, train=False)[:2]
+        if resets is None:
+            raise ValueError("reset_state and return_ends belong to a call with resets")
+        if batch_sizes is not None:
+            raise ValueError("of packed x give each episode as a sequence of its own, not resets")
+        results = self._by_episodes(np.asarray(x), hx, np.asarray(resets), reset_state)
+        return results if return_ends else results[:2]
 
     def record(
         self, x: Array, hx: State | None = None, batch_sizes: Sequence[int] | None = None
@@ -108,8 +270,23 @@ class Layer:
         The names are "hidden", for an LSTM "cell_state", and the gates ("input", "forget", "cell",
         "output"; GRU "reset", "update", "new"), each (N, H), "hidden" (N, R), with row t·B + b, or
         packed as x is.
+
+        Raises ValueError also for rounded weights.
         """
+        if self.weight_format != "float32":
+            raise ValueError(f"record is not there for weights={self.weight_format!r}")
         return self._run(x, hx, batch_sizes, train=True)
+
+    def stream(self, batch_size: int = 1, threads: int = 1) -> Stream:
+        """The stack with its state inside, for input that comes step by step.
+
+        threads  of each step: a second one pays for wide layers or many rows
+
+        Raises ValueError for two directions and for counts below one, TypeError for other counts.
+        """
+        if self.directions > 1:
+            raise ValueError("a bidirectional layer needs the whole sequence: it has no stream")
+        return Stream(self._packed, batch_size, threads)
 
     def _run(
         self, x: Array, hx: State | None, batch_sizes: Sequence[int] | None, train: bool
@@ -136,10 +313,15 @@ class Layer:
         finals, steps = [], []
         for k, layer in enumerate(self.weights):
             rows = slice(k * self.directions, (k + 1) * self.directions)
-            weights = [w for direction in layer for w in direction.arrays]
-            x, h_n, c_n, saved, c_states = _numpy.forward(
-                x, batch_sizes, [s[rows] for s in states], weights, spec, train
-            )
+            state = [s[rows] for s in states]
+            if not train:
+                x, h_n, c_n = _numpy.forward_prepacked(
+                    x, batch_sizes, state, self._packed[k], spec, self.hidden_size, self.proj_size
+                )
+            else:
+                x, h_n, c_n, saved, c_states = _numpy.forward(
+                    x, batch_sizes, state, _arrays(layer), spec, True
+                )
             finals.append((h_n, c_n)[: len(self.cell.states)])
             if train:
                 sizes = [batch] * x.shape[batch_first] if batch_sizes is None else batch_sizes
@@ -148,6 +330,66 @@ class Layer:
         if unbatched:
             x, final = x[:, 0], [s[:, 0] for s in final]
         return x, (final[0], final[1]) if len(final) > 1 else final[0], steps
+
+    def _by_episodes(
+        self, x: Array, hx: State | None, resets: Array, reset_state: State | None
+    ) -> tuple[Array, State, Ends]:
+        """Output, final state and ends of a call with resets, as one packed call."""
+        if resets.shape != x.shape[:-1] or not resets.size or x.ndim not in (2, 3):
+            raise ValueError(
+                f"resets must have the shape of an input without its features, {x.shape[:-1]}, "
+                f"and not be empty, got {resets.shape}"
+            )
+        if resets.dtype != bool:
+            raise ValueError(f"resets must be bool, got {resets.dtype}")
+        unbatched = x.ndim == 2
+        mask = resets[:, None] if unbatched else resets
+        plan = episodes.pack(mask, self.batch_first and not unbatched)
+        state = [s[:, plan.packed_row] for s in self._state(hx, len(plan.last), unbatched)]
+        fresh = self._after_reset(reset_state, mask.shape, plan, unbatched)
+        zeros = [np.zeros((), self.dtype)] * len(state or fresh)
+        begin = [
+            np.where(plan.keeps_hx[:, None], kept, new)
+            for kept, new in zip(state or zeros, fresh or zeros, strict=True)
+        ]
+        packed = x.reshape(-1, x.shape[-1])[plan.to_packed]
+        output, final, _ = self._run(packed, self._hx(begin), plan.batch_sizes.tolist(), False)
+        states = list(final) if isinstance(final, tuple) else [final]
+        last = plan.last[0] if unbatched else plan.last
+        ends = Ends(self._hx([s[:, plan.rank] for s in states]), plan.row, plan.end)
+        by_row = output[plan.from_packed].reshape(*x.shape[:-1], -1)
+        return by_row, self._hx([s[:, last] for s in states]), ends
+
+    def _hx(self, states: Sequence[Array]) -> Any:
+        """States as a call takes and returns them."""
+        return None if not states else (states[0], states[1]) if len(states) > 1 else states[0]
+
+    def _after_reset(
+        self, reset_state: State | None, by_step: tuple[int, ...], plan: Episodes, unbatched: bool
+    ) -> list[Array]:
+        """(L·D, 1 or N, ·) of each state after resets, in packed order."""
+        if reset_state is None:
+            return []
+        given = reset_state if isinstance(reset_state, (tuple, list)) else (reset_state,)
+        if len(given) != len(self.cell.states):
+            raise ValueError(f"reset_state must be {', '.join(self.cell.states)}")
+        count, found = len(plan.row), []
+        widths = (self.proj_size or self.hidden_size, self.hidden_size)
+        for s, width in zip(map(np.asarray, given), widths, strict=False):
+            if s.shape[:1] + s.shape[-1:] != (len(self.weights) * self.directions, width):
+                raise ValueError(f"reset_state cannot have the shape {s.shape}")
+            if s.dtype != self.dtype:
+                raise ValueError(f"reset_state is {s.dtype}, but the weights are {self.dtype}")
+            between = s.shape[1:-1]
+            if not between:
+                found.append(s[:, None])
+            elif between == ((by_step[0],) if unbatched else by_step):
+                found.append(s.reshape(len(s), -1, width)[:, plan.to_packed[:count]])
+            elif between == (len(plan.last),) and not unbatched:
+                found.append(s[:, plan.packed_row])
+            else:
+                raise ValueError(f"reset_state cannot have the shape {s.shape}")
+        return found
 
     def _spec(self, batch_first: bool) -> CallSpec:
         bias, projection = self.weights[0][0].b_ih is not None, self.proj_size > 0
@@ -207,6 +449,11 @@ class Layer:
                             f"{name} of layer {k}, direction {d} must have the shape {shape}, "
                             f"got {w.shape}"
                         )
+
+
+def _arrays(layer: Sequence[Weights]) -> list[Array]:
+    """A layer's weights, as the kernels take them."""
+    return [w for direction in layer for w in direction.arrays]
 
 
 def _whole(batch_sizes: Any) -> list[int]:

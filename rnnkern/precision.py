@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cell_spec import BY_MODE, LSTM
 from .ops import library
 from .ops.autograd import NATIVE
 
@@ -42,12 +41,14 @@ def takes_bfloat16(
     # First what small calls fail.
     if steps < _STEPS or hidden < _UNITS or not _FAST or input.dtype != torch.float32:
         return False
+    if getattr(layer, "is_frozen", False):  # its name says what is rounded
+        return False
     # Other sizes, and projections, are computed in float32 all the same.
     if not input.is_cpu or layer.proj_size or hidden % 2 or inputs % 2:
         return False
-    cell = BY_MODE[layer.mode]
-    work = input.numel() // inputs * (inputs + hidden) * hidden * len(cell.gates)
-    backend = _mkldnn.rnn if cell is LSTM else _mkldnn.matmul
+    gates = library.BY_MODE[layer.mode].gates
+    work = input.numel() // inputs * (inputs + hidden) * hidden * len(gates)
+    backend = _mkldnn.rnn if layer.mode == "LSTM" else _mkldnn.matmul
     if work < _WORK or backend.fp32_precision != "bf16":
         return False
     return all(t.dtype == input.dtype for t in (*state, *weights))
@@ -73,7 +74,7 @@ def autocast_dtype(
     if input.device.type != "cpu":
         return lower
     # torch.nn's LSTM is oneDNN's, which casts everything, but for packed and for float16 input.
-    whole = layer.mode == LSTM.mode and (
+    whole = layer.mode == "LSTM" and (
         layer.proj_size or not (packed or input.dtype == lower == torch.float16)
     )
     if whole or layer.mode in ("RNN_TANH", "RNN_RELU"):

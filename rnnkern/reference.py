@@ -156,6 +156,7 @@ class Direction:
     raw: Array  # (N, H)
     saved: dict[str, Array]  # gates by name, each (N, H)
     final: States  # states after the row's last step, each (B, ·)
+    episodes: "Episodes | None"
 
     @property
     def hidden(self) -> Array:
@@ -164,6 +165,70 @@ class Direction:
     @property
     def cell(self) -> Array | None:
         return self.after[1] if len(self.after) > 1 else None
+
+
+@dataclass
+class Episodes:
+    """Where one direction begins and ends a row's episodes; padded data only.
+
+    resets       (T, B): whether the state is replaced before the step
+    first        (T, B): first step of the episode that the step belongs to
+    begins, ends (T, B): whether the walk enters the step with an initial state; leaves its row's
+                 last episode after it
+    initial      states with which the step's episode begins, each (T, B, ·)
+    """
+
+    resets: Array
+    first: Array
+    begins: Array
+    ends: Array
+    initial: States
+
+    @classmethod
+    def of(cls, resets: Array, h_0: States, after_reset: States, reverse: bool) -> "Episodes":
+        """h_0 (B, ·) and the states after resets, each (T, B, ·)."""
+        steps, rows = np.indices(resets.shape)
+        first = np.maximum.accumulate(np.where(resets, steps, 0))
+        last_step = steps == len(resets) - 1
+        begins, ends = resets | (steps == 0), last_step
+        if reverse:  # from the end of each episode to its first step
+            begins = np.concatenate([resets[1:], last_step[-1:]])
+            ends = steps == first[-1]
+        at_first = resets[first, rows][..., None]
+        initial = tuple(
+            np.where(at_first, s[first, rows], h) for h, s in zip(h_0, after_reset, strict=True)
+        )
+        return cls(resets, first, begins, ends, initial)
+
+    def enter(self, step: int, states: Sequence[Array]) -> list[Array]:
+        """The states before a step."""
+        begins = self.begins[step][:, None]
+        return [np.where(begins, new[step], s) for new, s in zip(self.initial, states, strict=True)]
+
+    def add_final(self, step: int, d_states: Sequence[Array], d_final: Sequence[Array]) -> None:
+        """Adds the derivatives by the final states to those by the states after a step."""
+        ends = self.ends[step]
+        for d, d_end in zip(d_states, d_final, strict=True):
+            d[ends] += d_end[ends]
+
+    def cut(self, step: int, d_states: Sequence[Array], d_begins: Sequence[Array]) -> None:
+        """Moves the derivatives by the states before a step to `d_begins`, (T, B, ·), where an
+        episode begins."""
+        begins = self.begins[step]
+        for d, d_begin in zip(d_states, d_begins, strict=True):
+            d_begin[step, begins] = d[begins]
+            d[begins] = 0
+
+    def gradients(self, d_begins: Sequence[Array]) -> tuple[States, States]:
+        """Derivatives by h_0 (B, ·) and by the states after resets (T, B, ·), from those by the
+        initial state of the episode that begins at a step."""
+        rows = np.indices(self.resets.shape)[1]
+        by_first = tuple(np.zeros_like(d) for d in d_begins)
+        for total, d in zip(by_first, d_begins, strict=True):
+            np.add.at(total, (self.first, rows), d)
+        reset = self.resets[..., None]
+        h_0 = tuple(np.where(reset, 0, total)[0] for total in by_first)
+        return h_0, tuple(np.where(reset, total, 0) for total in by_first)
 
 
 @dataclass
@@ -202,6 +267,8 @@ class Gradients:
     weights per direction, each as the weight
     flow_h  per direction (N, R): the total derivative by h_t at every step
     flow_c  per direction (N, H): by c_t, along every path, that through h_t too; empty unless LSTM
+    after_reset  with resets only: per direction, by each state after resets, (T, B, ·), zero where
+                 nothing is reset
     """
 
     input: Array
@@ -210,6 +277,7 @@ class Gradients:
     weights: list[Weights]
     flow_h: list[Array]
     flow_c: list[Array]
+    after_reset: list[States]
 
 
 def forward(
@@ -218,6 +286,8 @@ def forward(
     weights: Sequence[Weights],
     state: Sequence[Array] = (),
     batch_sizes: Sequence[int] | None = None,
+    resets: Array | None = None,
+    after_reset: Sequence[Array] = (),
 ) -> Tape:
     """Runs one layer, in one or both directions, over a batch of sequences.
 
@@ -226,6 +296,10 @@ def forward(
     weights      one `Weights` per direction, the second walks backward in time
     state        (), (h_0,) or (h_0, c_0), each (D, B, ·); zeros if empty
     batch_sizes  packed data only: how many sequences, sorted by falling length, reach each step
+    resets       padded data only: bool (T, B), whether the row's state is replaced before the step.
+                 Each episode between resets is a sequence of its own, in both directions; the final
+                 states are those of each row's last episode
+    after_reset  what replaces it, as state, each (D, T, B, ·); zeros if empty
 
     Raises ValueError for an unknown mode and for wrong shapes.
     """
@@ -241,10 +315,15 @@ def forward(
         sizes = [int(b) for b in batch_sizes]
     rows = x if packed else x.reshape(-1, x.shape[-1])
     _check(CELLS[mode], rows, weights, state, sizes)
+    if resets is not None:
+        _check_resets(CELLS[mode], weights, sizes, packed, resets, after_reset)
     directions = [
-        _walk(CELLS[mode], rows, w, [s[d] for s in state], sizes, reverse=bool(d))
+        _walk(
+            CELLS[mode], rows, w, [s[d] for s in state], sizes, bool(d),
+            resets, [s[d] for s in after_reset],
+        )
         for d, w in enumerate(weights)
-    ]
+    ]  # fmt: skip
     return Tape(mode, x, sizes, packed, directions)
 
 
@@ -277,7 +356,7 @@ def backward(
         )
         d_rows += d_x
         found.append(rest)
-    weights, states, flows = zip(*found, strict=True)
+    weights, states, flows, fresh = zip(*found, strict=True)
     h_0, *c_0 = (np.stack(s) for s in zip(*states, strict=True))
     flow_h, *flow_c = (list(f) for f in zip(*flows, strict=True))
     return Gradients(
@@ -287,6 +366,7 @@ def backward(
         list(weights),
         flow_h,
         flow_c[0] if flow_c else [],
+        [s for s in fresh if s],
     )
 
 
@@ -321,6 +401,25 @@ def _check(
         _require_shape(name, s, (len(weights), sizes[0], n))
 
 
+def _check_resets(
+    cell: Cell,
+    weights: Sequence[Weights],
+    sizes: Sequence[int],
+    packed: bool,
+    resets: Array,
+    after_reset: Sequence[Array],
+) -> None:
+    if packed:
+        raise ValueError("resets are for padded data")
+    by_step = (len(sizes), sizes[0])
+    _require_shape("resets", resets, by_step)
+    if len(after_reset) not in (0, cell.states):
+        raise ValueError(f"after_reset must be empty or have {cell.states} arrays")
+    widths = np.shape(weights[0].w_hh)[-1], len(weights[0].w_ih) // cell.gates
+    for s, width in zip(after_reset, widths, strict=False):
+        _require_shape("a state after resets", s, (len(weights), *by_step, width))
+
+
 def _steps(sizes: Sequence[int], reverse: bool) -> list[tuple[int, slice]]:
     """The number of batch rows of each step and where they lie, in the order of the walk."""
     begin = np.cumsum([0, *sizes])
@@ -335,6 +434,8 @@ def _walk(
     state: Sequence[Array],
     sizes: Sequence[int],
     reverse: bool,
+    resets: Array | None,
+    after_reset: Sequence[Array],
 ) -> Direction:
     w = given.map(lambda a: np.asarray(a, np.float64))
     hidden = w.w_ih.shape[0] // cell.gates
@@ -346,7 +447,14 @@ def _walk(
     prev, after = (tuple(np.empty((len(x), width)) for width in widths) for _ in range(2))
     raw = np.empty((len(x), hidden))
     saved: dict[str, Array] = {}
+    episodes, final = None, now
+    if resets is not None:
+        fresh = after_reset or [np.zeros((*np.shape(resets), width)) for width in widths]
+        episodes = Episodes.of(np.asarray(resets, bool), tuple(now), tuple(fresh), reverse)
+        final = [np.empty_like(s) for s in now]
     for active, rows in _steps(sizes, reverse):
+        if episodes is not None:
+            now = episodes.enter(rows.start // active, now)
         before = tuple(s[:active].copy() for s in now)
         p, q = x[rows] @ w.w_ih.T, before[0] @ w.w_hh.T
         if w.b_ih is not None:
@@ -357,7 +465,11 @@ def _walk(
             prev[k][rows], after[k][rows], now[k][:active] = before[k], s, s
         for name, gate in gates.items():
             saved.setdefault(name, np.empty_like(raw))[rows] = gate
-    return Direction(w, prev, after, raw, saved, tuple(now))
+        if episodes is not None:
+            left = episodes.ends[rows.start // active]
+            for whole, s in zip(final, now, strict=True):
+                whole[left] = s[left]
+    return Direction(w, prev, after, raw, saved, tuple(final), episodes)
 
 
 def _walk_back(
@@ -368,13 +480,20 @@ def _walk_back(
     d_state: list[Array],
     sizes: Sequence[int],
     reverse: bool,
-) -> tuple[Array, Weights, States, States]:
-    """d_x, d_weights, the derivatives by the initial states, and the total ones at every step."""
+) -> tuple[Array, Weights, States, States, States]:
+    """d_x, d_weights, the derivatives by the initial states, the total ones at every step, and
+    those by the states after resets."""
     w = done.weights
     d_weights = w.map(np.zeros_like)
     d_x = np.zeros_like(x)
     flow = tuple(np.empty_like(s) for s in done.after)
+    episodes, d_final = done.episodes, d_state
+    if episodes is not None:
+        d_state = [np.zeros_like(d) for d in d_final]
+        d_begins = [np.zeros_like(s) for s in episodes.initial]
     for active, rows in reversed(_steps(sizes, reverse)):
+        if episodes is not None:
+            episodes.add_final(rows.start // active, d_state, d_final)
         d_after = [d[:active] for d in d_state]
         d_h = d_after[0] + d_hidden[rows]  # h_t acts through the next step and through the output
         flow[0][rows] = d_h
@@ -397,4 +516,9 @@ def _walk_back(
         d_state[0][:active] = through_q if w.w_hr is not None else through_q + d_prev[0]
         for d, d_s in zip(d_state[1:], d_prev[1:], strict=True):
             d[:active] = d_s
-    return d_x, d_weights, tuple(d_state), flow
+        if episodes is not None:
+            episodes.cut(rows.start // active, d_state, d_begins)
+    if episodes is None:
+        return d_x, d_weights, tuple(d_state), flow, ()
+    h_0, fresh = episodes.gradients(d_begins)
+    return d_x, d_weights, h_0, flow, fresh

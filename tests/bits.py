@@ -18,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -47,8 +47,8 @@ def plans() -> Iterator[Case]:
         yield Case(cell, T=7, B=25, I=40, H=200, dtype=F64, bidirectional=True)
     yield Case("LSTM", T=64, B=32, I=512, H=512)
     yield Case("LSTM", T=33, B=70, I=16, H=300, packed=True, bidirectional=True)
-    yield Case("LSTM", T=12, B=24, I=64, H=256, P=128, packed=True, bidirectional=True, hx=True)
-    yield Case("LSTM", T=1, B=2, I=64, H=600, P=64, hx=True)
+    yield Case("LSTM", T=12, B=24, I=64, H=256, proj=128, packed=True, bidirectional=True, hx=True)
+    yield Case("LSTM", T=1, B=2, I=64, H=600, proj=64, hx=True)
     yield Case("LSTM", T=3, B=600, I=8, H=40, dtype=BF16)
 
 
@@ -86,30 +86,28 @@ def all_levels() -> dict[str, Hashes]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def save_or_compare(description: str, hash_all: Callable[[], dict[str, Hashes]]) -> int:
+    """The command line: writes what `hash_all` returns, or prints how it differs from a file."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--save", type=Path, metavar="FILE")
     action.add_argument("--against", type=Path, metavar="FILE")
-    action.add_argument("--this-level", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.this_level:
-        print(json.dumps(hashes()))
-        return 0
-    found = all_levels()
+    found = hash_all()
     if args.save:
         args.save.write_text(json.dumps(found, indent=1) + "\n")
         return 0
     base = json.loads(args.against.read_text())
-    names = {(level, case) for tree in (base, found) for level in tree for case in tree[level]}
-    differing = sorted(
-        n for n in names if base.get(n[0], {}).get(n[1]) != found.get(n[0], {}).get(n[1])
-    )
-    for level, case in differing:
-        print(f"{level}: {case} differs")
-    print(f"{len(names)} hashes at {len(found)} levels, {len(differing)} differ")
+    names = sorted({(part, case) for tree in (base, found) for part in tree for case in tree[part]})
+    differing = [(p, c) for p, c in names if base.get(p, {}).get(c) != found.get(p, {}).get(c)]
+    for part, case in differing:
+        print(f"{part}: {case} differs")
+    print(f"{len(names)} hashes, {len(differing)} differ")
     return bool(differing)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:] == ["--this-level"]:  # a process that all_levels started
+        print(json.dumps(hashes()))
+    else:
+        sys.exit(save_or_compare(__doc__, all_levels))

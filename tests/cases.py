@@ -1,112 +1,49 @@
-"""The table of cases that drives the tests, and how a case is run and judged.
-
-T time steps, B batch rows, I input features, H hidden units, P units of a projection (0: none),
-R = P or H: the width of h.
-"""
+"""The table of cases that drives the tests, and how a case is run and judged."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnkern
 from rnnkern.ops import library
+
+# The benchmark's rows are such calls too. Scripts and pytest both find it this way.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
+from calls import LayerCall, tensor_of
 
 CELLS = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 Results = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Case:
-    """One call of a layer, forward and backward; `packed` gives the rows different lengths."""
+class Case(LayerCall):
+    """One call of a layer, forward and backward."""
 
-    cell: str
     T: int = 5
     B: int = 3
     I: int = 4
     H: int = 6
-    layers: int = 1
-    bidirectional: bool = False
-    bias: bool = True
-    batch_first: bool = False
-    hx: bool = False
-    packed: bool = False
-    dtype: torch.dtype = torch.float32
-    P: int = 0
 
     def __str__(self) -> str:
-        flags = ("bidirectional", "batch_first", "hx", "packed")
-        return "-".join(
-            [
-                f"{self.cell.lower()}-T{self.T}-B{self.B}-I{self.I}-H{self.H}",
-                *([f"P{self.P}"] if self.P else []),
-                *([f"L{self.layers}"] if self.layers > 1 else []),
-                *[name for name in flags if getattr(self, name)],
-                *([] if self.bias else ["nobias"]),
-                *([] if self.dtype is torch.float32 else [str(self.dtype)[6:]]),
-            ]
-        )
+        flags = ["batch_first"] * self.batch_first + ["nobias"] * (not self.bias)
+        return "-".join([*self.words(), *flags])
 
-    @property
-    def directions(self) -> int:
-        return 1 + self.bidirectional
-
-    @property
-    def has_c(self) -> bool:
-        return self.cell == "LSTM"
-
-    @property
-    def R(self) -> int:
-        return self.P or self.H
-
-    def normal(self, seed: int, *shape: int) -> Tensor:
-        """Standard normal values that the case's dtype can hold exactly."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.dtype)
-
-    def layer(self, package: ModuleType, dtype: torch.dtype | None = None) -> torch.nn.RNNBase:
+    def layer(self, package: object, dtype: torch.dtype | None = None) -> torch.nn.RNNBase:
         """The layer out of torch.nn or rnnkern, with the same weights for both: pre-activations are
         about 1, so that gates leave their linear range but do not saturate. `dtype` widens them."""
-        kind, _, nonlinearity = self.cell.partition("_")
-        options = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
-        options |= {"proj_size": self.P} if self.P else {}
-        layer = getattr(package, kind)(
-            self.I,
-            self.H,
-            self.layers,
-            bias=self.bias,
-            batch_first=self.batch_first,
-            bidirectional=self.bidirectional,
-            dtype=dtype or self.dtype,
-            **options,
-        )
+        layer = super().layer(package, dtype)
         with torch.no_grad():
             for i, p in enumerate(layer.parameters()):
                 p.copy_(self.normal(100 + i, *p.shape) * 0.7 / math.sqrt(p[0].numel()))
         return layer
-
-    def lengths(self) -> list[int]:
-        """Steps of each row, in no order; at least one row has all T."""
-        if not self.packed:
-            return [self.T] * self.B
-        generator = torch.Generator().manual_seed(7)
-        lengths = torch.randint(1, self.T + 1, (self.B,), generator=generator)
-        lengths[self.B // 2] = self.T
-        return lengths.tolist()
-
-    def inputs(self) -> tuple[Tensor, list[Tensor]]:
-        """A padded input, (T, B, I) or (B, T, I), and the initial states (none, h or h and c)."""
-        x = self.normal(1, self.T, self.B, self.I)
-        rows = (self.layers * self.directions, self.B)
-        widths = ((self.R, self.H) if self.has_c else (self.R,)) if self.hx else ()
-        states = [self.normal(2 + i, *rows, width) for i, width in enumerate(widths)]
-        return (x.transpose(0, 1).contiguous() if self.batch_first else x), states
 
 
 _BF16, _FP16 = torch.bfloat16, torch.float16
@@ -133,13 +70,8 @@ def call(
     case: Case, layer: torch.nn.RNNBase, x: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Runs a layer; returns its output (data of the PackedSequence, if packed) and final states."""
-    hx = None if not states else tuple(states) if case.has_c else states[0]
-    given = x
-    if case.packed:
-        given = pack_padded_sequence(x, case.lengths(), case.batch_first, enforce_sorted=False)
-    output, final = layer(given, hx)
-    data = output.data if isinstance(output, PackedSequence) else output
-    return data, list(final) if isinstance(final, tuple) else [final]
+    output, final = layer(*case.arguments(x, states))
+    return tensor_of(output), list(final) if isinstance(final, tuple) else [final]
 
 
 def results(case: Case, package: ModuleType, dtype: torch.dtype | None = None) -> Results:
@@ -248,11 +180,11 @@ def _table() -> list[Case]:
             Case(cell, T=200, B=1, I=3, H=65),
             Case(cell, T=3, B=70, I=17, H=33, bias=False),
             Case(cell, T=12, B=33, I=24, H=100, batch_first=True),
-            Case(cell, B=4, layers=3, hx=True),
+            Case(cell, B=4, L=3, hx=True),
             Case(cell, T=7, B=5, bidirectional=True, hx=True),
-            Case(cell, T=7, B=5, layers=2, bidirectional=True, batch_first=True, bias=False),
+            Case(cell, T=7, B=5, L=2, bidirectional=True, batch_first=True, bias=False),
             Case(cell, T=9, B=8, H=20, packed=True),
-            Case(cell, T=9, B=8, H=20, packed=True, bidirectional=True, hx=True, layers=2),
+            Case(cell, T=9, B=8, H=20, packed=True, bidirectional=True, hx=True, L=2),
             Case(cell, T=9, B=6, packed=True, batch_first=True, dtype=f64),
             Case(cell, T=6, B=4, I=300, H=5),
             Case(cell, T=4, B=16, I=64, H=256),
@@ -264,22 +196,22 @@ def _table() -> list[Case]:
         ]
     table += [
         Case("LSTM", T=5, B=20, I=730, H=180),  # W_ih is packed past the caches
-        Case("LSTM", P=2),
-        Case("LSTM", P=2, dtype=f64, hx=True),
-        Case("LSTM", T=1, B=1, I=1, H=2, P=1),
-        Case("LSTM", T=1, B=1, I=64, H=128, hx=True, P=64),
-        Case("LSTM", T=200, B=1, I=3, H=65, P=17),
-        Case("LSTM", T=3, B=70, I=17, H=33, bias=False, P=32),
-        Case("LSTM", T=12, B=33, I=24, H=100, batch_first=True, P=20, hx=True),
-        Case("LSTM", B=4, layers=3, hx=True, P=5),
-        Case("LSTM", T=7, B=5, layers=2, bidirectional=True, batch_first=True, bias=False, P=3),
-        Case("LSTM", T=9, B=8, H=20, packed=True, P=18),
-        Case("LSTM", T=9, B=8, H=20, packed=True, bidirectional=True, hx=True, layers=2, P=7),
-        Case("LSTM", T=9, B=6, packed=True, batch_first=True, dtype=f64, P=1),
-        Case("LSTM", T=4, B=16, I=64, H=256, P=128, bidirectional=True),
-        Case("LSTM", T=4, B=1, I=32, H=300, bidirectional=True, P=70),
-        Case("LSTM", T=8, B=4, I=16, H=32, dtype=bf16, packed=True, bidirectional=True, P=16),
-        Case("LSTM", T=8, B=4, I=16, H=32, dtype=f16, hx=True, P=16),
+        Case("LSTM", proj=2),
+        Case("LSTM", proj=2, dtype=f64, hx=True),
+        Case("LSTM", T=1, B=1, I=1, H=2, proj=1),
+        Case("LSTM", T=1, B=1, I=64, H=128, hx=True, proj=64),
+        Case("LSTM", T=200, B=1, I=3, H=65, proj=17),
+        Case("LSTM", T=3, B=70, I=17, H=33, bias=False, proj=32),
+        Case("LSTM", T=12, B=33, I=24, H=100, batch_first=True, proj=20, hx=True),
+        Case("LSTM", B=4, L=3, hx=True, proj=5),
+        Case("LSTM", T=7, B=5, L=2, bidirectional=True, batch_first=True, bias=False, proj=3),
+        Case("LSTM", T=9, B=8, H=20, packed=True, proj=18),
+        Case("LSTM", T=9, B=8, H=20, packed=True, bidirectional=True, hx=True, L=2, proj=7),
+        Case("LSTM", T=9, B=6, packed=True, batch_first=True, dtype=f64, proj=1),
+        Case("LSTM", T=4, B=16, I=64, H=256, proj=128, bidirectional=True),
+        Case("LSTM", T=4, B=1, I=32, H=300, bidirectional=True, proj=70),
+        Case("LSTM", T=8, B=4, I=16, H=32, dtype=bf16, packed=True, bidirectional=True, proj=16),
+        Case("LSTM", T=8, B=4, I=16, H=32, dtype=f16, hx=True, proj=16),
     ]
     return table
 

@@ -10,14 +10,12 @@ kernels are torch's. Only layers are called, so the same script judges trees bef
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from bits import Hashes, digest
+from bits import Hashes, digest, save_or_compare
 from cases import PERSISTENT, TABLE
 from simulated import compile_operators, in_place, loaded
 
@@ -37,30 +35,13 @@ def hashes() -> dict[str, Hashes]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--save", type=Path, metavar="FILE")
-    action.add_argument("--against", type=Path, metavar="FILE")
-    args = parser.parse_args()
+def hashes_of_a_build() -> dict[str, Hashes]:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "cuda_on_host.so")
         compile_operators(library)
         with loaded(library), in_place():
-            found = hashes()
-    if args.save:
-        args.save.write_text(json.dumps(found, indent=1) + "\n")
-        return 0
-    base = json.loads(args.against.read_text())
-    names = sorted(
-        {(engine, case) for tree in (base, found) for engine in tree for case in tree[engine]}
-    )
-    differing = [(e, c) for e, c in names if base.get(e, {}).get(c) != found.get(e, {}).get(c)]
-    for engine, case in differing:
-        print(f"{engine}: {case} differs")
-    print(f"{len(names)} hashes, {len(differing)} differ")
-    return bool(differing)
+            return hashes()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(save_or_compare(__doc__, hashes_of_a_build))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 import rnnkern
 from rnnkern.backend import Backend
-from rnnkern.cell_spec import RNN_RELU
 from rnnkern.ops import decomposition
 
 
@@ -51,7 +50,7 @@ def truth_with_units_of(case: Case, found: Results) -> Results:
         return ((x + y) * mine,)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(decomposition._STEPS, RNN_RELU.id, step)
+        patch.setitem(decomposition._STEPS, "RNN_RELU", step)
         truth = results(case, Differentiable(), torch.float64)
     assert torch.cat(flipped).abs().max() <= rounding_allowance(case, "output", truth["output"])
     return truth

@@ -3,6 +3,8 @@
 //
 // torch has no stable ABI for autograd, so this library is built for one version of torch, which
 // its name says; under any other version rnnkern uses the Python functions.
+#include "autograd.h"
+
 #include <ATen/EmptyTensor.h>
 #include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -16,10 +18,12 @@
 #include <tuple>
 #include <type_traits>
 
-#include "../cells/registry.h"
 #include "../core/call_spec.h"
 #include "../cpu/runtime/stream.h"
+#include "direct_call.h"
 #include "module_weights.h"
+#include "plain_call.h"
+#include "schemas.h"
 
 namespace {
 
@@ -28,24 +32,7 @@ using at::TensorList;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The arguments of rnnkern::forward that are no tensors to differentiate. A step is a call of one
-// time step and direction on input (B, I) and states (B, H): the dimensions that the operator
-// wants are put on here, out of autograd's sight, where an alias is no view and costs next to
-// nothing: torch.nn's cells return no views either, so that users may change their results in
-// place.
-struct Call {
-  std::optional<Tensor> batch_sizes = {};
-  rnnkern::CallSpec spec = {};
-  int64_t states = 0;
-  bool step = false;
-  bool cast_weights = false;  // to the input's dtype, in either pass: no copy is kept in between
-
-  bool has_c() const {
-    return rnnkern::visit_cell(rnnkern::CellId(spec.cell), [](auto c) { return c.kStates > 1; });
-  }
-  // Whether the tensor in this place, of (input, *state, *weights), has no time or direction.
-  bool lifts(int64_t place) const { return step && place <= states; }
-};
+using Call = rnnkern::LayerCall;
 
 constexpr std::string_view kOutOfMemory = "CUDA out of memory";
 
@@ -105,10 +92,11 @@ struct Split {
   }
 };
 
-// output, h_n, c_n, saved, c_states
+// As rnnkern::direct_forward returns them.
 std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool train) {
   static const c10::OperatorHandle op = find("rnnkern::forward");
   at::AutoDispatchBelowADInplaceOrView guard;
+  if (const auto results = rnnkern::direct_forward(call, tensors, train)) return *results;
   const variable_list all = prepared(call, tensors);
   const Split split(call, all);
   torch::jit::Stack stack =
@@ -116,18 +104,16 @@ std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool tra
                     c10::List<Tensor>(split.weights), call.spec, train);
   std::array<Tensor, 5> results;
   for (size_t i = 0; i < results.size(); ++i) results[i] = std::move(stack[i]).toTensor();
+  if (call.step) results[1] = results[1].squeeze(0);
+  if (call.step && call.has_c()) results[2] = results[2].squeeze(0);
   return results;
 }
 
 variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
-  if (!call.step) {
-    variable_list all{results[0], results[1]};
-    if (call.has_c()) all.push_back(results[2]);
-    return all;
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  variable_list all{results[1].squeeze(0)};
-  if (call.has_c()) all.push_back(results[2].squeeze(0));
+  variable_list all;
+  if (!call.step) all.push_back(results[0]);
+  all.push_back(results[1]);
+  if (call.has_c()) all.push_back(results[2]);
   return all;
 }
 
@@ -180,7 +166,7 @@ bool needs_decomposition(const std::array<Tensor, 3>& grads) {
 
 // A call without its tensor, as a node of torch's keeps it.
 std::vector<int64_t> as_numbers(const Call& call) {
-  std::vector<int64_t> numbers{call.states, call.step, call.cast_weights,
+  std::vector<int64_t> numbers{call.states, call.step, call.cast_weights, call.direct,
                                call.batch_sizes.has_value()};
   rnnkern::CallSpec spec = call.spec;
   spec.each([&](auto field) { numbers.push_back(field); });
@@ -194,9 +180,30 @@ bool read_numbers(const std::vector<int64_t>& numbers, Call& call) {
     field = static_cast<std::remove_reference_t<decltype(field)>>(*next++);
   };
   bool packed;
-  read(call.states), read(call.step), read(call.cast_weights), read(packed);
+  read(call.states), read(call.step), read(call.cast_weights), read(call.direct), read(packed);
   call.spec.each(read);
   return packed;
+}
+
+// As rnnkern::direct_backward does it.
+variable_list operator_backward(const Call& call, const std::array<Tensor, 3>& grads,
+                                TensorList tensors, TensorList kept, int64_t needs) {
+  static const c10::OperatorHandle op = find("rnnkern::backward");
+  const auto maybe = [](const Tensor& t) {
+    return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
+  };
+  const variable_list all = prepared(call, tensors);
+  const Split split(call, all);
+  const torch::jit::Stack stack = call_operator(
+      op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
+      split.given(0), split.given(1), c10::List<Tensor>(split.weights), kept[0], kept[1], kept[2],
+      call.spec, needs, false);
+  variable_list found;
+  for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
+  for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
+  for (int64_t i = 0; i <= call.states; ++i)
+    if (call.step && found[i].dim() == 3) found[i] = found[i].squeeze(0);
+  return found;
 }
 
 struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
@@ -216,7 +223,6 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list given) {
-    static const c10::OperatorHandle op = find("rnnkern::backward");
     variable_list kept = ctx->get_saved_variables();
     Call call;
     if (read_numbers(ctx->saved_data.at("call").toIntVector(), call)) {
@@ -230,10 +236,13 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
       grads[i + call.step] =
           call.step && given[i].defined() ? given[i].unsqueeze(0) : std::move(given[i]);
     std::vector<bool> needed(count);
-    int64_t needs = 0;  // the operator's bits
+    int64_t needs = 0;
     for (size_t i = 0; i < count; ++i) {
       needed[i] = ctx->needs_input_grad(i);
-      if (needed[i]) needs |= i == 0 ? 1 : int64_t(i) <= call.states ? 2 : 4;
+      if (needed[i])
+        needs |= i == 0                      ? rnnkern::kNeedInput
+                 : int64_t(i) <= call.states ? rnnkern::kNeedState
+                                             : rnnkern::kNeedWeights;
     }
 
     variable_list found;
@@ -242,20 +251,10 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
       for (int64_t i = 0; i <= call.states; ++i)
         if (call.step && found[i].defined()) found[i] = found[i].squeeze(0);
     } else {
-      const auto maybe = [](const Tensor& t) {
-        return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
-      };
       at::AutoDispatchBelowADInplaceOrView guard;
-      const variable_list all = prepared(call, tensors);
-      const Split split(call, all);
-      const torch::jit::Stack stack = call_operator(
-          op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
-          split.given(0), split.given(1), c10::List<Tensor>(split.weights), kept[count],
-          kept[count + 1], kept[count + 2], call.spec, needs, false);
-      for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
-      for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
-      for (int64_t i = 0; i <= call.states; ++i)
-        if (call.step && needed[i]) found[i] = found[i].squeeze(0);
+      auto direct = rnnkern::direct_backward(call, grads, tensors, {&kept[count], 3}, needs);
+      found = direct ? std::move(*direct)
+                     : operator_backward(call, grads, tensors, {&kept[count], 3}, needs);
     }
     found.resize(count);
     for (size_t i = 0; i < count; ++i) {
@@ -285,16 +284,7 @@ PyObject* run(Call call, PyObject* input, PyObject* state, PyObject* weights) {
   append(tensors, state);
   call.states = int64_t(tensors.size()) - 1;
   append(tensors, weights);
-  variable_list results;
-  {
-    pybind11::gil_scoped_release without_gil;
-    const bool wanted =
-        at::GradMode::is_enabled() &&
-        std::any_of(tensors.begin(), tensors.end(), [](auto& t) { return t.requires_grad(); });
-    results = wanted ? RnnkernLayer::apply(call, TensorList(tensors))
-                     : returned(call, run_forward(call, tensors, false));
-  }
-  return wrapped(TensorList(results)).release().ptr();
+  return wrapped(TensorList(rnnkern::run_layer(call, tensors))).release().ptr();
 }
 
 // The fields of a CallSpec of Python's, a tuple.
@@ -334,6 +324,35 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 4, "step takes 4 arguments");
   return run({.spec = read_spec(args[3]), .step = true}, args[0], args[1], args[2]);
+  END_HANDLE_TH_ERRORS
+}
+
+// frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step)
+PyObject* frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 7 && THPVariable_Check(args[0]) && THPVariable_Check(args[2]),
+                   "frozen takes 7 arguments");
+  static const c10::OperatorHandle op = find("rnnkern::forward_prepacked");
+  Call call{.spec = read_spec(args[3]), .step = args[6] == Py_True};
+  variable_list tensors{THPVariable_Unpack(args[0])};
+  append(tensors, args[1]);
+  call.states = int64_t(tensors.size()) - 1;
+  const int64_t hidden_size = PyLong_AsLongLong(args[4]), proj_size = PyLong_AsLongLong(args[5]);
+  if (PyErr_Occurred()) throw python_error();
+  variable_list results;
+  {
+    pybind11::gil_scoped_release without_gil;
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const variable_list all = prepared(call, tensors);
+    const Split split(call, all);
+    torch::jit::Stack stack =
+        call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
+                      THPVariable_Unpack(args[2]), call.spec, hidden_size, proj_size);
+    std::array<Tensor, 5> found;
+    for (size_t i = 0; i < stack.size(); ++i) found[i] = std::move(stack[i]).toTensor();
+    results = returned(call, found);
+  }
+  return wrapped(TensorList(results)).release().ptr();
   END_HANDLE_TH_ERRORS
 }
 
@@ -385,6 +404,9 @@ PyMethodDef methods[] = {
      "layer(input, batch_sizes, state, weights, spec, cast_weights) -> (output, h_n[, c_n])"},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
      "step(input, state, weights, spec) -> (h[, c]), without the dimensions of T and D"},
+    {"frozen", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(frozen)), METH_FASTCALL,
+     "frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step): layer() or step() on "
+     "prepacked weights, without gradients"},
     {"stream", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stream)), METH_FASTCALL,
      "stream(address, x) -> y: the next step or steps of the engine's stream"},
     {"use_decomposition", use_decomposition, METH_O, "The vjp for double backward and transforms."},
@@ -395,12 +417,36 @@ PyMethodDef methods[] = {
     {"cast_weights",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::cast_weights)),
      METH_FASTCALL, "cast_weights(weights, dtype) -> list, cast once in a block of autocast"},
+    {"plain_layer",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_layer)),
+     METH_FASTCALL, "plain_layer(module, input, hx) -> (output, states), or None"},
+    {"plain_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_cell)),
+     METH_FASTCALL, "plain_cell(module, names, mode, input, hx) -> states, or None"},
+    {"use_plain_calls",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::use_plain_calls)),
+     METH_FASTCALL, "use_plain_calls(is_plain, methods, observer, forward_ad)"},
+    {"use_replaced_kernels", rnnkern::use_replaced_kernels, METH_O,
+     "The set of kernels that torch.library was given."},
     {"use_lookups", rnnkern::use_lookups, METH_O, "torch.nn's methods that look weights up."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module{
     PyModuleDef_HEAD_INIT, "autograd", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
+
+namespace rnnkern {
+
+variable_list run_layer(LayerCall call, const variable_list& tensors) {
+  call.direct = may_call_directly();
+  pybind11::gil_scoped_release without_gil;
+  const bool wanted =
+      at::GradMode::is_enabled() &&
+      std::any_of(tensors.begin(), tensors.end(), [](auto& t) { return t.requires_grad(); });
+  return wanted ? RnnkernLayer::apply(call, TensorList(tensors))
+                : returned(call, run_forward(call, tensors, false));
+}
+
+}  // namespace rnnkern
 
 #define RNNKERN_INIT_OF(name) PyInit_##name
 #define RNNKERN_INIT(name) RNNKERN_INIT_OF(name)

@@ -31,8 +31,6 @@ using MaybeTensor = std::optional<Tensor>;
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensors, Tensor, Tensor>;
 
-enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4 };
-
 struct ForwardArgs {
   Tensor input;
   MaybeTensor batch_sizes;
@@ -41,7 +39,7 @@ struct ForwardArgs {
   bool train;
 };
 
-// `needs` is a sum of Needs: the gradients that are wanted. `flow` asks for flow_h and flow_c.
+// `flow` asks for flow_h and flow_c.
 struct BackwardArgs {
   MaybeTensor grad_output, grad_h, grad_c;
   Tensor input;

@@ -41,7 +41,8 @@ bool is_plain(PyObject* value) {
   return std::all_of(items, items + PySequence_Fast_GET_SIZE(value), is_plain);
 }
 
-// The module's parameters of these names; null where the caller must ask torch's own code.
+}  // namespace
+
 PyObject* find_weights(PyObject* module, PyObject* names, PyObject* flat, PyObject* attributes) {
   static PyObject* const key = PyUnicode_InternFromString("_parameters");
   PyObject* const parameters = PyDict_GetItemWithError(attributes, key);
@@ -62,8 +63,6 @@ PyObject* find_weights(PyObject* module, PyObject* names, PyObject* flat, PyObje
   const Py_ssize_t size = PyList_GET_SIZE(found.ptr());
   return size == count || (flat == Py_None && size == 2) ? found.release().ptr() : nullptr;
 }
-
-}  // namespace
 
 PyObject* registered_weights(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS

@@ -4,6 +4,11 @@
 
 namespace rnnkern {
 
+// A new list of the module's parameters of these names (a tuple or list), where `attributes`, its
+// own, and its class hide none of them and `flat` is None or the list of them. Null without an
+// error where the caller must ask torch's own code.
+PyObject* find_weights(PyObject* module, PyObject* names, PyObject* flat, PyObject* attributes);
+
 // registered_weights(module, names, flat, input, hx) -> list | None
 PyObject* registered_weights(PyObject*, PyObject* const* args, Py_ssize_t count);
 

@@ -3,6 +3,13 @@
 #pragma once
 #include "../core/call_spec.h"
 
+namespace rnnkern {
+
+// The gradients that a backward pass is asked for: `needs` is a sum of these.
+enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4 };
+
+}  // namespace rnnkern
+
 #define RNNKERN_FORWARD_SCHEMA                                                     \
   "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] " \
   "weights, " RNNKERN_CALL_SPEC_SCHEMA                                             \

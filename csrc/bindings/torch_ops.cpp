@@ -17,16 +17,12 @@
 
 #include "../cells/table.h"
 #include "../cpu/engine.h"
+#include "layer_params.h"
+#include "torch_pool.h"
 
 namespace {
 
 using namespace rnnkern;
-
-constexpr rnnkern::ParallelFor kTorchPool{
-    [](int count, void (*body)(void*, int, int), void* context) {
-      torch::stable::parallel_for(
-          0, count, 1, [=](int64_t begin, int64_t end) { body(context, int(begin), int(end)); });
-    }};
 
 // With RNNKERN_POISON set, new tensors are filled with NaN: what a kernel leaves unwritten shows.
 const bool kPoison = std::getenv("RNNKERN_POISON") != nullptr;
@@ -70,46 +66,6 @@ void run_engine(F&& f) {
 }
 
 Tensor nothing(ScalarType dtype) { return allocate(dtype, {0}); }
-
-template <class T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
-template <class T>
-T* data_or_null(const Tensor& t) {
-  return t.numel() ? data<T>(t) : nullptr;
-}
-template <class T>
-const T* data_or_null(const MaybeTensor& t) {
-  return t ? data<const T>(*t) : nullptr;
-}
-
-template <class T>
-SequenceView<T> rows_of(const Call& call, const Tensor& t) {
-  if (call.packed) return {data<T>(t), 0, t.stride(0)};
-  return {data<T>(t), t.stride(call.batch_first ? 1 : 0), t.stride(call.batch_first ? 0 : 1)};
-}
-
-template <class T>
-void fill(LayerParams<T>& p, const Call& call, const Tensor& input, const Tensors& state,
-          const Tensors& weights) {
-  p.cell = call.cell;
-  p.sequence = {call.steps, call.batch, call.packed ? call.offsets.data() : nullptr};
-  p.input_size = call.input_size;
-  p.hidden_size = call.hidden_size;
-  p.proj_size = call.proj_size;
-  p.directions = call.directions;
-  p.x = rows_of<const T>(call, input);
-  for (int d = 0; d < call.directions && !weights.empty(); ++d) {
-    const Tensor* w = &weights[d * call.per_direction];
-    p.weights[d] = {data<const T>(w[0]), data<const T>(w[1]),
-                    call.bias ? data<const T>(w[2]) : nullptr,
-                    call.bias ? data<const T>(w[3]) : nullptr,
-                    call.proj_size ? data<const T>(w[call.per_direction - 1]) : nullptr};
-  }
-  p.h0 = state.empty() ? nullptr : data<const T>(state[0]);
-  p.c0 = state.size() < 2 ? nullptr : data<const Acc<T>>(state[1]);
-}
 
 // A tensor of rows with `features` columns, laid out in time-major order.
 Tensor allocate_rows(const Call& call, ScalarType dtype, int64_t features) {
@@ -336,12 +292,7 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   if (needs & kNeedInput) p.dx = rows_of<S>(call, dx);
   p.dh_0 = data_or_null<S>(dh_0);
   p.dc_0 = data_or_null<S>(dc_0);
-  for (int d = 0; d < D && !grads.empty(); ++d) {
-    const Tensor* g = &grads[d * call.per_direction];
-    p.grads[d] = {data<S>(g[0]), data<S>(g[1]), call.bias ? data<S>(g[2]) : nullptr,
-                  call.bias ? data<S>(g[3]) : nullptr,
-                  call.proj_size ? data<S>(g[call.per_direction - 1]) : nullptr};
-  }
+  if (!grads.empty()) fill_grads(p, call, grads);
   p.flow_h = data_or_null<S>(flow_h);
   p.flow_c = data_or_null<S>(flow_c);
   run_engine([&] { backward(p, kTorchPool, int(torch::stable::get_num_threads())); });

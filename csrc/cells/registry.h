@@ -1,5 +1,5 @@
 // The table of cells: the number that crosses the bindings, and the struct it stands for.
-// The library exports the table (table.h); rnnkern/cell_spec.py has the same.
+// The library exports the table (table.h), which rnnkern/cell_spec.py reads.
 #pragma once
 #include "elman.h"
 #include "gru.h"

@@ -1,4 +1,6 @@
-"""Draws the gallery's pictures into docs/img, from the examples' own layers, without training.
+"""Draws the gallery's pictures into docs/img, from the examples' own code.
+
+Only the detector of voice activity is trained for it, for some seconds.
 
 python docs/scripts/figures.py      needs rnnkern built, and matplotlib
 """
@@ -13,8 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import common  # noqa: F401  the examples' style
 import matplotlib.pyplot as plt
 import torch
+import voice_activity
+import wavernn
 from matplotlib.figure import Figure
 from reflection_vanishing import BATCH, BIASES, HIDDEN, STEPS, loss, lstm_with_forget_bias
+from sound import by_chunk, scenes
+from stepping import alternately, forms
 
 import rnnkern
 
@@ -48,6 +54,25 @@ def main() -> None:
         for bias in BIASES
     }
     save(rnnkern.plot.compare(by_bias, state="cell"), "forget_bias")
+    real_time()
+
+
+def real_time() -> None:
+    """What the two loops of single steps give; their times differ in every run."""
+    model = voice_activity.trained()
+    sound, truth = scenes(seed=1, count=2, seconds=10)
+    step = forms(model.lstm)["stream"]
+    heard = alternately({"stream": voice_activity.listen(model, step, sound)})
+    p = voice_activity.probabilities(heard)["stream"]
+    truth = by_chunk(truth, voice_activity.CHUNK)
+    save(voice_activity.picture(sound, truth, p), "voice_activity")
+
+    network = wavernn.untrained()
+    condition = torch.randn(300, wavernn.MELS + 4 * wavernn.AUX)
+    generated = alternately(wavernn.generators(network, condition))
+    figure, ax = plt.subplots(figsize=(8, 3.6))
+    wavernn.draw_samples(ax, wavernn.values(generated))
+    save(figure, "wavernn")
 
 
 if __name__ == "__main__":

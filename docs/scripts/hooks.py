@@ -9,7 +9,10 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
+import realtime_results
 import results
+
+results.TABLES.update(realtime_results.TABLES)
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import FUSED, PLAIN, Backend, tensors_in
-from ..cell_spec import BY_MODE
 from ..nn.cells import Cell
 from ..nn.layers import Layer
 from ..ops import library
+from ..ops.packing import pack_episodes
 from ..precision import takes_bfloat16
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -28,9 +28,11 @@ def explain(
     layer: nn.Module,
     x: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
+    resets: Tensor | None = None,
 ) -> Backend:
-    """Says which path `layer(x, hx)` would take here and now (inside vmap, say), and why.
+    """Says which path `layer(x, hx, resets)` would take here and now (inside vmap, say), and why.
 
+    Where rows are reset after the first step, the reason adds that they are packed by episodes.
     What is wrong with the shapes, the call itself says.
 
     >>> print(rnnkern.explain(rnnkern.LSTM(3, 4), torch.randn(5, 2, 3)))
@@ -40,6 +42,8 @@ def explain(
         return Backend(
             "torch", f"{type(layer).__name__} is not rnnkern's (rnnkern.convert swaps it)"
         )
+    if resets is not None and isinstance(layer, Layer) and isinstance(x, Tensor):
+        return _explain_resets(layer, x, hx, resets)
     weights = layer.current_weights()
     path = layer.select_backend(x, weights, hx)
     if path is None and (x.data if isinstance(x, PackedSequence) else x).is_nested:
@@ -55,6 +59,23 @@ def explain(
     if path is None and _is_rounded(layer, x, hx, weights):
         return _ROUNDED
     return path or FUSED
+
+
+def _explain_resets(layer: Layer, x: Tensor, hx: Any, resets: Tensor) -> Backend:
+    packed = _by_episodes(layer, x, resets)
+    if not isinstance(packed, PackedSequence):
+        return explain(layer, x, hx)
+    path = explain(layer, packed)  # hx is of other sizes there
+    return Backend(path.name, f"{path.reason}, rows packed by {packed.batch_sizes[0]} episodes")
+
+
+def _by_episodes(layer: Layer, x: Tensor, resets: Tensor) -> Tensor | PackedSequence:
+    """The input of the call that runs: packed, if a row is reset after its first step."""
+    mask = resets.unsqueeze(1) if x.dim() == 2 else resets
+    packing = pack_episodes(mask, layer.batch_first and x.dim() == 3)
+    if packing is None:
+        return x
+    return PackedSequence(x.flatten(0, -2).index_select(0, packing.to_packed), packing.batch_sizes)
 
 
 def _is_rounded(layer: Layer, x: Any, hx: Any, weights: Sequence[Tensor]) -> bool:
@@ -107,7 +128,9 @@ def _plannable(layer: Any, x: Any) -> Layer | Cell:
     return layer
 
 
-def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -> dict[str, Any]:
+def plan(
+    layer: nn.Module, x: Tensor | PackedSequence, training: bool = False, resets: Any = None
+) -> dict[str, Any]:
     """How the engine takes `layer(x)` (its first layer), or with `training` its backward pass.
 
     On the CPU: threads and what they split ("rows" of the batch, or "units" of the hidden state,
@@ -120,14 +143,17 @@ def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -
     weights stay on the chip, on `blocks` blocks that exchange h, and each of `clusters` such
     clusters takes so many `rows` of the batch; directions_at_once: whether both are walked at once.
 
-    A packed input is planned by its longest row and largest batch, a cell as a layer's one step.
-    Raises TypeError for a layer that is not rnnkern's or an input that is no tensor, ValueError for
-    one of a wrong shape, RuntimeError for a call that the kernels do not take (`rnnkern.explain`).
+    With resets after the first step x is packed by episodes. A packed input is planned by its
+    longest row and largest batch, a cell as a layer's one step. Raises TypeError for a layer that
+    is not rnnkern's or an input that is no tensor, ValueError for one of a wrong shape,
+    RuntimeError for a call that the kernels do not take (`rnnkern.explain`).
 
     >>> rnnkern.plan(rnnkern.LSTM(128, 256), torch.randn(100, 32, 128))["split"]
     'rows'
     """
     own = _plannable(layer, x)
+    if resets is not None and isinstance(own, Layer) and isinstance(x, Tensor):
+        x = _by_episodes(own, x, resets)
     data, batch_sizes, batch_first = call = _unpacked(own, x)
     packed = batch_sizes is not None
     if batch_sizes is not None:
@@ -135,7 +161,7 @@ def plan(layer: nn.Module, x: Tensor | PackedSequence, training: bool = False) -
     else:
         steps, batch = data.shape[1::-1] if batch_first else data.shape[:2]
     mode = cast(str, own._mode) if isinstance(own, Cell) else own.mode  # a fused call has one
-    cell, directions = BY_MODE[mode].id, 2 if getattr(own, "bidirectional", False) else 1
+    cell, directions = library.BY_MODE[mode].id, 2 if getattr(own, "bidirectional", False) else 1
     sizes = own.hidden_size, own.proj_size
     if data.is_cuda:
         return library.cuda_plan(data, cell, steps, batch, *sizes, directions, packed, training)

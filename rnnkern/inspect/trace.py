@@ -21,6 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from ..call_spec import CallSpec
 from ..nn.layers import Layer
 from ..ops.autograd import OBSERVER, CallObserver
+from ..ops.library import CELLS
+from ..ops.packing import pack_episodes
 from ..saved_layout import saved_values
 from .explain import explain
 
@@ -139,8 +141,10 @@ class Flow:
         return f"Flow({self.mode}, {layers=}, {directions=}, norms {tuple(self.hidden.shape)})"
 
 
-def trace(layer: Layer, x: Input, hx: Any = None) -> Trace:
-    """Runs `layer(x, hx)` and hands out every gate and state of it.
+def trace(
+    layer: Layer, x: Input, hx: Any = None, resets: Tensor | None = None, reset_state: Any = None
+) -> Trace:
+    """Runs `layer(x, hx, resets, reset_state)` and hands out every gate and state of it.
 
     >>> trace = rnnkern.trace(lstm, x)                # x as the layer takes it: (T, B, I), ...
     >>> trace.gates["forget"], trace[0, 1].hidden     # last layer forward; layer 0, reverse
@@ -152,12 +156,25 @@ def trace(layer: Layer, x: Input, hx: Any = None) -> Trace:
     _require_layer(layer)
     _require_input(x)
     with recording(layer) as recorder:
-        output, state = layer(x, hx)
+        output, state = layer(x, hx, **_with_resets(resets, reset_state))
     _require_fused(recorder, layer, x, hx)
-    return recorder.trace(Layout.of(layer, x), output, state)
+    return recorder.trace(Layout.of(layer, x, resets), output, state)
 
 
-def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: Any = None) -> Flow:
+def _with_resets(resets: Tensor | None, reset_state: Any) -> dict[str, Any]:
+    """The arguments of a call that a layer without resets need not know."""
+    given = {"resets": resets, "reset_state": reset_state}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def gradient_flow(
+    layer: Layer,
+    x: Input,
+    loss_fn: Callable[..., Tensor],
+    hx: Any = None,
+    resets: Tensor | None = None,
+    reset_state: Any = None,
+) -> Flow:
     """How much of the loss's gradient arrives at each step: ‖∂L/∂h_t‖ and ‖∂L/∂c_t‖.
 
     >>> flow = rnnkern.gradient_flow(lstm, x, lambda output: output[-1].square().sum())
@@ -165,16 +182,17 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
 
     `loss_fn(output)` returns a scalar; if it requires two arguments it is called as
     `loss_fn(output, state)`. No gradient is stored in any parameter. Steps that the loss does not
-    depend on have the norm 0. Errors as for `trace`, and ValueError if the loss is not a scalar, or
-    depends on nothing that the layer returned.
+    depend on have the norm 0. A reset ends the flow: the step before has what its own output gets.
+    Errors as for `trace`, and ValueError if the loss is not a scalar, or depends on nothing that
+    the layer returned.
     """
     _require_layer(layer)
     _require_input(x)
     with torch.inference_mode(False), torch.enable_grad(), recording(layer) as recorder:
-        x, hx = map_tensors(_savable, (x, hx))
+        x, hx, reset_state = map_tensors(_savable, (x, hx, reset_state))
         leaf = (x.data if isinstance(x, PackedSequence) else x).detach().requires_grad_()
         own = x._replace(data=leaf) if isinstance(x, PackedSequence) else leaf
-        output, state = layer(own, hx)
+        output, state = layer(own, hx, **_with_resets(resets, reset_state))
         _require_fused(recorder, layer, x, hx)
         loss = loss_fn(output, state) if _requires_two(loss_fn) else loss_fn(output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -186,7 +204,7 @@ def gradient_flow(layer: Layer, x: Input, loss_fn: Callable[..., Tensor], hx: An
             "the loss does not depend on the layer's output or state, so no gradient flows: "
             "loss_fn must compute it from its arguments, without detach, argmax and the like"
         )
-    return recorder.flow(Layout.of(layer, x))
+    return recorder.flow(Layout.of(layer, x, resets))
 
 
 @dataclass
@@ -201,7 +219,7 @@ class _Call:
     c_states: Tensor
 
     def steps(self, present: Callable[[Tensor], Tensor]) -> list[Steps]:
-        cell = self.spec.kind
+        cell = CELLS[self.spec.cell]
         states = self._by_name(self.c_states, cell.states[1:])
         saved = self._by_name(self.saved, cell.saved)
         return [
@@ -344,15 +362,23 @@ class Layout:
     batch_first: bool
     unbatched: bool
     packed: PackedSequence | None
+    from_episodes: Tensor | None  # of rows packed by episodes: where row t·B + b is
 
     @classmethod
-    def of(cls, layer: Layer, x: Input) -> "Layout":
+    def of(cls, layer: Layer, x: Input, resets: Tensor | None = None) -> "Layout":
         if isinstance(x, PackedSequence):
             indices = x._replace(data=x.batch_sizes[:0])  # rather than keep the data alive
-            return cls(int(x.batch_sizes[0]), layer.batch_first, False, indices)
-        if x.dim() == 2:
-            return cls(1, False, True, None)
-        return cls(x.shape[not layer.batch_first], layer.batch_first, False, None)
+            return cls(int(x.batch_sizes[0]), layer.batch_first, False, indices, None)
+        unbatched = x.dim() == 2
+        batch_first = layer.batch_first and not unbatched
+        episodes = None
+        if resets is not None:
+            by_step = resets.T if batch_first else resets.unsqueeze(1) if unbatched else resets
+            packing = pack_episodes(by_step, False)
+            episodes = None if packing is None else packing.from_packed
+        return cls(
+            1 if unbatched else x.shape[not batch_first], batch_first, unbatched, None, episodes
+        )
 
     @cached_property
     def lengths(self) -> Tensor | None:
@@ -365,6 +391,8 @@ class Layout:
         """(rows, ...) as (T, B, ...), or (T, ...) without a batch."""
         if self.packed is not None:
             return pad_packed_sequence(self.packed._replace(data=rows))[0]
+        if self.from_episodes is not None:
+            rows = rows.index_select(0, self.from_episodes)
         return rows if self.unbatched else torch.unflatten(rows, 0, (-1, self.batch))
 
     def present(self, rows: Tensor) -> Tensor:

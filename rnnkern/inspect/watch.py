@@ -297,7 +297,7 @@ class _Hooks:
         if recorder is None or rest[-1] is None:  # None: the call raised
             return
         try:
-            given = dict(zip(("input", "hx"), args, strict=False))
+            given = dict(zip(("input", "hx", "resets"), args, strict=False))
             given |= rest[0] if len(rest) > 1 else {}
             self._await_backward(layer, recorder, call.step, given, rest[-1])
         except Exception as error:  # of a subclass with arguments or results of its own
@@ -310,10 +310,10 @@ class _Hooks:
         if not recorder.complete:
             self._cannot(why_not_recorded(layer, x, given.get("hx")))
             return
-        layout = Layout.of(layer, x)
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError("its call returns something else than output and state")
-        output, state = map_tensors(Tensor.detach, result)
+        layout = Layout.of(layer, x, given.get("resets"))
+        if not (isinstance(result, tuple) and len(result) in (2, 3)):
+            raise TypeError("its call returns something else than output, state and ends")
+        output, state = map_tensors(Tensor.detach, result[:2])
 
         def report() -> None:
             try:

@@ -2,7 +2,9 @@
 
 layers       LSTM, GRU, RNN: checks, layouts, the stack of layers; no arithmetic
 cells        LSTMCell, GRUCell, RNNCell: one step of a layer
+resets       resets inside a sequence: a layer's rows as a packed batch of episodes
 weights      which weights a call uses
+_plain       which classes the C++ functions for the usual call serve
 _torch_twin  torch.nn's own classes, captured once, and the way back to them
 _tracing     what lets torch.compile and torch.fx trace the modules
 """

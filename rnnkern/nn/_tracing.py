@@ -95,7 +95,7 @@ def _records_operators(tracer: fx.Tracer) -> bool:
     return made is not None and isinstance(tracer, made.PythonKeyTracer)
 
 
-def fx_leaf(tracer: fx.Tracer, module: nn.Module, input: Any, hx: Any) -> Any:
+def fx_leaf(tracer: fx.Tracer, module: nn.Module, input: Any, hx: Any, **named: Any) -> Any:
     """The proxy of a call of the module as a whole, as torch.fx makes for torch.nn's."""
     args = (input,) if hx is None else (input, hx)
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, named)

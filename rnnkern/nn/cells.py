@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import select_backend, tensors_in
-from ..call_spec import CALL_SPECS
-from ..cell_spec import BY_MODE
-from ..ops import decomposition, library
+from ..call_spec import CallSpec
+from ..ops import autograd, decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
-from . import _torch_twin, _tracing
+from ..ops.library import BY_MODE, CALL_SPECS
+from . import _plain, _torch_twin, _tracing
 from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -27,7 +27,7 @@ class Cell(_torch_twin.RNNCellBase):
 
     @property
     def _mode(self) -> str | None:
-        """The mode in cell_spec; None for a nonlinearity that torch.nn refuses."""
+        """The mode of `cell_spec.Cell`; None for a nonlinearity that torch.nn refuses."""
         raise NotImplementedError
 
     def current_weights(self) -> list[Tensor]:
@@ -39,6 +39,10 @@ class Cell(_torch_twin.RNNCellBase):
         """torch.nn's forward: the same arguments, results and errors."""
         weights: list[Tensor] | None = None
         if not _is_compiling():
+            if autograd.NATIVE is not None:
+                results = autograd.NATIVE.plain_cell(self, _NAMES, self._mode, input, hx)
+                if results is not None:
+                    return results
             weights = registered_weights(self, _NAMES, None, input, hx)
         usual = weights is not None
         if weights is None:
@@ -65,13 +69,23 @@ class Cell(_torch_twin.RNNCellBase):
         if path is None and usual:
             states = step_call(input, state, weights, spec)
         else:
-            run = operator_call if path is None else decomposition.layer
+            run = self._operator_call if path is None else decomposition.layer
             state = [s.unsqueeze(0) for s in state]
             _, *states = run(input.unsqueeze(0), None, state, weights, spec)
             states = [without_first(s) for s in states]
         if rank == 1:
             states = [s.squeeze(0) for s in states]
         return (states[0], states[1]) if pair else states[0]
+
+    def _operator_call(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> tuple[Tensor, ...]:
+        return operator_call(input, batch_sizes, state, weights, spec)
 
     def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.
@@ -149,3 +163,5 @@ class RNNCell(Cell, _torch_twin.RNNCell):
 
 
 _NONLINEARITIES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+_plain.serve(LSTMCell, GRUCell, RNNCell)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import select_backend
-from ..call_spec import CALL_SPECS, CallSpec
-from ..cell_spec import BY_MODE
-from ..ops import decomposition, library
+from ..call_spec import CallSpec
+from ..ops import autograd, decomposition, library
 from ..ops.autograd import layer_call, operator_call
+from ..ops.library import BY_MODE, CALL_SPECS
 from ..precision import autocast_dtype, cast_weights, takes_bfloat16
-from . import _torch_twin, _tracing
+from . import _plain, _torch_twin, _tracing, resets
 from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -46,8 +46,25 @@ class Layer(_torch_twin.RNNBase):
         self._update_flat_weights()
         return self._flat_weights
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """torch.nn's forward: the same arguments, results and errors."""
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        resets: Any = None,
+        reset_state: Any = None,
+        return_ends: bool = False,
+    ) -> Any:
+        """torch.nn's forward: the same arguments, results and errors; and resets (see `LSTM`)."""
+        if resets is not None or reset_state is not None or return_ends:
+            return _call_with_resets(self, input, hx, resets, reset_state, return_ends)
+        if autograd.NATIVE is not None and not _is_compiling():
+            results = autograd.NATIVE.plain_layer(self, input, hx)
+            if results is not None:
+                return results
+        return self._any_call(input, hx)
+
+    def _any_call(self, input: Any, hx: Any) -> Any:
+        """A call of whatever tensors, modules and modes."""
         weights: list[Tensor] | None = None
         if not _is_compiling():
             flat = self._flat_weights
@@ -80,9 +97,7 @@ class Layer(_torch_twin.RNNBase):
             state = [s.unsqueeze(1) for s in self._state(hx, 2)]
             input = input.unsqueeze(1)
         else:
-            name = self.mode.partition("_")[0]
-            kind = "D tensor" if name == "RNN" else "D"
-            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {rank}{kind} instead")
+            raise self._rank_error(rank)
         self._check(input, state, weights, batch_first)
         output, *states = self._run(run, input, None, state, weights, self._spec(batch_first))
         if rank == 2:
@@ -110,6 +125,11 @@ class Layer(_torch_twin.RNNBase):
 
     def _result(self, states: Sequence[Tensor]) -> Any:
         return states[0]
+
+    def _rank_error(self, rank: int) -> ValueError:
+        name = self.mode.partition("_")[0]
+        kind = "D tensor" if name == "RNN" else "D"
+        return ValueError(f"{name}: Expected input to be 2D or 3D, got {rank}{kind} instead")
 
     def _check(
         self, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], batch_first: bool
@@ -198,8 +218,21 @@ class Layer(_torch_twin.RNNBase):
         layers = self.num_layers
         if layers == 1:
             return run(input, batch_sizes, state, weights, spec)
-
         each = spec.directions * spec.weights_per_direction
+        own = [weights[k * each : (k + 1) * each] for k in range(layers)]
+        return self._stack(run, input, batch_sizes, state, own, spec)
+
+    def _stack(
+        self,
+        run: Run,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Sequence[Tensor]],
+        spec: CallSpec,
+    ) -> Sequence[Tensor]:
+        """The layers one after the other; weights[k] are what `run` takes for layer k."""
+        layers = self.num_layers
         states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
         drop = self.dropout if self.training else 0
         finals = []
@@ -208,8 +241,7 @@ class Layer(_torch_twin.RNNBase):
                 steps = input.transpose(0, 1) if spec.batch_first else input
                 steps = torch.dropout(steps, drop, True)
                 input = steps.transpose(0, 1) if spec.batch_first else steps
-            own = weights[k * each : (k + 1) * each]
-            input, *final = run(input, batch_sizes, states[k], own, spec)
+            input, *final = run(input, batch_sizes, states[k], weights[k], spec)
             finals.append(final)
         return input, *map(torch.cat, zip(*finals, strict=True))
 
@@ -218,11 +250,32 @@ class Layer(_torch_twin.RNNBase):
         return _torch_twin.to_torch(self)
 
 
+def _call_with_resets(layer: Layer, input: Any, hx: Any, *rest: Any) -> Any:
+    return resets.call(layer, partial(Layer.forward, layer), input, hx, *rest)
+
+
 class LSTM(Layer, _torch_twin.LSTM):
     """torch.nn.LSTM on rnnkern's kernels: the same arguments, parameters, results and errors.
 
     >>> lstm = rnnkern.LSTM(10, 20, num_layers=2)
     >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+
+    A call takes more than torch.nn's: `lstm(input, hx, resets, reset_state, return_ends)`, so that
+    the sequences of a batch may be cut into episodes. So do GRU and RNN, with h alone for a state.
+
+    resets       bool (T, B), (B, T) with batch_first, (T,) without a batch: whether the row's state
+                 is replaced by reset_state before the step, also before the first. Gradients end
+                 there too
+    reset_state  as hx: (h, c), each (L·D, ·), (L·D, B, ·), or one for each step and row,
+                 (L·D, T, B, ·), (L·D, B, T, ·) with batch_first; zeros if None; differentiable
+    return_ends  whether to return a third result, the states in which the episodes end (`Ends`)
+
+    Every episode is a sequence of its own, in both directions. h_n and c_n are those of each row's
+    last episode. A call without a reset after the first step is an ordinary one; else the episodes
+    run as one packed batch, with the bits of each alone.
+
+    Raises RuntimeError for wrong shapes and devices, ValueError for a mask that is not bool and for
+    packed input, TypeError for what is no tensor.
     """
 
     def __init__(
@@ -320,3 +373,4 @@ class RNN(Layer, _torch_twin.RNN):
 
 
 _tracing.let_dynamo_trace(Layer)
+_plain.serve(LSTM, GRU, RNN)

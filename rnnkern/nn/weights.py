@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..backend import PLAIN, tensors_in
 from ..ops.autograd import NATIVE
 
-# The methods by which torch.nn looks weights up; a class or an instance may override them.
-_LOOKUPS = {
+#: The methods by which torch.nn looks weights up; a class or an instance may override them.
+LOOKUPS = {
     "__getattribute__": object.__getattribute__,
     "__getattr__": nn.Module.__getattr__,
     "_update_flat_weights": nn.RNNBase._update_flat_weights,
@@ -27,8 +27,8 @@ _LOOKUPS = {
 def has_torch_lookups(module: nn.Module) -> bool:
     """Whether no method of torch.nn's that looks weights up is overridden in this module."""
     cls = type(module)
-    return vars(module).keys().isdisjoint(_LOOKUPS) and all(
-        getattr(cls, name, method) is method for name, method in _LOOKUPS.items()
+    return vars(module).keys().isdisjoint(LOOKUPS) and all(
+        getattr(cls, name, method) is method for name, method in LOOKUPS.items()
     )
 
 
@@ -51,7 +51,7 @@ def _registered_weights(
 
 
 if NATIVE is not None:
-    NATIVE.use_lookups(_LOOKUPS)
+    NATIVE.use_lookups(LOOKUPS)
 
 #: (module, names, flat, input, hx) -> the module's parameters of these names, where they are what
 #: torch.nn would take (`flat`: a layer's list of them; None for a cell) and all tensors of the call

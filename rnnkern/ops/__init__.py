@@ -1,13 +1,14 @@
-"""The operators `rnnkern::forward` and `rnnkern::backward`, as torch sees them.
+"""The operators `rnnkern::forward`, `backward` and `pack_episodes`, as torch sees them.
 
 library        loads the compiled library; what it can do, and how it plans a call
 fake           shapes without data, for compilers
 decomposition  a layer from torch's own differentiable operations
+packing        how the rows of a call with resets are packed by episodes
 autograd       the gradient, and the functions by which the modules call a layer
 
 Importing the package registers all of it. Nothing here knows a module.
 """
 
-from . import autograd, decomposition, fake, library
+from . import autograd, decomposition, fake, library, packing
 
-__all__ = ["autograd", "decomposition", "fake", "library"]
+__all__ = ["autograd", "decomposition", "fake", "library", "packing"]

@@ -34,7 +34,8 @@ def _vjp(*args: Any) -> list[Tensor | None]:
 
 
 class Native(Protocol):
-    """The C++ functions (csrc/bindings/autograd.cpp, module_weights.cpp); positional arguments."""
+    """The C++ functions (autograd.cpp, module_weights.cpp and plain_call.cpp of csrc/bindings);
+    positional arguments."""
 
     __file__: str
 
@@ -63,11 +64,42 @@ class Native(Protocol):
         /,
     ) -> list[Tensor] | None: ...
 
+    def frozen(
+        self,
+        input: Tensor,
+        state: Sequence[Tensor],
+        prepacked: Tensor,
+        spec: CallSpec,
+        hidden_size: int,
+        proj_size: int,
+        is_step: bool,
+        /,
+    ) -> tuple[Tensor, ...]: ...
+
+    def stream(self, address: int, x: Tensor, /) -> Tensor: ...
+
     def cast_weights(self, weights: list[Tensor], dtype: torch.dtype, /) -> list[Tensor]: ...
 
     def use_lookups(self, lookups: dict[str, Any], /) -> None: ...
 
     def use_decomposition(self, vjp: Callable[..., list[Tensor | None]], /) -> None: ...
+
+    def use_replaced_kernels(self, names: set[str], /) -> None: ...
+
+    def plain_layer(self, module: nn.Module, input: Any, hx: Any, /) -> Any: ...
+
+    def plain_cell(
+        self, module: nn.Module, names: Sequence[str], mode: str | None, input: Any, hx: Any, /
+    ) -> Any: ...
+
+    def use_plain_calls(
+        self,
+        is_plain: Callable[[type], bool],
+        methods: tuple[str, ...],
+        observer: ContextVar[Any],
+        forward_ad: dict[str, Any],
+        /,
+    ) -> None: ...
 
 
 def _native() -> Native | None:
@@ -77,6 +109,10 @@ def _native() -> Native | None:
         return None
     native = cast(Native, importlib.import_module(name))
     native.use_decomposition(_vjp)
+    # Without this set nobody could tell that a kernel was replaced: every call is the dispatcher's.
+    replaced = getattr(torch.library, "_impls", None)
+    if replaced is not None:
+        native.use_replaced_kernels(replaced)
     return native
 
 
@@ -219,7 +255,8 @@ class _Layer(torch.autograd.Function):
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, batch_sizes, h_0, c_0, weights, *fields, train = inputs
     state = [s for s in (h_0, c_0) if s is not None]
-    ctx.save_for_backward(input, batch_sizes, *state, *weights, output[0], output[3], output[4])
+    # In the order of `_Layer`, for a checkpoint.
+    ctx.save_for_backward(input, *state, *weights, output[0], output[3], output[4], batch_sizes)
     ctx.call = (CallSpec(*fields), len(state), train, None, None)
     ctx.set_materialize_grads(False)
 
@@ -228,8 +265,9 @@ def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     spec, states, *_ = ctx.call
     input_needed, _, *state_needed, weights_needed = ctx.needs_input_grad[:5]
     needed = [input_needed, *state_needed[:states], *weights_needed]
-    grad_c = grads[2] if len(spec.kind.states) > 1 else None
-    found = _gradients(ctx, ctx.saved_tensors, (grads[0], grads[1], grad_c), needed)
+    grad_c = grads[2] if len(library.CELLS[spec.cell].states) > 1 else None
+    input, *tensors, batch_sizes = ctx.saved_tensors
+    found = _gradients(ctx, (input, batch_sizes, *tensors), (grads[0], grads[1], grad_c), needed)
     grad_h_0, grad_c_0 = library.optional(found[1 : 1 + states])
     settings = [None] * (len(spec) + 1)  # the spec's fields and train
     return found[0], None, grad_h_0, grad_c_0, found[1 + states :], *settings
@@ -281,7 +319,7 @@ def layer_call(
 
 def _returned(spec: CallSpec, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """output and the final states, of the operator's results."""
-    return results[: 1 + len(spec.kind.states)]
+    return results[: 1 + len(library.CELLS[spec.cell].states)]
 
 
 def step_call(
@@ -315,3 +353,40 @@ def operator_call(
     """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *state, *weights))
     return _returned(spec, _forward(input, batch_sizes, state, list(weights), *spec, train))
+
+
+def prepacked_call(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: Sequence[Tensor],
+    prepacked: Tensor,
+    spec: CallSpec,
+    hidden_size: int,
+    proj_size: int,
+) -> tuple[Tensor, ...]:
+    """`operator_call` with the weights as `library.prepack` packed them; without a gradient."""
+    results = library.forward_prepacked(
+        input, batch_sizes, *library.optional(state), prepacked, *spec, hidden_size, proj_size
+    )
+    return _returned(spec, results)
+
+
+def frozen_call(
+    input: Tensor,
+    state: Sequence[Tensor],
+    prepacked: Tensor,
+    spec: CallSpec,
+    hidden_size: int,
+    proj_size: int,
+    is_step: bool,
+) -> tuple[Tensor, ...]:
+    """`layer_call` on prepacked weights and padded data, or `step_call`; without a gradient."""
+    if NATIVE is not None and not _function_modes():
+        return NATIVE.frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step)
+    if not is_step:
+        return prepacked_call(input, None, state, prepacked, spec, hidden_size, proj_size)
+    lifted = [s.unsqueeze(0) for s in state]
+    _, *states = prepacked_call(
+        input.unsqueeze(0), None, lifted, prepacked, spec, hidden_size, proj_size
+    )
+    return tuple(without_first(s) for s in states)

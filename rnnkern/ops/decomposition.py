@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .. import cell_spec
 from ..call_spec import CallSpec
+from .library import CELLS
 
 # One step: x = W_ih x + b_ih and y = W_hh h + b_hh (B, G·H), the states before -> the states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
@@ -39,11 +39,11 @@ def _rnn_relu(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor]:
     return (torch.relu(x + y),)
 
 
-_STEPS: dict[int, Callable[..., tuple[Tensor, ...]]] = {
-    cell_spec.LSTM.id: _lstm,
-    cell_spec.GRU.id: _gru,
-    cell_spec.RNN_TANH.id: _rnn_tanh,
-    cell_spec.RNN_RELU.id: _rnn_relu,
+_STEPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "LSTM": _lstm,
+    "GRU": _gru,
+    "RNN_TANH": _rnn_tanh,
+    "RNN_RELU": _rnn_relu,
 }
 
 
@@ -58,7 +58,8 @@ def layer(
 
     Shapes, dtypes and strides are those of `rnnkern::forward` (library.py).
     """
-    step, kind, each = _STEPS[spec.cell], spec.kind, spec.weights_per_direction
+    kind, each = CELLS[spec.cell], spec.weights_per_direction
+    step = _STEPS[kind.mode]
     if batch_sizes is None:
         by_step = (input.transpose(0, 1) if spec.batch_first else input).unbind(0)
         sizes = None

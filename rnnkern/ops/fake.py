@@ -11,12 +11,13 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from ..call_spec import CallSpec
+from .library import CELLS
 
 
 def _sizes(weights: Sequence[Tensor], spec: CallSpec) -> tuple[int, int]:
     """H and R of a layer."""
     w_ih, w_hh = weights[:2]
-    return w_ih.shape[0] // len(spec.kind.gates), w_hh.shape[1]
+    return w_ih.shape[0] // len(CELLS[spec.cell].gates), w_hh.shape[1]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -41,6 +42,34 @@ def _packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int | torch.SymInt
     return int(batch_sizes[0])
 
 
+def _results(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h_0: Tensor | None,
+    spec: CallSpec,
+    hidden: int,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """output, h_n and c_n of a layer."""
+    directions, has_c = spec.directions, len(CELLS[spec.cell].states) > 1
+    batch: int | torch.SymInt
+    if batch_sizes is None:
+        steps, batch = input.shape[:2]
+        if spec.batch_first:
+            steps, batch = batch, steps
+        output = input.new_empty(steps, batch, directions * width)
+        if spec.batch_first:
+            output = output.transpose(0, 1)
+    else:
+        output = input.new_empty(input.shape[0], directions * width)
+        batch = _packed_batch(batch_sizes, h_0)
+    return (
+        output,
+        input.new_empty(directions, batch, width),
+        input.new_empty((directions, batch, hidden) if has_c else 0),
+    )
+
+
 @torch.library.register_fake("rnnkern::forward")  # type: ignore[untyped-decorator]
 def _forward_shapes(
     input: Tensor,
@@ -54,29 +83,36 @@ def _forward_shapes(
     spec = CallSpec(*fields)
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
-    directions, has_c = spec.directions, len(spec.kind.states) > 1
-    batch: int | torch.SymInt
-    if batch_sizes is None:
-        steps, batch = input.shape[:2]
-        if spec.batch_first:
-            steps, batch = batch, steps
-        rows = steps * batch
-        output = input.new_empty(steps, batch, directions * width)
-        if spec.batch_first:
-            output = output.transpose(0, 1)
-    else:
-        rows = input.shape[0]
-        output = input.new_empty(rows, directions * width)
-        batch = _packed_batch(batch_sizes, h_0)
-    units = directions * rows * hidden if train else 0
+    results = _results(input, batch_sizes, h_0, spec, hidden, width)
+    rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
+    units = spec.directions * rows * hidden if train else 0
+    cell = CELLS[spec.cell]
+    has_c = len(cell.states) > 1
     wide = _wide(input.dtype)
     return (
-        output,
-        input.new_empty(directions, batch, width),
-        input.new_empty((directions, batch, hidden) if has_c else 0),
-        input.new_empty(units * len(spec.kind.saved), dtype=wide if input.is_cuda else input.dtype),
+        *results,
+        input.new_empty(units * len(cell.saved), dtype=wide if input.is_cuda else input.dtype),
         input.new_empty(units if has_c else 0, dtype=wide),
     )
+
+
+@torch.library.register_fake("rnnkern::prepack")  # type: ignore[untyped-decorator]
+def _prepacked_bytes(weights: list[Tensor], *rest: Any) -> Tensor:
+    raise RuntimeError("rnnkern: weights without data cannot be packed")
+
+
+@torch.library.register_fake("rnnkern::forward_prepacked")  # type: ignore[untyped-decorator]
+def _prepacked_shapes(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    prepacked: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, hidden, proj = rest
+    _check_devices(input, h_0, c_0, prepacked)
+    return _results(input, batch_sizes, h_0, CallSpec(*fields), hidden, proj or hidden)
 
 
 @torch.library.register_fake("rnnkern::backward")  # type: ignore[untyped-decorator]
@@ -98,7 +134,7 @@ def _backward_shapes(
     spec = CallSpec(*fields)
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
-    directions, has_c = spec.directions, len(spec.kind.states) > 1
+    directions, has_c = spec.directions, len(CELLS[spec.cell].states) > 1
     wide = _wide(input.dtype)
     packed = batch_sizes is not None
     rows = input.shape[0] if packed else input.shape[0] * input.shape[1]

@@ -1,12 +1,14 @@
 """The compiled library with the operators `rnnkern::forward` and `rnnkern::backward`.
 
 One call runs one layer with all its directions; the schemas are in csrc/bindings/schemas.h.
+`rnnkern::prepack` packs a layer's weights once for `rnnkern::forward_prepacked`.
 Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P with a projection),
 D directions, G gates, N rows of packed data.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .._missing import not_built
+from ..call_spec import CallSpec
+from ..cell_spec import Cell, exported
 
 
 def built(name: str) -> Path | None:
@@ -51,6 +55,16 @@ DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}
 #: Device types whose kernels know LSTM's projection (proj_size); elsewhere torch runs such layers.
 PROJECTION = frozenset({"cpu", "cuda", "meta"})
 
+#: The cells by id, as the library has them.
+CELLS: tuple[Cell, ...] = exported(torch.ops.rnnkern.cells())
+BY_MODE: dict[str, Cell] = {cell.mode: cell for cell in CELLS}
+_FLAGS = (False, True)
+#: Every spec there is, by its fields: to look one up costs a third of making it.
+CALL_SPECS: dict[tuple[int, int, bool, bool, bool], CallSpec] = {
+    fields: CallSpec(*fields)
+    for fields in product(range(len(CELLS)), (1, 2), _FLAGS, _FLAGS, _FLAGS)
+}
+
 #: (output, h_n, c_n, saved, c_states)
 forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = (
     torch.ops.rnnkern.forward.default
@@ -59,18 +73,18 @@ forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = (
 backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]] = (
     torch.ops.rnnkern.backward.default
 )
+#: A layer's weights as the engine multiplies by them: an opaque uint8 tensor, for this process.
+prepack: Callable[..., Tensor] = torch.ops.rnnkern.prepack.default
+#: (output, h_n, c_n), without a gradient
+forward_prepacked: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
+    torch.ops.rnnkern.forward_prepacked.default
+)
 
 
 def info() -> dict[str, Any]:
     """What the library can do on this machine: instruction sets compiled, available and chosen."""
     found: dict[str, Any] = json.loads(torch.ops.rnnkern.info())
     return found
-
-
-def cells() -> list[dict[str, Any]]:
-    """The compiled table of cells, by number; `cell_spec.CELLS` is the same in Python."""
-    table: list[dict[str, Any]] = json.loads(torch.ops.rnnkern.cells())
-    return table
 
 
 def plan(

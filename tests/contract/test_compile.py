@@ -183,6 +183,54 @@ def test_export(name: str, strict: bool) -> None:
     )
 
 
+class WithResets(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = rnnkern.LSTM(3, 4, 2)
+
+    def forward(self, x: Tensor, resets: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
+        output, state, ends = self.lstm(x, (h, c), resets, (h[:, 0], c), return_ends=True)
+        return [output, *state, *ends.state, ends.row, ends.step]
+
+
+def resets_arguments(steps: int, batch: int, density: float) -> tuple[Tensor, ...]:
+    resets = torch.rand(steps, batch) < density
+    return torch.randn(steps, batch, 3), resets, *torch.randn(2, 2, batch, 4)
+
+
+def test_compile_resets() -> None:
+    """One graph for every mask: the number of episodes is data."""
+    model = WithResets()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for steps, batch, density in ((5, 2, 0.5), (7, 3, 0.2), (7, 3, 0.0), (6, 5, 1.0)):
+        args = resets_arguments(steps, batch, density)
+        close(compiled(*args), model(*args))
+        args[0].requires_grad_()
+        wanted = torch.autograd.grad(loss(model(*args)[:3]), args[0])
+        close(torch.autograd.grad(loss(compiled(*args)[:3]), args[0]), wanted)
+    assert counter.frame_count <= 4
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_resets(strict: bool) -> None:
+    model = WithResets()
+    steps, batch = (torch.export.Dim(name, min=2) for name in ("steps", "batch"))
+    program = torch.export.export(
+        model,
+        resets_arguments(5, 2, 0.5),
+        dynamic_shapes=({0: steps, 1: batch}, {0: steps, 1: batch}, {1: batch}, {1: batch}),
+        strict=strict,
+    )
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    for density in (0.0, 0.3):
+        args = resets_arguments(9, 4, density)
+        close(torch.export.load(buffer).module()(*args), model(*args))
+        buffer.seek(0)
+
+
 class EveryState(nn.Module):
     """A layer of each kind of state, called without one and with one."""
 
@@ -311,6 +359,12 @@ def test_opcheck(cell: int, packed: bool, options: dict[str, Any]) -> None:
     for needs, flow in ((7, True), (1, False), (2, False), (4, False)):
         rest = (*args[:5], output, saved, c_states, *args[5:], needs, flow)
         opcheck(library.backward, (*grads, *rest), test_utils=checks)
+
+
+def test_opcheck_pack_episodes() -> None:
+    resets = torch.rand(5, 3) < 0.5
+    for batch_first in (False, True):
+        opcheck(torch.ops.rnnkern.pack_episodes.default, (resets, batch_first))
 
 
 def test_operator_alone() -> None:

@@ -487,7 +487,7 @@ def test_decided_before_the_first_is_changed(monkeypatch: pytest.MonkeyPatch) ->
     model = nn.Sequential(nn.GRU(3, 4), Plain(3, 4))
     home = sys.modules[convert.__module__]
 
-    def fail(cls: type) -> None:
+    def fail(cls: type, ours: type) -> None:
         raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(home, "_class_refusal", fail)
@@ -504,7 +504,7 @@ def test_a_class_that_cannot_be_derived(
 
     model = nn.Sequential(Fixed(3, 4), nn.GRU(3, 4))
     home = sys.modules[rnnkern.convert.__module__]
-    monkeypatch.setattr(home, "_derive", lambda *_: type("Bad", (int, str), {}))
+    monkeypatch.setattr(home, "derive", lambda *_: type("Bad", (int, str), {}))
     rnnkern.convert(model, verbose=True)
     first, second, _ = capsys.readouterr().out.splitlines()
     assert first.startswith("0: left alone, no class can be derived from Fixed: multiple bases")

@@ -15,7 +15,6 @@ from twins import CELLS, LAYERS, close, flat, pack
 import rnnkern
 import rnnkern.ops.autograd
 from rnnkern.call_spec import CallSpec
-from rnnkern.cell_spec import GRU, LSTM
 from rnnkern.ops import library
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -100,9 +99,9 @@ def test_freed_batch_sizes_without_a_state() -> None:
     use = Use("GRU", packed=True)
     free(use.packed.batch_sizes)
     sizes = use.packed.batch_sizes
-    weights = list(use.module.parameters())
+    weights, spec = list(use.module.parameters()), CallSpec(library.BY_MODE["GRU"].id)
     with pytest.raises(RuntimeError, match="memory of batch_sizes"):
-        library.forward(use.x, sizes, None, None, weights, *CallSpec(GRU.id), False)
+        library.forward(use.x, sizes, None, None, weights, *spec, False)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
@@ -218,7 +217,7 @@ def test_the_wrong_weight_is_named(bias: bool, given: bool) -> None:
     shapes = {"weight_ih": (16, 3), "weight_hh": (16, 4)}
     shapes |= {"bias_ih": (16,), "bias_hh": (16,)} if bias else {}
     state = library.optional([torch.zeros(1, 2, 4)] * 2 if given else [])
-    spec = CallSpec(LSTM.id, bias=bias)
+    spec = CallSpec(library.BY_MODE["LSTM"].id, bias=bias)
     for wrong, shape in product(shapes, ((20, 5), (16, 5), (20, 4), (17, 3), (20,))):
         if len(shape) != len(shapes[wrong]):
             continue

@@ -15,9 +15,12 @@ import rnnkern
 from rnnkern.nn import cells, layers, weights
 
 
-@pytest.fixture(params=["C++", "Python"], autouse=True)
+@pytest.fixture(params=["whole call", "C++", "Python"], autouse=True)
 def lookup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to recognise the usual call."""
+    """All ways to recognise the usual call: where C++ does all of it, or its weights alone."""
+    if request.param != "whole call" and weights.NATIVE is not None:
+        for function in ("plain_layer", "plain_cell"):
+            monkeypatch.setattr(weights.NATIVE, function, lambda *_: None)
     if request.param == "Python":
         for room in (layers, cells):
             monkeypatch.setattr(room, "registered_weights", weights._registered_weights)

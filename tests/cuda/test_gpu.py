@@ -25,7 +25,7 @@ pytestmark = [
     # torch says so once, when the first product of all is one of autograd's thread.
     pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
 ]
-KINDS = [*({"cell": cell} for cell in CELLS), {"cell": "LSTM", "P": 24}]
+KINDS = [*({"cell": cell} for cell in CELLS), {"cell": "LSTM", "proj": 24}]
 PADDED = [Case(**kind, T=9, B=5, I=6, H=40, bidirectional=True, hx=True) for kind in KINDS]
 PACKED = [Case(**kind, T=9, B=5, I=6, H=40, bidirectional=True, packed=True) for kind in KINDS]
 
@@ -195,7 +195,7 @@ def test_autocast(case: Case) -> None:
     """Autocast acts on the layer as a whole, not on the products inside it."""
     call = Call(case)
     x, weights = call.x.detach(), [p.detach() for p in call.layer.parameters()]
-    spec = CallSpec(CELLS.index(case.cell), case.directions, case.bias, case.P > 0)
+    spec = CallSpec(CELLS.index(case.cell), case.directions, case.bias, case.proj > 0)
     arguments = (x, None, None, None, weights, *spec, True)
     expected = rnnkern.ops.library.forward(*arguments)
     with torch.autocast("cuda", torch.bfloat16):
@@ -207,7 +207,7 @@ def test_autocast(case: Case) -> None:
 @pytest.mark.parametrize("case", PADDED, ids=str)
 def test_tf32(case: Case) -> None:
     """float32 products follow torch's setting: exact by default, tf32 where it is allowed."""
-    call = Call(Case(case.cell, T=9, B=16, I=64, H=128, P=case.P))
+    call = Call(Case(case.cell, T=9, B=16, I=64, H=128, proj=case.proj))
     exact = call.run()
     torch.backends.cuda.matmul.allow_tf32 = True
     try:

@@ -1,7 +1,6 @@
 """bench/gpu.py without a GPU: its whole way on CPU tensors, with stand-ins for torch.cuda."""
 
 import json
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +23,9 @@ class Event:
     def elapsed_time(self, end: "Event") -> float:
         return 1e3 * (end.time - self.time)
 
+    def synchronize(self) -> None:
+        pass
+
 
 class Graph:
     def replay(self) -> None:
@@ -36,12 +38,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> object:
     for entry in (str(ROOT), str(ROOT / "bench")):
         monkeypatch.syspath_prepend(entry)
     import gpu
+    import timer
     from rows import Row
 
     def rows() -> list[object]:
         short = {"T": 3, "B": 2, "I": 4, "H": 4}
         kinds = ({}, {"train": True}, {"train": True, "packed": True, "L": 2, "T": 9})
-        return [gpu.GpuRow(Row("gpu", "LSTM", **(short | kind)), "fp32") for kind in kinds]
+        return [gpu.GpuRow(Row("LSTM", **(short | kind)), "fp32") for kind in kinds]
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
     properties = SimpleNamespace(name="none", multi_processor_count=0)
@@ -54,16 +57,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> object:
         "stream": lambda stream: nullcontext(),
         "CUDAGraph": Graph,
         "graph": lambda graph: nullcontext(),
-        "synchronize": lambda: None,
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(gpu, "rows", rows)
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "FLUSH_BYTES", 1 << 10)
-    yield gpu
-    for name in ("gpu", "rows"):
-        sys.modules.pop(name)
+    monkeypatch.setattr(timer, "FLUSH_BYTES", 1 << 10)
+    return gpu
 
 
 def test_all(gpu: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,6 @@ import rnnkern
 import rnnkern.ops.autograd
 import rnnkern.ops.library
 from rnnkern.call_spec import CallSpec
-from rnnkern.cell_spec import BY_MODE
 from rnnkern.ops import decomposition
 
 pytestmark = [
@@ -209,7 +208,7 @@ def test_plan(persistent: None) -> None:
 def test_launches() -> None:
     """It is these kernels that run: one per step each way, two backward with a projection."""
     for P, expected in ((0, 2), (3, 3)):
-        case = Case("LSTM", T=7, bidirectional=True, P=P, batch_first=True)
+        case = Case("LSTM", T=7, bidirectional=True, proj=P, batch_first=True)
         layer, x = case.layer(rnnkern), case.inputs()[0]
         torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
         before = torch.ops.rnnkern_cuda_on_host.launches()
@@ -251,7 +250,7 @@ def test_long_sequence() -> None:
 def test_flow(cell: str, P: int) -> None:
     """The derivatives by h_t and c_t, against autograd through single steps."""
     T, B, I, H = 5, 3, 2, 4
-    kind = BY_MODE[cell]
+    kind = rnnkern.ops.library.BY_MODE[cell]
     G, R = len(kind.gates), P or H
     shapes = [(G * H, I), (G * H, R), (G * H,), (G * H,), *([(P, H)] if P else [])]
     weights = [torch.randn(shape).double() for shape in shapes]
@@ -260,7 +259,7 @@ def test_flow(cell: str, P: int) -> None:
     state, h, c = [torch.zeros(B, R).double(), torch.zeros(B, H).double()], [], []
     for t in range(T):
         sums = linear(x[t], w_ih, b_ih), linear(state[0], w_hh, b_hh)
-        state = list(decomposition._STEPS[kind.id](*sums, *state[: len(kind.states)]))
+        state = list(decomposition._STEPS[cell](*sums, *state[: len(kind.states)]))
         state[0] = linear(state[0], *w_hr) if P else state[0]
         h.append(state[0])
         c += state[1:]

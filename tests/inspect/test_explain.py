@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkern
 from rnnkern.nn import cells, layers
-from rnnkern.ops import decomposition
+from rnnkern.ops import autograd, decomposition
 
 T, B, I, H = 3, 2, 4, 5
 LAYERS, CELLS = ("LSTM", "GRU", "RNN"), ("LSTMCell", "GRUCell", "RNNCell")
@@ -27,13 +27,18 @@ def taken(monkeypatch):
 
         def wrapper(*args, **kwargs):
             seen.append(path)
-            return original(*args, **kwargs)
+            result = original(*args, **kwargs)
+            if result is None:  # plain_layer and plain_cell: it takes another path
+                seen.pop()
+            return result
 
         monkeypatch.setattr(owner, name, wrapper)
 
     for module, names in ((layers, ("layer_call",)), (cells, ("step_call",))):
         for name in (*names, "operator_call"):
             spy(module, name, "fused")
+    for name in ("plain_layer", "plain_cell") if autograd.NATIVE is not None else ():
+        spy(autograd.NATIVE, name, "fused")
     spy(decomposition, "layer", "decomposition")
     for name in (*LAYERS, *CELLS):
         spy(getattr(nn, name), "forward", "torch")
@@ -158,3 +163,16 @@ def test_plan_of_a_cell_is_that_of_one_step(kind):
 def test_plan_says_what_it_cannot_plan(layer, x, error, message):
     with pytest.raises(error, match=message):
         rnnkern.plan(layer, x)
+
+
+def test_resets():
+    layer, x = rnnkern.LSTM(3, 4), torch.randn(5, 2, 3)
+    resets = torch.zeros(5, 2, dtype=torch.bool)
+    resets[0] = True
+    assert rnnkern.explain(layer, x, None, resets) == rnnkern.explain(layer, x)
+    resets[3, 1] = True
+    assert str(rnnkern.explain(layer, x, None, resets)) == (
+        "fused: rnnkern's kernels, rows packed by 3 episodes"
+    )
+    packed = pack_padded_sequence(torch.randn(5, 3, 3), [5, 3, 2])
+    assert rnnkern.plan(layer, x, resets=resets) == rnnkern.plan(layer, packed)

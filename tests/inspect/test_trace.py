@@ -231,3 +231,40 @@ def test_errors():
     complex_layer = rnnkern.GRU(I, H, dtype=torch.complex64)
     with pytest.raises(RuntimeError, match=r"does not run fused .*complex64"):
         rnnkern.trace(complex_layer, torch.randn(T, B, I, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_resets(mode: str, batch_first: bool) -> None:
+    """Steps and norms are those of every episode alone; the flow ends at a reset."""
+    layer = make(mode, num_layers=2, bidirectional=True, batch_first=batch_first)
+    x = torch.randn(*((B, T) if batch_first else (T, B)), I, dtype=torch.float64)
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[4, 0] = resets[2, 2] = resets[7, 2] = True
+    given = resets.T if batch_first else resets
+    trace = rnnkern.trace(layer, x, resets=given)
+    flow = rnnkern.gradient_flow(layer, x, lambda y: y.square().sum(), resets=given)
+    steps = x.transpose(0, 1) if batch_first else x
+    for row, first, end in ((0, 0, 4), (0, 4, T), (1, 0, T), (2, 0, 2), (2, 2, 7), (2, 7, T)):
+        own = rnnkern.trace(layer, steps[first:end, row])
+        own_flow = rnnkern.gradient_flow(layer, steps[first:end, row], lambda y: y.square().sum())
+        for k, d in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            values = {"hidden": trace[k, d].hidden, **trace[k, d].gates}
+            for name, wanted in {"hidden": own[k, d].hidden, **own[k, d].gates}.items():
+                by_step = values[name].transpose(0, 1) if batch_first else values[name]
+                same(by_step[first:end, row], wanted)
+            same(flow[k, d].hidden[first:end, row], own_flow[k, d].hidden)
+
+
+def test_resets_of_unbatched_input_and_of_first_steps() -> None:
+    layer = make("LSTM")
+    x = torch.randn(T, I, dtype=torch.float64)
+    resets = torch.zeros(T, dtype=torch.bool)
+    fresh = random_state(layer, 1)
+    resets[0] = True
+    trace = rnnkern.trace(layer, x, None, resets, tuple(s[:, 0] for s in fresh))
+    same(trace.hidden, layer(x, tuple(s[:, 0] for s in fresh))[0].detach())
+    resets[3] = True
+    flow = rnnkern.gradient_flow(layer, x, lambda y: y[-1].sum(), None, resets)
+    assert not flow.hidden[:3].any()
+    assert flow.hidden[3:].all()

@@ -174,3 +174,20 @@ def test_errors():
         rnnkern.watch(nn.LSTM(I, H))
     with pytest.raises(ValueError, match="at least 1, got 0"):
         rnnkern.watch(make(), every=0)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_resets(by_name):
+    layer = rnnkern.LSTM(3, 4)
+    x, resets = torch.randn(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool)
+    resets[3, 1] = True
+    with rnnkern.watch(layer) as w:
+        if by_name:
+            output, _, _ = layer(x, resets=resets, return_ends=True)
+        else:
+            output, _ = layer(x, None, resets)
+        output[-1].sum().backward()
+    (seen,) = w.latest.values()
+    assert torch.equal(seen.trace.hidden, output)
+    assert seen.flow.hidden[:, 0].all()
+    assert seen.flow.hidden[:, 1].bool().tolist() == [False, False, False, True, True]

@@ -22,10 +22,11 @@ struct Lstm {
   int64_t steps, batch, input_size, hidden_size, proj_size = 0;
   bool backward = false;
   int threads = 2, directions = 1, element_size = 4;
+  bool prepacked = false, int8 = false;
 
   PlanInput input() const {
-    return {steps, batch, steps * batch, input_size,   hidden_size, proj_size,
-            4,     4,     directions,    element_size, backward,    threads};
+    return {steps, batch,      steps * batch, input_size, hidden_size, proj_size, 4,
+            4,     directions, element_size,  backward,   threads,     prepacked, int8};
   }
 };
 
@@ -45,6 +46,7 @@ constexpr char kAllThreads[] = "work for all threads",
                kTooFewRows[] = "too few rows for the threads", kFewSteps[] = "few steps",
                kNarrow[] = "narrow input", kAllFit[] = "all weights fit the L2 budget",
                kAhead[] = "ahead of the step, in chunks of time", kPacked[] = "packed",
+               kPackedBefore[] = "packed before", kInt8[] = "int8 weights",
                kUnpacked[] = "too few passes over the weights to repay packing",
                kOneBlock[] = "one block of rows", kFew[] = "few rows",
                kBlocks[] = "small layer, large batch: blocks of rows";
@@ -87,6 +89,30 @@ const Expected kExpected[] = {
      1,
      1,
      {kFewRows, kOneThread, kFewSteps, kUnpacked, kOneBlock}},
+    {"one step, prepacked",
+     {.steps = 1, .batch = 1, .input_size = 64, .hidden_size = 128, .prepacked = true},
+     1,
+     false,
+     true,
+     false,
+     1,
+     1,
+     {kFewRows, kOneThread, kFewSteps, kPackedBefore, kOneBlock}},
+    {"int8 weights",
+     {.steps = 64,
+      .batch = 1,
+      .input_size = 64,
+      .hidden_size = 128,
+      .threads = 1,
+      .prepacked = true,
+      .int8 = true},
+     1,
+     false,
+     true,
+     false,
+     1,
+     64,
+     {kAllThreads, kOneThread, kInt8, kPackedBefore, kOneBlock}},
     {"narrow input",
      {200, 1, 3, 65},
      2,

@@ -202,6 +202,20 @@ def test_saved_tensor_hooks(name: str) -> None:
     close([p.grad for p in module.parameters()], expected[1:], 0)
 
 
+def test_checkpoint_by_both_ways_to_the_operator() -> None:
+    """The first call after functional_call goes by the dispatcher, the repeated one does not."""
+    module = rnnkern.GRU(3, 4)
+    packed = pack(torch.randn(5, 2, 3), [5, 3])
+    data = packed.data.requires_grad_()
+    functional_call(module, {n: p + 0 for n, p in module.named_parameters()}, (packed,))
+
+    def call(data: Tensor) -> Tensor:
+        return module(packed._replace(data=data))[0].data
+
+    found = torch.autograd.grad(checkpoint(call, data, use_reentrant=False).sum(), data)
+    close(found, torch.autograd.grad(call(data).sum(), data), 0)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_changed_in_place(name: str) -> None:
     """Between forward and backward: x, hx, weights and output raise; h_n and c_n may change."""

@@ -1,6 +1,8 @@
 """rnnkern.numpy: the CPU engine on NumPy arrays against the references, and its errors."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 
@@ -10,12 +12,12 @@ import pytest
 import rnnkern.numpy
 from rnnkern import _numpy, reference
 from rnnkern.call_spec import CallSpec
-from rnnkern.cell_spec import BY_MODE, CELLS
 from rnnkern.state_dict import Weights
 
 T, B, I, H = 7, 3, 5, 6
 SIZES = [3, 3, 3, 2, 2, 1, 1]
-MODES = [cell.mode for cell in CELLS]
+CELLS = {cell.mode: cell for cell in rnnkern.numpy.CELLS}
+MODES = list(CELLS)
 
 
 def state_dict(mode, num_layers=2, directions=2, bias=True, dtype=np.float64, proj_size=0, H=H):
@@ -90,7 +92,7 @@ def test_outputs_and_steps_are_the_references(H, mode, proj_size, bias, directio
 )
 def test_gradients_are_the_references(mode, H, P, packed, isa):
     """One layer in both directions, at every instruction set, cut by rows and by units."""
-    cell, width = BY_MODE[mode], P or H
+    cell, width = CELLS[mode], P or H
     for threads, batch in ((1, 3), (4, 3), (4, 30)):
         sizes = [batch] * 3 + [batch // 2, 1, 1] if packed else None
         rows, rng = (sum(sizes) if packed else 6 * batch), np.random.default_rng(2)
@@ -358,3 +360,55 @@ def test_wrong_numbers_of_threads():
     for wrong in (0, -1):
         with pytest.raises(ValueError, match="at least 1, got"):
             rnnkern.numpy.set_threads(wrong)
+
+
+# Weights that are packed once.
+
+
+def test_weights_are_a_snapshot():
+    arrays = state_dict("LSTM")
+    layer = rnnkern.numpy.Layer(arrays)
+    x = random(T, B, I)
+    expected, _ = layer(x)
+    for array in arrays.values():
+        array *= 2
+    assert np.array_equal(layer(x)[0], expected)
+    assert not np.array_equal(layer.record(x)[0], expected)
+
+
+def test_copies_pack_anew():
+    layer = make("GRU")
+    x = random(T, B, I)
+    expected, _ = layer(x)
+    for same in (copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert np.array_equal(same(x)[0], expected)
+        assert repr(same) == repr(layer)
+    assert b"_packed" not in pickle.dumps(layer)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_rounded_weights_are_not_recorded(weights):
+    arrays = state_dict("LSTM", dtype=np.float32)
+    layer = rnnkern.numpy.Layer(arrays, weights=weights)
+    assert repr(layer).endswith(f"float32, weights={weights!r})")
+    assert rnnkern.numpy.Layer(arrays).weight_format == "float32"
+    with pytest.raises(ValueError, match=f"record is not there for weights='{weights}'"):
+        layer.record(random(T, B, I).astype(np.float32))
+
+
+def test_prepacked_memory_is_checked():
+    layer = make("LSTM", num_layers=1, directions=1)
+    x, spec = random(T, B, I), layer._spec(False)
+    good = layer._packed[0]
+    other = good.copy()
+    other[:8] = 0
+    for wrong in (good[:-1].copy(), np.zeros(4, np.uint8), other):
+        with pytest.raises(ValueError, match="prepacked"):
+            _numpy.forward_prepacked(x, None, [], wrong, spec, H, 0)
+        with pytest.raises(ValueError, match="prepacked"):
+            _numpy.Stream([wrong], 1, 1)
+    for hidden, proj in ((H + 1, 0), (H, 2)):
+        with pytest.raises(ValueError, match="prepacked weights are another layer's"):
+            _numpy.forward_prepacked(x, None, [], good, spec, hidden, proj)
+    with pytest.raises(ValueError, match="prepacked weights are another layer's"):
+        _numpy.forward_prepacked(x.astype(np.float32), None, [], good, spec, H, 0)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import rnnkern
 from rnnkern.call_spec import CallSpec
-from rnnkern.cell_spec import BY_MODE
 from rnnkern.ops.autograd import layer_call
+from rnnkern.ops.library import BY_MODE
 
 SIZES = [*range(1, 11), *(2**n + d for n in (4, 5, 6, 7) for d in (-1, 0, 1))]
 SPLITS = [  # few rows and many units, many rows and few units, and tails in both
@@ -27,19 +27,19 @@ SPLITS = [  # few rows and many units, many rows and few units, and tails in bot
     Case("GRU", T=9, B=67, I=5, H=19, packed=True),
     Case("RNN_TANH", T=9, B=5, I=40, H=130, packed=True, bidirectional=True),
     Case("RNN_RELU", T=9, B=40, I=33, H=17),
-    Case("LSTM", T=9, B=1, I=40, H=200, P=130, hx=True),
-    Case("LSTM", T=9, B=67, I=5, H=29, P=19, packed=True, bidirectional=True),
-    Case("LSTM", T=9, B=2, I=40, H=200, P=150, bidirectional=True),
+    Case("LSTM", T=9, B=1, I=40, H=200, proj=130, hx=True),
+    Case("LSTM", T=9, B=67, I=5, H=29, proj=19, packed=True, bidirectional=True),
+    Case("LSTM", T=9, B=2, I=40, H=200, proj=150, bidirectional=True),
 ]
 BLOCKS = [  # a large batch of a small layer goes backward in blocks of rows
     Case("LSTM", T=9, B=150, I=5, H=19, packed=True, bidirectional=True, hx=True),
     Case("GRU", T=5, B=300, I=33, H=17, batch_first=True),
     Case("RNN_TANH", T=9, B=145, I=70, H=40, packed=True, hx=True),
     Case("RNN_RELU", T=2, B=433, I=1, H=16, bidirectional=True),
-    Case("LSTM", T=4, B=300, I=6, H=29, P=19, packed=True, hx=True),
+    Case("LSTM", T=4, B=300, I=6, H=29, proj=19, packed=True, hx=True),
     # many units, whose gate gradients stand in blocks of columns
     Case("LSTM", T=9, B=5, I=70, H=128, packed=True, bidirectional=True, hx=True),
-    Case("LSTM", T=9, B=5, I=7, H=128, P=70),
+    Case("LSTM", T=9, B=5, I=7, H=128, proj=70),
     Case("GRU", T=9, B=3, I=5, H=192, hx=True),
     Case("RNN_TANH", T=7, B=33, I=140, H=256),
 ]
@@ -92,7 +92,7 @@ def test_sizes_of_pairs(cell: str, letter: str, size: int) -> None:
 @pytest.mark.every_level
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_of_a_projection(size: int) -> None:
-    check(Case("LSTM", T=3, B=3, I=3, H=size + 3, P=size))
+    check(Case("LSTM", T=3, B=3, I=3, H=size + 3, proj=size))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -127,7 +127,7 @@ def test_strides(cell: str, P: int, batch_first: bool, dtype: torch.dtype) -> No
     """Inputs, states and gradients that are slices, transposes or expansions of other tensors."""
     even = dtype is HALF
     case = Case(
-        cell, T=5, B=6, I=7 + even, H=9 + even, P=P, batch_first=batch_first, hx=True, dtype=dtype
+        cell, B=6, I=7 + even, H=9 + even, proj=P, batch_first=batch_first, hx=True, dtype=dtype
     )
     layer = case.layer(rnnkern)
     x, states = case.inputs()
@@ -158,7 +158,7 @@ def test_strides(cell: str, P: int, batch_first: bool, dtype: torch.dtype) -> No
 def test_not_finite(cell: str, P: int, value: float, dtype: torch.dtype) -> None:
     """A NaN or infinity stays in its row, from its time step on, and does there what torch does."""
     even = dtype is HALF
-    case = Case(cell, T=6, B=5, I=3 + even, H=19 + even, P=P, dtype=dtype)
+    case = Case(cell, T=6, B=5, I=3 + even, H=19 + even, proj=P, dtype=dtype)
     x, _ = case.inputs()
     clean, _ = case.layer(rnnkern)(x)
     x[2, 3, 1] = value
@@ -235,10 +235,8 @@ def test_states_of_bfloat16(name: str) -> None:
 )
 def test_batch_invariance(cell: str, projected: bool, hidden: int, dtype: torch.dtype) -> None:
     """A row's results are the same bits alone, in any batch, and among rows of other lengths."""
-    I = 74 if hidden == 200 else 12
-    case = Case(
-        cell, T=7, B=37, I=I, H=hidden, P=projected * hidden // 2, bidirectional=True, dtype=dtype
-    )
+    I, P = 74 if hidden == 200 else 12, projected * hidden // 2
+    case = Case(cell, T=7, B=37, I=I, H=hidden, proj=P, bidirectional=True, dtype=dtype)
     layer = case.layer(rnnkern).requires_grad_(False)
     x, _ = case.inputs()
     whole, state = layer(x)
@@ -344,13 +342,13 @@ LEVELS = json.loads(torch.ops.rnnkern.info())["available"]
 @pytest.mark.skipif("RNNKERN_CPU" in os.environ, reason="a level is already forced")
 @pytest.mark.parametrize("level", LEVELS[:-1])
 def test_lower_levels(level: str) -> None:
-    """The table, the sizes and the invariances once more at each lower instruction set; where it is
-    another one's with native bfloat16, all that runs in bfloat16. The level is chosen when the
-    library loads: in a process of its own."""
+    """The table, the sizes, the invariances and prepacked weights once more at each lower
+    instruction set; where it is another one's with native bfloat16, all that runs in bfloat16. The
+    level is chosen when the library loads: in a process of its own."""
     chosen = "bfloat16" if level.endswith(("_bf16", "_amx")) else "every_level"
     command = [sys.executable, "-m", "pytest", "-q", "-m", chosen]
     done = subprocess.run(
-        [*command, "test_layers.py", "test_properties.py"],
+        [*command, "test_layers.py", "test_properties.py", "../realtime"],
         cwd=Path(__file__).parent,
         env=os.environ | {"RNNKERN_CPU": level},
         capture_output=True,

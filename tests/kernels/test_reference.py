@@ -192,3 +192,48 @@ def test_wrong_arguments():
         reference.backward(run(), np.ones((3, 2, 6)))
     with pytest.raises(ValueError, match="gradient of c_n"):
         reference.backward(run(), None, None, state)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_resets(mode: str, bidirectional: bool) -> None:
+    """Every result and gradient, of each episode as torch.nn computes it alone."""
+    layer = make(mode, bidirectional)
+    directions, count = 1 + bidirectional, 2 if mode == "LSTM" else 1
+    x = torch.randn(T, B, I).double().requires_grad_()
+    h_0 = [torch.randn(directions, B, H).double().requires_grad_() for _ in range(count)]
+    fresh = [torch.randn(directions, T, B, H).double().requires_grad_() for _ in range(count)]
+    resets = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 0, 1], [1, 0, 0]], bool)
+    outputs, final = [], [[] for _ in range(count)]
+    for b in range(B):
+        starts = [t for t in range(T) if resets[t, b] or t == 0]
+        parts = []
+        for t, end in zip(starts, [*starts[1:], T], strict=True):
+            state = [s[:, t, b] for s in fresh] if resets[t, b] else [s[:, b] for s in h_0]
+            y, state = layer(x[t:end, b], tuple(state) if count > 1 else state[0])
+            parts.append(y)
+        outputs.append(torch.cat(parts))
+        for k, s in enumerate(state if count > 1 else (state,)):
+            final[k].append(s)
+    results = [torch.stack(outputs, 1), *(torch.stack(s, 1) for s in final)]
+    grads = [torch.randn_like(r) for r in results]
+    torch.autograd.backward(results, grads)
+
+    arrays = ([t.detach().numpy() for t in ts] for ts in (h_0, fresh))
+    weights = layers({k: v.detach().numpy() for k, v in layer.state_dict().items()})[0]
+    state, after_reset = arrays
+    tape = reference.forward(
+        mode, x.detach().numpy(), weights, state, resets=resets, after_reset=after_reset
+    )
+    found = reference.backward(tape, *(g.numpy() for g in grads))
+    pairs = [(tape.output, results[0]), (tape.h_n, results[1]), (found.input, x.grad)]
+    pairs += [(tape.c_n, results[2])] if count > 1 else []
+    pairs += zip([found.h_0, found.c_0], [s.grad for s in h_0], strict=False)
+    for d in range(directions):
+        pairs += zip(found.after_reset[d], [s.grad[d] for s in fresh], strict=True)
+        theirs = [getattr(layer, n).grad for n in layer._all_weights[d]]
+        pairs += zip([w for w in found.weights[d] if w is not None], theirs, strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="resets must have the shape"):
+        reference.forward(mode, x.detach().numpy(), weights, resets=resets.T)

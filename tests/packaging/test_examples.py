@@ -1,6 +1,6 @@
-"""The examples that take no training, and the page that the demo writes.
+"""The examples in short forms or without training, and the page that the demo writes.
 
-Each example checks its own results against torch.nn; `make demo` runs them all.
+Each example checks its own results against torch.nn; `make demo` runs the course day's.
 """
 
 import io
@@ -28,6 +28,12 @@ def _lies_in_examples(module) -> bool:
     return file is not None and Path(file).parent == EXAMPLES
 
 
+def assert_drawn(result):
+    for figure in result.figures:
+        colors = Image.open(figure).convert("RGB").getcolors(maxcolors=1 << 24)
+        assert len(colors) > 50
+
+
 @pytest.mark.slow
 def test_page_and_table(tmp_path, monkeypatch):
     import demo
@@ -40,9 +46,7 @@ def test_page_and_table(tmp_path, monkeypatch):
     results = [task.run(tmp_path) for task in tasks]
     for result in results:
         assert set(result.seconds) == {"torch.nn", "rnnkern"}
-        for figure in result.figures:
-            colors = Image.open(figure).convert("RGB").getcolors(maxcolors=1 << 24)
-            assert len(colors) > 50  # something is drawn
+        assert_drawn(result)
 
     page = demo.render(results)
     assert '<h2 id="lesson2">Task 3: inside an LSTM</h2>' in page
@@ -76,3 +80,94 @@ def test_a_training_that_differs_is_refused():
     x = torch.randn(4, 2, 2)
     with pytest.raises(RuntimeError, match="loss curves differ"):
         train(models, lambda m: m(x)[0].square().mean(), 1e-2, epochs=3, tolerance=1e-3)
+
+
+def share(text: str) -> float:
+    """The first percentage of a text."""
+    return float(text.split("%")[0]) / 100
+
+
+@pytest.mark.slow
+def test_voice_activity(tmp_path):
+    import voice_activity
+
+    result = voice_activity.run(tmp_path, clips=8, epochs=20, count=1)
+    rows = {what: ours for what, ours, _ in result.rows}
+    assert share(rows["chunks decided rightly"]) > 0.7
+    assert rows["decisions that differ, stream"] == "0"
+    assert int(rows["decisions that differ, bfloat16 stream"]) < 10  # of 1000
+    assert int(rows["decisions that differ, int8 stream"]) < 50
+    assert_drawn(result)
+
+
+def test_decisions_that_differ_are_refused():
+    import numpy as np
+    from voice_activity import check
+
+    p = {form: np.array([0.4, 0.6]) for form in ("torch.nn", "rnnkern", "frozen", "stream")}
+    assert check(p | {"int8 stream": np.array([0.6, 0.6])})["int8 stream"] == 1
+    with pytest.raises(RuntimeError, match="decisions in float32 differ"):
+        check(p | {"rnnkern": np.array([0.6, 0.6])})
+    with pytest.raises(RuntimeError, match="not the bits of the layer"):
+        check(p | {"stream": np.array([0.41, 0.6])})
+
+
+@pytest.mark.slow
+def test_wavernn(tmp_path):
+    import wavernn
+
+    result = wavernn.run(tmp_path, steps=60)
+    rows = {what: ours for what, ours, _ in result.rows}
+    assert rows["samples that differ, stream"] == "0 of 60"
+    for to in ("bfloat16", "int8"):
+        assert int(rows[f"samples that differ, {to} stream"].split()[0]) < 10
+    assert_drawn(result)
+
+
+def test_samples_that_differ_are_refused():
+    from wavernn import differing
+
+    drawn = {form: [0.5, -1.0] for form in ("torch.nn", "rnnkern", "frozen", "stream")}
+    assert differing(drawn | {"int8 stream": [0.5, 1.0]})["int8 stream"] == 1
+    with pytest.raises(RuntimeError, match="samples in float32 differ"):
+        differing(drawn | {"frozen": [0.25, -1.0]})
+
+
+@pytest.mark.peers
+@pytest.mark.slow
+def test_silero(tmp_path):
+    """The shipped model's probabilities and decisions, with the streams in its cell's place."""
+    pytest.importorskip("silero_vad")
+    import silero
+
+    result = silero.run(tmp_path, count=1)
+    rows = {what: ours for what, ours, _ in result.rows}
+    assert share(rows["chunks decided rightly"]) > 0.9
+    assert rows["decisions that differ, stream"] == "0"
+    assert float(rows["probabilities differ from it by"]) < 1e-5
+    assert_drawn(result)
+
+
+@pytest.mark.peers
+def test_wavernn_is_torchaudios():
+    """The same samples as torchaudio's own loop, from the same weights and random numbers."""
+    import torch
+    import wavernn
+
+    kind = wavernn.published()
+    if kind is None:
+        pytest.skip("torchaudio is not installed, or its libraries do not load")
+    model = wavernn.untrained()
+    published = kind([2, 5], wavernn.CLASSES, hop_length=10).eval()
+    published.load_state_dict(
+        model.state_dict() | published.upsample.state_dict(prefix="upsample.")
+    )
+    spectrogram = torch.randn(1, wavernn.MELS, 2)
+    with torch.inference_mode():
+        padded = torch.nn.functional.pad(spectrogram, (published._pad, published._pad))
+        condition = torch.cat(published.upsample(padded), 1)[0].T
+        torch.manual_seed(0)
+        expected = published.infer(spectrogram)[0].flatten().tolist()
+        drawn = [sample.value for sample in wavernn.generators(model, condition)["stream"]]
+    assert drawn == expected
+    assert len(expected) == 20

@@ -9,20 +9,15 @@
 #include <cstring>
 #include <random>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
+
+#include "../../csrc/cpu/runtime/stream.h"
+#include "../../csrc/cpu/runtime/thread_pool.h"
 
 using namespace rnnkern;
 
 namespace {
-
-constexpr ParallelFor kThreads{[](int count, void (*body)(void*, int, int), void* context) {
-  std::vector<std::thread> threads;
-  for (int i = 1; i < count; ++i) threads.emplace_back(body, context, i, i + 1);
-  body(context, 0, 1);
-  for (std::thread& t : threads) t.join();
-}};
 
 std::mt19937 random_engine(0);
 int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_engine); }
@@ -44,6 +39,54 @@ std::vector<T> normal(int64_t count) {
 template <class T>
 std::string bytes(const std::vector<T>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+// Memory that ends where the weights end, so that a sanitizer sees what reads past them.
+struct AlignedBytes {
+  explicit AlignedBytes(size_t bytes)
+      : data(std::aligned_alloc(PrepackedHeader::kAlignment, (bytes + 63) / 64 * 64)) {}
+  ~AlignedBytes() { std::free(data); }
+  AlignedBytes(const AlignedBytes&) = delete;
+  AlignedBytes& operator=(const AlignedBytes&) = delete;
+  void* data;
+};
+
+[[noreturn]] void finding(const char* what) {
+  std::printf("%s: %s\n", engine().name, what);
+  std::exit(1);
+}
+
+// The layer on prepacked weights, all at once and as a stream in two parts: the results of `f`,
+// which has run, where the weights keep their type; with bfloat16 and int8 weights any, but the
+// same.
+template <class T>
+void run_prepacked(const ForwardParams<T>& f, int threads) {
+  const int64_t rows = f.sequence.rows(), B = f.sequence.batch, R = f.h_size();
+  const std::vector<T> wanted(f.y.data, f.y.data + rows * f.directions * R);
+  const int formats = std::is_same_v<T, float> ? 3 : 1;
+  for (int format = 0; format < formats; ++format) {
+    const auto as = WeightFormat(format);
+    const AlignedBytes memory(prepacked_bytes<T>(f, as));
+    prepack<T>(f, as, 0, memory.data);
+    const auto* const weights = static_cast<const PrepackedHeader*>(memory.data);
+    std::vector<T> y(wanted.size());
+    ForwardParams<T> p = f;
+    p.prepacked = weights;
+    for (Weights<T>& w : p.weights) w = {};
+    p.y.data = y.data(), p.saved = nullptr, p.c_states = nullptr;
+    forward(p, kOwnThreads, threads);
+    if (format == 0 && bytes(y) != bytes(wanted)) finding("prepacked weights change the results");
+    if (f.sequence.offsets || f.directions > 1 || f.h0) continue;
+    // bfloat16 rounds h between runs.
+    const int64_t T_ = f.sequence.steps, part = sizeof(T) == 2 ? T_ : pick(0, int(T_) - 1);
+    std::vector<T> streamed(y.size());
+    const auto stream = Stream::create({weights}, B, kOwnThreads, threads);
+    if (part) stream->run(f.x.data, part, streamed.data());
+    if (part < T_)
+      stream->run(f.x.data + part * B * f.input_size, T_ - part, streamed.data() + part * B * R);
+    if (bytes(streamed) != bytes(y)) finding("a stream changes the results");
+    stream->reset(B - 1);
+  }
 }
 
 template <class T>
@@ -105,17 +148,18 @@ void run_case() {
     f.y = {y.data(), B * D * R, D * R};
     f.h_n = h_n.data(), f.c_n = has_c ? c_n.data() : nullptr;
     f.saved = V ? saved.data() : nullptr, f.c_states = has_c ? cells.data() : nullptr;
-    forward(f, kThreads, threads);
+    forward(f, kOwnThreads, threads);
     if (inference) {  // the same results with nothing saved
       const auto with_saved = std::pair(bytes(y), bytes(h_n));
       f.saved = nullptr, f.c_states = nullptr;
-      forward(f, kThreads, threads);
+      forward(f, kOwnThreads, threads);
       if (std::pair(bytes(y), bytes(h_n)) != with_saved) {
         std::printf("%s: saving changes the results\n", engine().name);
         std::exit(1);
       }
       f.saved = V ? saved.data() : nullptr, f.c_states = has_c ? cells.data() : nullptr;
     }
+    run_prepacked(f, threads);
     BackwardParams<T> b{};
     static_cast<LayerParams<T>&>(b) = layer;
     b.y = {y.data(), B * D * R, D * R};
@@ -133,7 +177,7 @@ void run_case() {
     }
     b.flow_h = flow_wanted ? flow_h.data() : nullptr;
     b.flow_c = has_c && flow_wanted ? flow_c.data() : nullptr;
-    backward(b, kThreads, threads);
+    backward(b, kOwnThreads, threads);
     std::vector<std::string> all{bytes(y), bytes(h_n), bytes(saved)};
     for (const auto* found : {&c_n, &dx, &dh_0, &dc_0, &flow_h, &flow_c})
       all.push_back(bytes(*found));

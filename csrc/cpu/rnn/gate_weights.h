@@ -40,7 +40,7 @@ class PackedGateWeights {
     const int64_t split = plan.split_units ? plan.team(p.directions) : 1;
     prefetch_to_l2_ =
         panels_.bytes(hidden_k_ + (fused_input_ ? input_k_ : 0)) > l2_budget_bytes() * split &&
-        use_software_prefetch(plan.row_block) && format_ == WeightFormat::same;
+        use_software_prefetch(plan.row_block, p.prepacked) && format_ == WeightFormat::same;
   }
 
   // Leading dimension of a panel's pre-activations.

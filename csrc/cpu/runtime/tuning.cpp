@@ -39,8 +39,10 @@ const Machine& this_machine() {
 
 int64_t l2_budget_bytes() { return this_machine().l2_budget_bytes; }
 
-bool use_software_prefetch(int64_t rows) {
-  return rows > this_machine().tuning->max_rows_hardware_prefetch;
+bool use_software_prefetch(int64_t rows, bool prepacked) {
+  const Tuning& tuning = *this_machine().tuning;
+  return rows > (prepacked ? tuning.max_rows_hardware_prefetch_prepacked
+                           : tuning.max_rows_hardware_prefetch);
 }
 
 }  // namespace rnnkern

@@ -50,6 +50,7 @@ struct Tuning {
 
   // Rows up to which the hardware prefetcher follows the weights better by itself.
   int64_t max_rows_hardware_prefetch = 0;
+  int64_t max_rows_hardware_prefetch_prepacked = 4;
 };
 
 // The last row is for every other processor: measured on Ice Lake, Emerald Rapids and Granite
@@ -70,7 +71,8 @@ RNNKERN_API const Machine& this_machine();
 // Of this machine. Not inline: engine.cpp is compiled for several instruction sets.
 int64_t l2_budget_bytes();
 
-// Whether to prefetch weights by software, for a GEMM of so many rows.
-bool use_software_prefetch(int64_t rows);
+// Whether to prefetch weights by software, for a GEMM of so many rows. Prepacked weights lie still:
+// the caches hold those that fit.
+bool use_software_prefetch(int64_t rows, bool prepacked = false);
 
 }  // namespace rnnkern

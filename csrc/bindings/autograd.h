@@ -1,0 +1,38 @@
+// A layer's call with its gradient, as this library's functions for Python make it.
+#pragma once
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <optional>
+
+#include "../cells/registry.h"
+#include "../core/call_spec.h"
+
+namespace rnnkern {
+
+// The arguments of rnnkern::forward that are no tensors to differentiate. A step is a call of one
+// time step and direction on input (B, I) and states (B, H): the dimensions that the operator
+// wants are put on here, out of autograd's sight, where an alias is no view and costs next to
+// nothing: torch.nn's cells return no views either, so that users may change their results in
+// place.
+struct LayerCall {
+  std::optional<at::Tensor> batch_sizes = {};
+  CallSpec spec = {};
+  int64_t states = 0;
+  bool step = false;
+  bool cast_weights = false;  // to the input's dtype, in either pass: no copy is kept in between
+  bool direct = false;        // whether direct_call.h may take it, as of the forward pass
+
+  bool has_c() const {
+    return visit_cell(CellId(spec.cell), [](auto c) { return c.kStates > 1; });
+  }
+  int64_t weights() const { return spec.directions * spec.weights_per_direction(); }
+  // Whether the tensor in this place, of (input, *state, *weights), has no time or direction.
+  bool lifts(int64_t place) const { return step && place <= states; }
+};
+
+// Tensors: input, *state, *weights. Returns (output, h_n[, c_n]), of a step (h[, c]). The caller
+// holds Python's lock, which is released meanwhile.
+torch::autograd::variable_list run_layer(LayerCall call,
+                                         const torch::autograd::variable_list& tensors);
+
+}  // namespace rnnkern

@@ -1,0 +1,62 @@
+// The engine's parameters of a checked call, from tensors of torch: its own or its stable ABI's.
+#pragma once
+#include <optional>
+
+#include "../core/call_shape.h"
+#include "../core/layer_params.h"
+
+namespace rnnkern {
+
+template <class T, class AnyTensor>
+T* data(const AnyTensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+template <class T, class AnyTensor>
+T* data_or_null(const AnyTensor& t) {
+  return t.numel() ? data<T>(t) : nullptr;
+}
+template <class T, class AnyTensor>
+const T* data_or_null(const std::optional<AnyTensor>& t) {
+  return t ? data<const T>(*t) : nullptr;
+}
+
+template <class T, class AnyTensor>
+SequenceView<T> rows_of(const CallShape& call, const AnyTensor& t) {
+  if (call.packed) return {data<T>(t), 0, t.stride(0)};
+  return {data<T>(t), t.stride(call.batch_first ? 1 : 0), t.stride(call.batch_first ? 0 : 1)};
+}
+
+template <class T, class AnyTensor, class AnyTensors>
+void fill(LayerParams<T>& p, const CallShape& call, const AnyTensor& input, const AnyTensors& state,
+          const AnyTensors& weights) {
+  p.cell = call.cell;
+  p.sequence = {call.steps, call.batch, call.packed ? call.offsets.data() : nullptr};
+  p.input_size = call.input_size;
+  p.hidden_size = call.hidden_size;
+  p.proj_size = call.proj_size;
+  p.directions = call.directions;
+  p.x = rows_of<const T>(call, input);
+  for (int d = 0; d < call.directions && !weights.empty(); ++d) {
+    const AnyTensor* w = &weights[d * call.per_direction];
+    p.weights[d] = {data<const T>(w[0]), data<const T>(w[1]),
+                    call.bias ? data<const T>(w[2]) : nullptr,
+                    call.bias ? data<const T>(w[3]) : nullptr,
+                    call.proj_size ? data<const T>(w[call.per_direction - 1]) : nullptr};
+  }
+  p.h0 = state.empty() ? nullptr : data<const T>(state[0]);
+  p.c0 = state.size() < 2 ? nullptr : data<const Acc<T>>(state[1]);
+}
+
+// `grads`: of all weights.
+template <class T, class AnyTensors>
+void fill_grads(BackwardParams<T>& p, const CallShape& call, const AnyTensors& grads) {
+  using S = Acc<T>;
+  for (int d = 0; d < call.directions; ++d) {
+    const auto* g = &grads[d * call.per_direction];
+    p.grads[d] = {data<S>(g[0]), data<S>(g[1]), call.bias ? data<S>(g[2]) : nullptr,
+                  call.bias ? data<S>(g[3]) : nullptr,
+                  call.proj_size ? data<S>(g[call.per_direction - 1]) : nullptr};
+  }
+}
+
+}  // namespace rnnkern

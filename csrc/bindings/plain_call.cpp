@@ -1,0 +1,367 @@
+// What Layer.forward and Cell.forward (rnnkern/nn) do where nothing is out of the ordinary. They
+// are the definition: they do every call that is refused here, and raise every error.
+//
+// A call is plain if
+//   1. no mode, transform, trace, cast or observer is active: is_watched();
+//   2. the class and the module have rnnkern's and torch's own methods, and the module has the
+//      weights that torch.nn would take: find_module();
+//   3. its tensors are of no subclass, dense, on the CPU, and fit together: the rest.
+// All of it is looked at in each call but for the class, which Python judges once per version.
+#include "plain_call.h"
+
+#include <ATen/Context.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/ops/cat.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <optional>
+#include <string_view>
+#include <unordered_map>
+
+#include "../cells/table.h"
+#include "autograd.h"
+#include "module_weights.h"
+
+namespace rnnkern {
+namespace {
+
+using at::Tensor;
+using torch::autograd::variable_list;
+
+// See use_plain_calls.
+PyObject* is_plain = nullptr;    // class -> bool
+PyObject* methods = nullptr;     // tuple of names that a module must not hide
+PyObject* observer = nullptr;    // a ContextVar
+PyObject* forward_ad = nullptr;  // the namespace of torch.autograd.forward_ad
+
+class Name {  // of an attribute
+ public:
+  explicit Name(const char* name) : name_(PyUnicode_InternFromString(name)) {}
+  PyObject* in(PyObject* dict) const { return PyDict_GetItemWithError(dict, name_); }  // borrowed
+
+ private:
+  PyObject* name_;
+};
+
+bool is_observed() {
+  PyObject* value = nullptr;
+  if (PyContextVar_Get(observer, nullptr, &value)) throw python_error();
+  const bool found = value && value != Py_None;
+  Py_XDECREF(value);
+  return found;
+}
+
+bool has_dual_level() {
+  static const Name name("_current_level");
+  PyObject* const level = name.in(forward_ad);
+  return !level || PyLong_AsLong(level) >= 0;
+}
+
+bool is_watched() {
+  using c10::DispatchKey;
+  const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
+  const c10::DispatchKeySet transforms{DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                       DispatchKey::FuncTorchDynamicLayerBackMode};
+  return keys.included_.has_any(transforms) ||
+         !keys.excluded_.isSupersetOf(c10::autocast_dispatch_keyset) ||
+         torch::jit::tracer::isTracing() || at::impl::PythonTorchFunctionTLS::stack_len() ||
+         has_dual_level() || is_observed();
+}
+
+// Whether is_plain says so of the class: asked again whenever the class or a base has changed,
+// which gives it a new version.
+bool is_plain_class(PyTypeObject* type) {
+  struct Judged {
+    unsigned version;
+    bool plain;
+  };
+  static std::unordered_map<PyTypeObject*, Judged> judged;
+  unsigned version = type->tp_version_tag;
+#if PY_VERSION_HEX < 0x030B0000
+  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) version = 0;
+#endif
+  const auto known = judged.find(type);
+  if (version && known != judged.end() && known->second.version == version)
+    return known->second.plain;
+  const auto answer = pybind11::reinterpret_steal<pybind11::object>(
+      PyObject_CallOneArg(is_plain, reinterpret_cast<PyObject*>(type)));
+  if (!answer) throw python_error();
+  judged[type] = {version, answer.ptr() == Py_True};
+  return answer.ptr() == Py_True;
+}
+
+bool read(PyObject* value, int64_t& number) {
+  if (!value || !PyLong_CheckExact(value)) return false;
+  int overflow;
+  number = PyLong_AsLongLongAndOverflow(value, &overflow);
+  return !overflow;
+}
+bool read(PyObject* value, bool& flag) {
+  flag = value == Py_True;
+  return flag || value == Py_False;
+}
+
+// What the module says besides its weights.
+struct Settings {
+  CallSpec spec = {};
+  int64_t layers = 1, input_size, hidden_size, proj_size = 0;
+  int64_t width() const { return proj_size ? proj_size : hidden_size; }
+};
+
+bool read_mode(PyObject* value, int64_t& cell) {
+  if (!value || !PyUnicode_Check(value)) return false;
+  for (cell = 0; cell < kCellCount; ++cell)
+    if (!PyUnicode_CompareWithASCIIString(value, mode_name(CellId(cell)))) return true;
+  return false;
+}
+
+bool read_sizes(PyObject* attributes, Settings& settings) {
+  static const Name input_size("input_size"), hidden_size("hidden_size");
+  return read(input_size.in(attributes), settings.input_size) && settings.input_size &&
+         read(hidden_size.in(attributes), settings.hidden_size) && settings.hidden_size;
+}
+
+// Between layers; masks are drawn in Python.
+bool drops_out(PyObject* attributes) {
+  static const Name training("training"), dropout("dropout");
+  PyObject *const active = training.in(attributes), *const rate = dropout.in(attributes);
+  if (active == Py_False) return false;
+  return !rate || !PyFloat_CheckExact(rate) || PyFloat_AS_DOUBLE(rate) != 0;
+}
+
+bool read_layer(PyObject* attributes, Settings& settings) {
+  static const Name mode("mode"), num_layers("num_layers"), bidirectional("bidirectional"),
+      bias("bias"), proj_size("proj_size"), batch_first("batch_first");
+  bool two;
+  CallSpec& spec = settings.spec;
+  if (!(read_mode(mode.in(attributes), spec.cell) &&
+        read(num_layers.in(attributes), settings.layers) && settings.layers > 0 &&
+        read(bidirectional.in(attributes), two) && read(bias.in(attributes), spec.bias) &&
+        read(proj_size.in(attributes), settings.proj_size) &&
+        read(batch_first.in(attributes), spec.batch_first) && read_sizes(attributes, settings)))
+    return false;
+  spec.directions = two ? 2 : 1;
+  spec.projection = settings.proj_size > 0;
+  return settings.layers == 1 || !drops_out(attributes);
+}
+
+struct Module {
+  pybind11::object attributes, weights;  // a dict, a list
+};
+
+// The module's own attributes and its weights of these names, if it is an ordinary one.
+std::optional<Module> find_module(PyObject* module, PyObject* names, bool flat) {
+  static const Name flat_weights("_flat_weights"), flat_names("_flat_weights_names");
+  if (!is_plain_class(Py_TYPE(module))) return std::nullopt;
+  Module found{
+      pybind11::reinterpret_steal<pybind11::object>(PyObject_GenericGetDict(module, nullptr)), {}};
+  if (!found.attributes) throw python_error();
+  PyObject* const own = found.attributes.ptr();
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(methods); ++i)
+    if (PyDict_Contains(own, PyTuple_GET_ITEM(methods, i))) return std::nullopt;
+  PyObject* list = Py_None;
+  if (flat) {
+    list = flat_weights.in(own);
+    names = flat_names.in(own);
+    if (!list || !PyList_Check(list) || !names || !PyList_Check(names)) return std::nullopt;
+  }
+  found.weights =
+      pybind11::reinterpret_steal<pybind11::object>(find_weights(module, names, list, own));
+  if (PyErr_Occurred()) throw python_error();
+  if (!found.weights) return std::nullopt;
+  return found;
+}
+
+// (input, *state, *weights), if they are plain tensors; empty if not.
+variable_list gather(PyObject* input, PyObject* hx, const Module& module,
+                     const Settings& settings) {
+  variable_list tensors;
+  tensors.reserve(12);
+  const auto add = [&](PyObject* item) {
+    const bool exact = THPVariable_CheckExact(item);
+    if (exact) tensors.push_back(THPVariable_Unpack(item));
+    return exact;
+  };
+  const bool pair = visit_cell(CellId(settings.spec.cell), [](auto c) { return c.kStates > 1; });
+  if (!add(input)) return {};
+  if (hx != Py_None && !pair && !add(hx)) return {};
+  if (hx != Py_None && pair) {
+    if (!PyTuple_CheckExact(hx) && !PyList_CheckExact(hx)) return {};
+    if (PySequence_Fast_GET_SIZE(hx) != 2) return {};
+    for (Py_ssize_t i = 0; i < 2; ++i)
+      if (!add(PySequence_Fast_GET_ITEM(hx, i))) return {};
+  }
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(module.weights.ptr()); ++i)
+    tensors.push_back(THPVariable_Unpack(PyList_GET_ITEM(module.weights.ptr(), i)));
+  return tensors;
+}
+
+bool may_round(const CallSpec& spec) {
+  const at::Float32Op op =
+      CellId(spec.cell) == CellId::lstm ? at::Float32Op::RNN : at::Float32Op::MATMUL;
+  return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, op) ==
+         at::Float32Precision::BF16;
+}
+
+// The input against the module; the kernels check the weights and what is not looked at here.
+bool takes_input(const Tensor& input, const Tensor& weight, const Settings& settings) {
+  const at::ScalarType dtype = input.scalar_type();
+  const bool known =
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+  return known && input.is_cpu() && input.layout() == at::kStrided && weight.is_cpu() &&
+         weight.scalar_type() == dtype && input.size(-1) == settings.input_size;
+}
+
+// `leading`: the sizes of a state before its features.
+bool takes_states(at::TensorList state, at::IntArrayRef leading, const Settings& settings) {
+  for (size_t i = 0; i < state.size(); ++i) {
+    const at::IntArrayRef sizes = state[i].sizes();
+    if (sizes.size() != leading.size() + 1 || sizes.slice(0, leading.size()) != leading ||
+        sizes.back() != (i ? settings.hidden_size : settings.width()))
+      return false;
+  }
+  return true;
+}
+
+bool layer_fits(const variable_list& tensors, int64_t states, const Settings& settings) {
+  const Tensor& input = tensors[0];
+  const int64_t rank = input.dim(), finals = settings.layers * settings.spec.directions;
+  if (rank != 2 && rank != 3) return false;
+  const int64_t weights = finals * settings.spec.weights_per_direction();
+  if (int64_t(tensors.size()) != 1 + states + weights) return false;
+  const bool swapped = rank == 3 && settings.spec.batch_first;
+  const int64_t batch = rank == 2 ? 1 : input.size(swapped ? 0 : 1);
+  const at::TensorList state(tensors.data() + 1, states);
+  return takes_input(input, tensors[1 + states], settings) && input.size(swapped ? 1 : 0) > 0 &&
+         (rank == 2 ? takes_states(state, {finals}, settings)
+                    : takes_states(state, {finals, batch}, settings)) &&
+         !(input.scalar_type() == at::kFloat && may_round(settings.spec));
+}
+
+bool cell_fits(const variable_list& tensors, int64_t states, const Settings& settings) {
+  const Tensor& input = tensors[0];
+  if (input.dim() != 1 && input.dim() != 2) return false;
+  const at::IntArrayRef sizes = input.sizes();
+  return takes_input(input, tensors[1 + states], settings) &&
+         takes_states({tensors.data() + 1, size_t(states)}, sizes.slice(0, sizes.size() - 1),
+                      settings);
+}
+
+// The stack of layers on (input, *state, *weights): (output, h_n[, c_n]).
+variable_list run_stack(const LayerCall& call, int64_t layers, const variable_list& tensors) {
+  if (layers == 1) return run_layer(call, tensors);
+  const int64_t first_weight = 1 + call.states, each = call.weights();
+  std::vector<variable_list> states, finals(call.has_c() ? 2 : 1);
+  for (int64_t i = 0; i < call.states; ++i) states.push_back(tensors[1 + i].chunk(layers));
+  Tensor output = tensors[0];
+  for (int64_t k = 0; k < layers; ++k) {
+    variable_list own{output};
+    for (const variable_list& state : states) own.push_back(state[k]);
+    const auto weights = tensors.begin() + first_weight + k * each;
+    own.insert(own.end(), weights, weights + each);
+    const variable_list results = run_layer(call, own);
+    output = results[0];
+    for (size_t i = 0; i < finals.size(); ++i) finals[i].push_back(results[1 + i]);
+  }
+  variable_list all{output};
+  for (const variable_list& of_layers : finals) all.push_back(at::cat(of_layers));
+  return all;
+}
+
+void unsqueeze(variable_list& tensors, int64_t count, int64_t dim) {
+  for (int64_t i = 0; i < count; ++i) tensors[i] = tensors[i].unsqueeze(dim);
+}
+
+PyObject* as_tuple(const variable_list& tensors, size_t first) {
+  PyObject* const tuple = PyTuple_New(Py_ssize_t(tensors.size() - first));
+  for (size_t i = first; i < tensors.size(); ++i)
+    PyTuple_SET_ITEM(tuple, Py_ssize_t(i - first), THPVariable_Wrap(tensors[i]));
+  return tuple;
+}
+// One state is a tensor, two are a pair.
+PyObject* wrap_states(const variable_list& results, size_t first) {
+  return results.size() == first + 1 ? THPVariable_Wrap(results[first]) : as_tuple(results, first);
+}
+
+void check_arguments(Py_ssize_t count) {
+  TORCH_CHECK_TYPE(count == 3 && is_plain, "expected a module, input and hx");
+}
+
+}  // namespace
+
+PyObject* plain_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  check_arguments(count);
+  if (is_watched()) Py_RETURN_NONE;
+  const std::optional<Module> module = find_module(args[0], nullptr, true);
+  Settings settings;
+  if (!module || !read_layer(module->attributes.ptr(), settings)) Py_RETURN_NONE;
+  variable_list tensors = gather(args[1], args[2], *module, settings);
+  if (tensors.empty()) Py_RETURN_NONE;
+  const int64_t states = int64_t(tensors.size()) - 1 - PyList_GET_SIZE(module->weights.ptr());
+  if (!layer_fits(tensors, states, settings)) Py_RETURN_NONE;
+
+  LayerCall call{.spec = settings.spec, .states = states};
+  const bool batched = tensors[0].dim() == 3;
+  if (!batched) {
+    call.spec.batch_first = false;
+    unsqueeze(tensors, 1 + states, 1);
+  }
+  variable_list results = run_stack(call, settings.layers, tensors);
+  if (!batched)
+    for (Tensor& t : results) t = t.squeeze(1);
+  else if (call.spec.batch_first && CellId(call.spec.cell) == CellId::lstm)
+    results[0] = results[0].view_as(results[0]);  // torch.nn's is a view too
+  PyObject* const pair = PyTuple_New(2);
+  PyTuple_SET_ITEM(pair, 0, THPVariable_Wrap(results[0]));
+  PyTuple_SET_ITEM(pair, 1, wrap_states(results, 1));
+  return pair;
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 5 && is_plain, "expected a module, its names, mode, input and hx");
+  if (is_watched()) Py_RETURN_NONE;
+  const std::optional<Module> module = find_module(args[0], args[1], false);
+  Settings settings;
+  if (!module || !read_mode(args[2], settings.spec.cell) ||
+      !read_sizes(module->attributes.ptr(), settings))
+    Py_RETURN_NONE;
+  variable_list tensors = gather(args[3], args[4], *module, settings);
+  if (tensors.empty()) Py_RETURN_NONE;
+  const Py_ssize_t weights = PyList_GET_SIZE(module->weights.ptr());
+  const int64_t states = int64_t(tensors.size()) - 1 - weights;
+  if (!cell_fits(tensors, states, settings)) Py_RETURN_NONE;
+
+  settings.spec.directions = 1;
+  settings.spec.bias = weights > 2;
+  const bool batched = tensors[0].dim() == 2;
+  if (!batched) unsqueeze(tensors, 1 + states, 0);
+  variable_list results =
+      run_layer({.spec = settings.spec, .states = states, .step = true}, tensors);
+  if (!batched)
+    for (Tensor& t : results) t = t.squeeze(0);
+  return wrap_states(results, 0);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* use_plain_calls(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 4 && PyCallable_Check(args[0]) && PyTuple_Check(args[1]) &&
+                       PyContextVar_CheckExact(args[2]) && PyDict_Check(args[3]),
+                   "use_plain_calls takes a function, a tuple, a ContextVar and a dict");
+  PyObject** const places[] = {&is_plain, &methods, &observer, &forward_ad};
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    Py_INCREF(args[i]);
+    Py_XSETREF(*places[i], args[i]);
+  }
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,16 @@
+// The usual call of a layer or cell of rnnkern.nn, without the cost of Python.
+#pragma once
+#include <Python.h>
+
+namespace rnnkern {
+
+// plain_layer(module, input, hx) -> (output, states), or None: Layer.forward must do it
+PyObject* plain_layer(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+// plain_cell(module, names, mode, input, hx) -> states, or None: Cell.forward must do it
+PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+// use_plain_calls(is_plain, methods, observer, forward_ad): what is asked of Python meanwhile.
+PyObject* use_plain_calls(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+}  // namespace rnnkern
