@@ -1,6 +1,6 @@
 """`make test-matrix`: the wheel in fresh environments, one per Python and torch, under the tests.
 
-Beside the installed package stand tests/ and pyproject.toml alone. A row per environment and
+Beside the installed package stand tests/, bench/ and pyproject.toml alone. A row per environment and
 instruction-set level is added to build/matrix.md, the tests' output to a log of its own.
 """
 
@@ -63,7 +63,8 @@ def row(python: str, torch: str, options: argparse.Namespace) -> bool:
         folder = Path(name)
         inside = environment(folder / "venv", python, torch, options.wheel, options.pip_args)
         alone = folder / "alone"
-        shutil.copytree(ROOT / "tests", alone / "tests")
+        for part in ("tests", "bench"):  # the tests' cases derive from the benchmark's calls
+            shutil.copytree(ROOT / part, alone / part)
         shutil.copy(ROOT / "pyproject.toml", alone)
         found = facts(inside, alone)
         version = found["python"].split()[0]
