@@ -1,7 +1,7 @@
 """`make test-matrix`: the wheel in fresh environments, one per Python and torch, under the tests.
 
-Beside the installed package stand tests/, bench/ and pyproject.toml alone. A row per environment and
-instruction-set level is added to build/matrix.md, the tests' output to a log of its own.
+Beside the installed package stand tests/, bench/ and pyproject.toml alone. A row per environment
+and instruction-set level is added to build/matrix.md, the tests' output to a log of its own.
 """
 
 import argparse
