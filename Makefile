@@ -1,4 +1,5 @@
-# make demo | test | test-quick | test-integrations | bench | lint | tidy | docs | cuda-check | gpu | sanitize | clean
+# make demo | test | test-quick | test-integrations | bench | lint | tidy | docs | cuda-check | gpu
+# make sanitize | wheel | test-matrix | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
 # torch without CUDA on Linux:
@@ -15,10 +16,11 @@ BIN   := .venv/bin
 READY := .venv/.ready
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS)
 CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
-                            'bench/*.cu' 'tests/*.cpp' 'tests/*.h')
+                            'bench/*.cu' 'release/*.cpp' 'tests/*.cpp' 'tests/*.h')
 PY     = $(shell git ls-files '*.py' '*.pyi')
 
-.PHONY: demo test test-quick test-integrations bench lint tidy docs cuda-check gpu sanitize clean
+.PHONY: demo test test-quick test-integrations bench lint tidy docs cuda-check gpu sanitize wheel \
+        test-matrix clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -49,7 +51,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
-	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md bench csrc docs examples rnnkern tests
+	$(BIN)/codespell *.md *.cff bench csrc docs examples release rnnkern tests
 	! grep -rnE '#include *[<"](torch|ATen|c10|Python\.h|pybind11)' csrc --exclude-dir=bindings
 
 # clang-tidy over the C++ of the CPU engine, at one level, and the bindings: `make -j tidy`.
@@ -81,6 +83,16 @@ cuda-check: $(READY)
 
 gpu:
 	bash bench/gpu.sh $(ARGS)
+
+# One wheel for every Python here, into dist/. Autograd in C++ for more torches, each fetched for the
+# while: make wheel ARGS="--torch 2.10.0 2.13.0 2.14.1"
+wheel: $(READY)
+	$(PIP) -r release/requirements.txt
+	$(BIN)/python release/build_wheel.py $(ARGS)
+
+# The suite against the installed wheel, for each Python and torch: hours. ARGS="--help" chooses.
+test-matrix: $(READY)
+	$(BIN)/python release/matrix.py --pip-args="$(PIP_ARGS)" $(ARGS)
 
 sanitize:
 	bash tests/sanitize/run.sh

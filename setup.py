@@ -1,30 +1,64 @@
 """The compiled parts: the CPU engine once per instruction set, and the bindings.
 
-Everything else about the package stands in pyproject.toml.
+Everything else about the package stands in pyproject.toml. torch's folder is read, but only a build
+with CUDA imports torch: `make wheel` builds for Pythons that cannot.
 """
 
 import copy
 import os
 import platform
 import re
+import shlex
+import shutil
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
-from setuptools.errors import CompileError
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, PlatformError
 
+NO_TORCH = (
+    "rnnkern is built with the installed torch, 2.10 or newer, and found none: "
+    "pip install torch setuptools && pip install --no-build-isolation ."
+)
+NO_COMPILER = (
+    "rnnkern's kernels need a C++20 compiler, and there is no {}: "
+    "install one (on Debian and Ubuntu: apt install g++), or name yours, as in CXX=clang++"
+)
 LINUX = sys.platform == "linux"
 CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Python's own flags ask for debug information: ten times the size of the code.
 CFLAGS += ["-g0"]
-# GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised.
-CFLAGS += ["-Wno-maybe-uninitialized"]
+# GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised. Clang
+# does not know that warning, and GCC says nothing of a -Wno- that it does not know.
+CFLAGS += ["-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
 # Error messages name the source file: as it is called here, not where it was built.
 CFLAGS += [f"-ffile-prefix-map={Path.cwd()}/="]
+
+
+def torch_folder() -> Path | None:
+    """Of the torch that the package will run beside.
+
+    pip's isolated environment has none: torch is no build requirement, as pip would then fetch
+    gigabytes, of another version. The interpreter's own packages are looked through instead.
+    """
+    spec = find_spec("torch")
+    places = list((spec and spec.submodule_search_locations) or ())
+    places += [f"{sysconfig.get_path(kind)}/torch" for kind in ("platlib", "purelib")]
+    header = "include/torch/csrc/stable/library.h"
+    return next((Path(place) for place in places if Path(place, header).exists()), None)
+
+
+TORCH_FOLDER = torch_folder()
+TORCH_VERSION = (TORCH_FOLDER / "version.py").read_text() if TORCH_FOLDER else ""
+TORCH_RELEASE = "".join(re.findall(r"^__version__ = '([^+']+)", TORCH_VERSION, re.MULTILINE))
+if tuple(map(int, re.findall(r"\d+", TORCH_RELEASE)[:2])) < (2, 10):
+    TORCH_FOLDER = None
+TORCH_CUDA = re.search(r"^cuda\b.*'", TORCH_VERSION, re.MULTILINE)
 
 
 LEVELS = "csrc/cpu/levels.txt"
@@ -83,8 +117,21 @@ def jobs() -> int:
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
+def check_tools() -> None:
+    """Raises PlatformError, which is one line without a traceback."""
+    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        raise PlatformError(NO_COMPILER.format(compiler))
+    if TORCH_FOLDER is None:
+        raise PlatformError(NO_TORCH)
+
+
 class BuildLibraries(build_clib):
     """Compiles the libraries side by side, each into objects of its own."""
+
+    def run(self) -> None:
+        check_tools()
+        super().run()
 
     def build_libraries(self, libraries: list) -> None:
         def build(item: tuple[str, dict]) -> None:
@@ -94,6 +141,112 @@ class BuildLibraries(build_clib):
 
         with ThreadPoolExecutor(jobs()) as pool:
             list(pool.map(build, libraries))
+
+
+# Its limited API is that it uses nothing of Python: the name then fits every version.
+runtime = sorted(str(path) for path in Path("csrc/cpu/runtime").glob("*.cpp"))
+engine = Extension(
+    "rnnkern._engine",
+    runtime,
+    extra_compile_args=CFLAGS,
+    extra_link_args=["-Wl,-soname,_engine.abi3.so"] if LINUX else [],
+    depends=dependencies("csrc/cpu/engine.cpp", *runtime),
+    py_limited_api=True,
+)
+# Beside the library that needs it.
+WITH_ENGINE = {"runtime_library_dirs": ["$ORIGIN"]} if LINUX else {}
+STABLE_LINK = ["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else []
+TORCH_INCLUDE = (TORCH_FOLDER or Path("torch")) / "include"
+
+
+def torch_extension(name: str, sources: list[str], *flags: str, abi3: bool = False) -> Extension:
+    """Linked with torch's libraries: with libtorch_python unless it uses nothing of Python."""
+    headers = [f"-isystem{TORCH_INCLUDE}{part}" for part in ("", "/torch/csrc/api/include")]
+    return Extension(
+        name,
+        sources,
+        library_dirs=[str(TORCH_INCLUDE.with_name("lib"))],
+        libraries=["c10", "torch", "torch_cpu", *([] if abi3 else ["torch_python"])],
+        define_macros=[("TORCH_EXTENSION_NAME", name.rpartition(".")[2])],
+        # Messages of torch's headers then name the file as torch's.
+        extra_compile_args=[*CFLAGS, f"-ffile-prefix-map={TORCH_INCLUDE}/=", *headers, *flags],
+        extra_link_args=STABLE_LINK if abi3 else [],
+        depends=dependencies(*sources),
+        py_limited_api=abi3,
+        **WITH_ENGINE,
+    )
+
+
+torch_ops = torch_extension("rnnkern._C", ["csrc/bindings/torch_ops.cpp"], *TORCH, abi3=True)
+
+numpy_module = Extension(
+    "rnnkern._numpy",
+    ["csrc/bindings/numpy_module.cpp"],
+    extra_compile_args=[*CFLAGS, f"-isystem{TORCH_INCLUDE}"],  # torch brings pybind11
+    depends=dependencies("csrc/bindings/numpy_module.cpp"),
+    **WITH_ENGINE,
+)
+
+
+def autograd() -> list[Extension]:
+    """For the torch that builds it, as torch has no stable ABI for autograd; its name says which.
+
+    Without it, or under another torch, the same runs in Python. RNNKERN_AUTOGRAD=0 leaves it out.
+    """
+    if os.environ.get("RNNKERN_AUTOGRAD") == "0":
+        return []
+    release = re.sub(r"\W", "_", TORCH_RELEASE)
+    names = ("autograd", "direct_call", "module_weights", "plain_call")
+    sources = [f"csrc/bindings/{name}.cpp" for name in names]
+    extension = torch_extension(f"rnnkern._autograd_torch{release}", sources)
+    extension.optional = True
+    return [extension]
+
+
+def with_cuda() -> bool:
+    """Where nvcc and a torch with CUDA are found; RNNKERN_CUDA=0 in the environment: nowhere."""
+    if os.environ.get("RNNKERN_CUDA") == "0" or not TORCH_CUDA:
+        return False
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
+    return bool(named) or Path("/usr/local/cuda").exists()
+
+
+CUDA = with_cuda()
+if CUDA:  # torch's own command knows nvcc
+    sys.path.append(str(TORCH_FOLDER.parent))  # pip's isolated environment does not find it
+    from torch.utils.cpp_extension import BuildExtension, CUDAExtension
+else:
+    BuildExtension = build_ext
+
+
+def cuda_ops() -> list[Extension]:
+    if not CUDA:
+        return []
+    nvcc = ["-std=c++17", "-O3", "--threads=4", "-Xcompiler=-fvisibility=hidden"]
+    # Later GPUs translate the last one's intermediate code.
+    nvcc += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (75, 80, 90)]
+    nvcc += ["-gencode=arch=compute_90,code=compute_90"]
+    # torch's build takes the conversions of the half types away, which its own headers define too.
+    nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
+    sources = sorted(
+        str(path)
+        for folder, pattern in (("bindings", "torch_cuda_*.cpp"), ("cuda", "*.cu"))
+        for path in Path("csrc", folder).rglob(pattern)
+    )
+    extension = CUDAExtension(
+        "rnnkern._C_cuda",
+        sources,
+        extra_compile_args={
+            "cxx": [*CFLAGS, *TORCH, "-DUSE_CUDA", "-Wno-unused-parameter"],
+            "nvcc": nvcc,
+        },
+        extra_link_args=STABLE_LINK,
+        depends=dependencies(*sources),
+        py_limited_api=True,
+    )
+    # The runtime inside, so that no major version of CUDA is asked for.
+    extension.libraries = ["c10", "torch_cpu", "torch_cuda", "cudart_static", "dl", "rt", "pthread"]
+    return [extension]
 
 
 class Build(BuildExtension):
@@ -115,93 +268,16 @@ class Build(BuildExtension):
             self.warn(f"left out, as it does not compile: {ext.name}\n{error}")
 
 
-# Its limited API is that it uses nothing of Python: the name then fits every version.
-runtime = sorted(str(path) for path in Path("csrc/cpu/runtime").glob("*.cpp"))
-engine = Extension(
-    "rnnkern._engine",
-    runtime,
-    extra_compile_args=CFLAGS,
-    extra_link_args=["-Wl,-soname,_engine.abi3.so"] if LINUX else [],
-    depends=dependencies("csrc/cpu/engine.cpp", *runtime),
-    py_limited_api=True,
-)
-# Beside the library that needs it.
-WITH_ENGINE = {"runtime_library_dirs": ["$ORIGIN"]} if LINUX else {}
-
-torch_ops = CppExtension(
-    "rnnkern._C",
-    ["csrc/bindings/torch_ops.cpp"],
-    extra_compile_args=[*CFLAGS, *TORCH, "-Wno-unused-parameter"],
-    extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
-    depends=dependencies("csrc/bindings/torch_ops.cpp"),
-    py_limited_api=True,
-    **WITH_ENGINE,
-)
-
-numpy_module = Extension(
-    "rnnkern._numpy",
-    ["csrc/bindings/numpy_module.cpp"],
-    include_dirs=[str(Path(torch.__file__).parent / "include")],  # torch brings pybind11
-    extra_compile_args=CFLAGS,
-    depends=dependencies("csrc/bindings/numpy_module.cpp"),
-    **WITH_ENGINE,
-)
-
-
-def autograd() -> list[Extension]:
-    """For the torch that builds it, as torch has no stable ABI for autograd; its name says which.
-
-    Without it, or under another torch, the same runs in Python. RNNKERN_AUTOGRAD=0 leaves it out.
-    """
-    if os.environ.get("RNNKERN_AUTOGRAD") == "0":
-        return []
-    release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
-    names = ("autograd", "direct_call", "module_weights", "plain_call")
-    sources = [f"csrc/bindings/{name}.cpp" for name in names]
-    return [
-        CppExtension(
-            f"rnnkern._autograd_torch{release}",
-            sources,
-            extra_compile_args=[*CFLAGS, "-Wno-unused-parameter"],
-            depends=dependencies(*sources),
-            optional=True,
-            **WITH_ENGINE,
-        )
-    ]
-
-
-def cuda_ops() -> list[Extension]:
-    """Where nvcc and a torch with CUDA are found; RNNKERN_CUDA=0 in the environment: nowhere."""
-    if os.environ.get("RNNKERN_CUDA") == "0" or not torch.version.cuda or not CUDA_HOME:
-        return []
-    nvcc = ["-std=c++17", "-O3", "--threads=4", "-Xcompiler=-fvisibility=hidden"]
-    # Later GPUs translate the last one's intermediate code.
-    nvcc += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (75, 80, 90)]
-    nvcc += ["-gencode=arch=compute_90,code=compute_90"]
-    # torch's build takes the conversions of the half types away, which its own headers define too.
-    nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
-    sources = sorted(
-        str(path)
-        for folder, pattern in (("bindings", "torch_cuda_*.cpp"), ("cuda", "*.cu"))
-        for path in Path("csrc", folder).rglob(pattern)
-    )
-    extension = CUDAExtension(
-        "rnnkern._C_cuda",
-        sources,
-        extra_compile_args={
-            "cxx": [*CFLAGS, *TORCH, "-DUSE_CUDA", "-Wno-unused-parameter"],
-            "nvcc": nvcc,
-        },
-        extra_link_args=["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if LINUX else [],
-        depends=dependencies(*sources),
-        py_limited_api=True,
-    )
-    # The runtime inside, so that no major version of CUDA is asked for.
-    extension.libraries = ["c10", "torch_cpu", "torch_cuda", "cudart_static", "dl", "rt", "pthread"]
-    return [extension]
+def readme() -> str:
+    """README.md as PyPI shows it: without the links and pictures of the source tree."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[.*\]\((?!https:).*\)\n+", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^]]+)\]\((?!https:)[^)]+\)", r"\1", text)
 
 
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     libraries=libraries,
     ext_modules=[engine, torch_ops, *autograd(), numpy_module, *cuda_ops()],
     cmdclass={"build_ext": Build, "build_clib": BuildLibraries},

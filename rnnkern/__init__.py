@@ -11,11 +11,11 @@ are registered as soon as torch is imported too: exported and compiled programs 
 import sys
 from contextlib import suppress
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 from ._after_import import after_import
+from ._missing import NO_TORCH, found
 
 __version__ = "0.1.0"
 
@@ -30,19 +30,14 @@ _HOMES = {
     "Stream": "stream",
 }
 _ROOMS = ("numpy", "plot", "reference", "rl")
-
-
-def _found(package: str) -> bool:
-    with suppress(ValueError):  # a module without a spec
-        return find_spec(package) is not None
-    return True
+_WITHOUT_TORCH = ("numpy", "reference")
 
 
 def _public() -> list[str]:
     """The names that can be imported here: torch and matplotlib may be missing."""
-    if not _found("torch"):
-        return ["numpy", "reference"]
-    return [name for name in (*_HOMES, *_ROOMS) if name != "plot" or _found("matplotlib")]
+    if not found("torch"):
+        return [*_WITHOUT_TORCH]
+    return [name for name in (*_HOMES, *_ROOMS) if name != "plot" or found("matplotlib")]
 
 
 __all__ = ["__version__", *_public()]
@@ -52,6 +47,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES and name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
+        if name not in _WITHOUT_TORCH and not found("torch"):
+            raise ModuleNotFoundError(NO_TORCH, name="torch")
         value = import_module(f"{__name__}.{_HOMES.get(name, name)}")
         if name in _HOMES:
             value = getattr(value, name)

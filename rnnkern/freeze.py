@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.fx import _symbolic_trace
 
 from ._frozen_weights import copied, current_values, refusal_of, weight_names, weights_of
 from .backend import PLAIN, Backend, select_backend, tensors_in
@@ -22,6 +21,7 @@ from .call_spec import WEIGHT_FORMATS, CallSpec, weight_format
 from .convert import class_of, derive, reduce_by, refusal
 from .nn import cells, layers
 from .nn._torch_twin import CLASSES, Converted
+from .nn._tracing import fx_tracing
 from .ops import decomposition, library
 from .ops.autograd import OBSERVER, frozen_call, layer_call, prepacked_call
 from .ops.library import BY_MODE, CALL_SPECS, CELLS
@@ -183,7 +183,7 @@ def _plain(input: Any) -> bool:
         and forward_ad._current_level < 0
         and not _functorch_active()
         and _tracing_state() is None
-        and not _symbolic_trace._is_fx_tracing_flag
+        and not fx_tracing()
     )
 
 

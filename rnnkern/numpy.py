@@ -16,12 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from . import _numpy, episodes
+from . import episodes
+from ._missing import found, not_built
 from .call_spec import CallSpec, weight_format
 from .cell_spec import Cell, exported
 from .episodes import Ends, Episodes
 from .saved_layout import saved_values
 from .state_dict import Weights, layers
+
+try:
+    from . import _numpy
+except ImportError:
+    if found("rnnkern._numpy"):
+        raise  # it says what is wrong
+    raise ImportError(not_built("_numpy")) from None
 
 Array = np.ndarray
 State = Array | tuple[Array, Array]

@@ -11,6 +11,8 @@ os.environ["RNNKERN_POISON"] = "1"
 # the suite's processor time from each other. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -27,6 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if any(torch.bfloat16 is getattr(value, "dtype", value) for value in values):
             item.add_marker("bfloat16")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what reads sources where tests/ alone stands beside an installed package."""
+    for mark in item.iter_markers("sources"):
+        if not (Path(__file__).resolve().parents[1] / mark.args[0]).exists():
+            pytest.skip(f"needs {mark.args[0]} beside tests/")
 
 
 @pytest.fixture(autouse=True)

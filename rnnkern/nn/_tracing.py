@@ -58,6 +58,12 @@ def let_dynamo_trace(kind: type[nn.Module]) -> None:
     after_import(_BUILDER, lambda builder: _patch(builder, kind))
 
 
+def fx_tracing() -> bool:
+    """Whether torch.fx traces: torch 2.14 keeps that per thread, earlier ones in a global."""
+    per_thread = getattr(_symbolic_trace, "_get_is_fx_tracing", None)
+    return bool(per_thread() if per_thread else _symbolic_trace._is_fx_tracing_flag)
+
+
 def fx_tracer(*args: Any) -> fx.Tracer | None:
     """The tracer of a running torch.fx trace that records modules, if there is one.
 
@@ -65,7 +71,7 @@ def fx_tracer(*args: Any) -> fx.Tracer | None:
     the arguments names the tracer if it is a proxy. If all of them are constants, the tracer is
     found in the wrapper that it puts on nn.Module.__call__ while it traces.
     """
-    if not _symbolic_trace._is_fx_tracing_flag:
+    if not fx_tracing():
         return cast(fx.Tracer | None, next((proxy.tracer for proxy in _proxies_in(args)), None))
     variables = getattr(nn.Module.__call__, "__closure__", None) or ()
     tracers = (v.cell_contents for v in variables if isinstance(v.cell_contents, fx.Tracer))

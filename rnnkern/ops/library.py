@@ -6,31 +6,40 @@ Letters: T steps, B batch rows, I inputs, H hidden units, R width of h (H, or P 
 D directions, G gates, N rows of packed data.
 """
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .._missing import not_built
 from ..call_spec import CallSpec
 from ..cell_spec import Cell, exported
 
 
+def built(name: str) -> Path | None:
+    """The file `rnnkern/<name>.*so`, if the package has it.
+
+    Python's own finder is not asked: a free-threaded Python passes over the "abi3" of the name.
+    """
+    return next(Path(__file__).parents[1].glob(f"{name}.*so"), None)
+
+
 def _load(name: str) -> bool:
-    """Loads `rnnkern/<name>*.so`; False if it was not built."""
-    spec = importlib.util.find_spec(f"rnnkern.{name}")
-    if spec is None or spec.origin is None:
+    """Loads a library into torch; False if it was not built."""
+    path = built(name)
+    if path is None:
         return False
-    torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
+    torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     return True
 
 
 if not _load("_C"):
-    raise ImportError("rnnkern's library is not built: run `pip install .` or `make` in its source")
+    raise ImportError(not_built("_C"))
 try:
     torch.ops.rnnkern.info()
 except (RuntimeError, ValueError) as error:  # RNNKERN_CPU names a level that this CPU does not have

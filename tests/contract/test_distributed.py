@@ -18,7 +18,7 @@ from twins import close, loss, pack
 
 import rnnkern
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.sources("examples")]
 ROOT = Path(__file__).resolve().parents[2]
 
 

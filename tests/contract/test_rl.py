@@ -86,6 +86,7 @@ class TestSB3:
         assert "_process_sequence" not in vars(model.policy)
 
     @pytest.mark.slow
+    @pytest.mark.sources("examples")
     def test_example(self, tmp_path: Path) -> None:
         figure = tmp_path / "figure.svg"
         script = Path(__file__).resolve().parents[2] / "examples" / "recurrent_ppo.py"

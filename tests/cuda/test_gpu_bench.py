@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+pytestmark = pytest.mark.sources("bench")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -33,6 +33,7 @@ from rnnkern.ops import decomposition
 
 pytestmark = [
     pytest.mark.cuda,
+    pytest.mark.sources("csrc"),
     # One worker: each would compile the library, which takes minutes where the machine is busy.
     pytest.mark.xdist_group("cuda_on_host"),
     pytest.mark.timeout(600),

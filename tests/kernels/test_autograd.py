@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from installed import require_native
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import (
@@ -35,7 +36,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param == "Python":
         monkeypatch.setattr(rnnkern.ops.autograd, "NATIVE", None)
     else:
-        assert rnnkern.ops.autograd.NATIVE is not None
+        require_native()
 
 
 def example(name: str, **kwargs: Any) -> tuple[nn.Module, Tensor]:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ROOT / "csrc" / "cpu" / "runtime"
 
 
+@pytest.mark.sources("csrc")
 @pytest.mark.slow
 def test_rules(tmp_path: Path) -> None:
     """Each rule fires for the shape that it is made for; see plan.cpp beside it."""

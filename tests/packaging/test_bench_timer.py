@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.sources("bench")
 ROOT = Path(__file__).resolve().parents[2]
 FAST, SLOW = (lambda: None), (lambda: None)
 

@@ -1,5 +1,6 @@
 """What the built torch library may ask of the torch that loads it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import require_native
 
 import rnnkern.ops.autograd
 
@@ -29,6 +31,7 @@ def test_stable_abi() -> None:
 
 def test_autograd_library_is_of_this_torch() -> None:
     """A library built against another torch's C++ headers is never loaded: its name differs."""
+    require_native()
     release = torch.__version__.partition("+")[0].replace(".", "_")
     assert f"_autograd_torch{release}." in rnnkern.ops.autograd.NATIVE.__file__
 
@@ -54,6 +57,7 @@ def files(folder: Path, *patterns: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in found if path.is_file()}
 
 
+@pytest.mark.sources("setup.py")
 @pytest.mark.slow
 def test_source_archive(tree: Path, tmp_path: Path) -> None:
     """It has all of the sources: headers, and those that only a machine with CUDA compiles.
@@ -63,10 +67,14 @@ def test_source_archive(tree: Path, tmp_path: Path) -> None:
     setup(tree, "sdist", "-d", str(tmp_path))
     with tarfile.open(tmp_path / f"rnnkern-{rnnkern.__version__}.tar.gz") as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
+        metadata = archive.extractfile(f"{archive.getnames()[0]}/PKG-INFO").read().decode()
     assert {f"csrc/{name}" for name in files(ROOT / "csrc", "*")} <= found
     assert {"rnnkern/py.typed", "rnnkern/_numpy.pyi"} <= found
+    assert "drop-in" in metadata
+    assert not re.search(r"\]\((?!https:)", metadata), "a link that PyPI cannot follow"
 
 
+@pytest.mark.sources("setup.py")
 @pytest.mark.slow
 def test_package_is_whole(tree: Path, tmp_path: Path) -> None:
     """What goes into a wheel: every module of every subpackage, py.typed, the stubs."""

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "docs" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-OUTSIDE = ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/README.md")
+OUTSIDE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", "tests/README.md")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
-pytestmark = pytest.mark.skipif(not SCRIPTS.exists(), reason="the documents are not beside tests/")
+pytestmark = pytest.mark.sources("docs")
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

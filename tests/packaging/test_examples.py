@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.sources("examples")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

@@ -1,5 +1,6 @@
 """What `import rnnkern` gives: names that load on first use, and operators that need no use."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -76,13 +77,53 @@ def test_words_without_matplotlib(use: str, error: str) -> None:
     ("use", "error"),
     [
         ("rnnkern.LSTM", "AttributeError: rnnkern.LSTM is not available: "),
+        ("rnnkern.plot", "AttributeError: rnnkern.plot is not available: "),
         ("from rnnkern import LSTM", "ModuleNotFoundError: "),
         ("from rnnkern import convert", "ModuleNotFoundError: "),
     ],
 )
 def test_words_without_torch(use: str, error: str) -> None:
     run = python(f"import sys; sys.modules['torch'] = None; import rnnkern; {use}")
-    assert run.stderr.splitlines()[-1] == f"{error}import of torch halted; None in sys.modules"
+    assert run.stderr.splitlines()[-1] == f"{error}torch is not installed: pip install torch"
+
+
+def test_command_line_without_torch() -> None:
+    """`python -m rnnkern` says what is there; a program to run is refused in one line."""
+    for arguments, status in (([], 0), (["run", "program.py"], 1)):
+        run = python(
+            """
+            import runpy, sys
+            sys.modules["torch"] = None
+            runpy.run_module("rnnkern", run_name="__main__")
+            """,
+            *arguments,
+        )
+        assert run.returncode == status, run.stderr
+        assert "not installed: pip install torch" in (run.stdout or run.stderr)
+        assert ("rnnkern.numpy  instruction set" in run.stdout) == (status == 0)
+
+
+@pytest.mark.parametrize("source", [True, False])
+@pytest.mark.parametrize("part", ["numpy", "ops"])
+def test_words_without_a_library(part: str, source: bool, tmp_path: Path) -> None:
+    """A source tree hides the installed package; an installed one lacks this Python's module."""
+    package = Path(rnnkern.__file__).parent
+    shutil.copytree(package, tmp_path / "rnnkern", ignore=shutil.ignore_patterns("*.so"))
+    if source:
+        (tmp_path / "setup.py").touch()
+    run = python(
+        f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+        import rnnkern.{part}
+        """
+    )
+    words = run.stderr.splitlines()[-1]
+    assert words.startswith("ImportError: ")
+    assert str(tmp_path) in words
+    assert ("they hide an installed rnnkern" in words) == source
+    assert ("pip install . in its sources" in words) != source
 
 
 def test_other_failures_of_an_import() -> None:

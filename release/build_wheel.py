@@ -1,0 +1,181 @@
+"""`make wheel`: one wheel for every CPython here, with C++ autograd for each torch asked for.
+
+The engine and the torch library know neither: they are compiled once. The NumPy module is compiled
+per Python, the autograd module per Python and torch; their file names say for which. Where one is
+missing, autograd runs in Python, and rnnkern.numpy says that this Python has no module.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import distribution, version
+from pathlib import Path
+from zipfile import ZipFile
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "wheel"
+GLIBC = ROOT / "release" / "older_glibc.cpp"
+SLOTS = range(10, 15)  # CPython 3.10 to 3.14
+#: torch's own libraries come with torch.
+EXCLUDED = ("libc10.so", "libtorch.so", "libtorch_cpu.so", "libtorch_python.so")
+LIMIT = 10 << 20
+SETTINGS = {"DIST_EXTRA_CONFIG": "release/wheel.cfg", "RNNKERN_CUDA": "0"}
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(
+            f"{done.stdout[-4000:]}{done.stderr[-4000:]}\nfailed: {' '.join(map(str, command))}"
+        )
+    return done.stdout
+
+
+def pythons() -> list[str]:
+    """One interpreter per version, with its headers: manylinux's, pyenv's or one on the path."""
+    asks = (
+        "import os, sysconfig; print(os.path.exists(sysconfig.get_path('include') + '/Python.h'))"
+    )
+    found = []
+    for minor in SLOTS:
+        kept = [*Path("/opt/python").glob(f"cp3{minor}-cp3{minor}/bin/python")]
+        kept += sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"), reverse=True)
+        for candidate in (*map(str, kept), shutil.which(f"python3.{minor}")):
+            if candidate and run(candidate, "-c", asks).strip() == "True":
+                found.append(candidate)
+                break
+    return found
+
+
+@contextmanager
+def torch_of(release: str) -> Iterator[Path]:
+    """A folder with nothing but that torch: the environment's own, or one fetched for the while.
+
+    Its headers and libraries serve every Python: what is of one Python is only imported, never
+    linked. Dependencies are not fetched, as nothing of it runs.
+    """
+    own = distribution("torch")
+    with tempfile.TemporaryDirectory(dir=WORK) as name:
+        folder = Path(name)
+        if own.version.partition("+")[0] == release:
+            (folder / "torch").symlink_to(str(own.locate_file("torch")))
+        else:
+            fetched = folder / "fetched"
+            pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps")
+            run(*pip, "--only-binary=:all:", "-d", fetched, f"torch=={release}")
+            (wheel,) = fetched.glob("*.whl")
+            kept = {"torch/version.py", *(f"torch/lib/{name}" for name in EXCLUDED)}
+            with ZipFile(wheel) as archive:
+                names = archive.namelist()
+                found = [n for n in names if n in kept or n.startswith("torch/include/")]
+                archive.extractall(folder, found)
+            shutil.rmtree(fetched)
+        yield folder
+
+
+def linked_for_older_glibc() -> str:
+    """LDFLAGS: older_glibc.cpp, and its functions in the place of what glibc 2.28 has not.
+
+    std::exception_ptr's parts that GCC 11 took out of line come from the static libstdc++, as they
+    do with the compilers of manylinux.
+    """
+    compiled, pointer = WORK / "older_glibc.o", WORK / "eh_ptr.o"
+    if not compiled.exists() or compiled.stat().st_mtime < GLIBC.stat().st_mtime:
+        shutil.rmtree(WORK / "lib", ignore_errors=True)  # all is linked anew
+    cxx = os.environ.get("CXX", "c++")
+    run(cxx, "-std=c++20", "-O2", "-fPIC", "-c", GLIBC, "-o", compiled)
+    static = run(cxx, "-print-file-name=libstdc++.a").strip()
+    run("ar", "x", "--output", WORK, static, pointer.name)
+    wrapped = re.findall(r"__wrap_(\w+)[(\"]", GLIBC.read_text())
+    return " ".join((str(compiled), str(pointer), *(f"-Wl,--wrap={name}" for name in wrapped)))
+
+
+def build(python: str, torch: Path, tools: Path, flags: str) -> None:
+    """The package's modules for one Python and torch, into WORK/lib; nothing twice.
+
+    setup.py leaves out an autograd module that does not compile. Here that is an error.
+    """
+    run(python, "setup.py", "-q", "build", PYTHONPATH=f"{tools}:{torch}", LDFLAGS=flags, **SETTINGS)
+
+
+def expected(python: str, release: str) -> Path:
+    """The autograd module of one Python and torch."""
+    suffix = run(python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
+    return WORK / "lib" / "rnnkern" / f"_autograd_torch{release.replace('.', '_')}{suffix.strip()}"
+
+
+def assemble(tools: Path, dist: Path) -> Path:
+    """The folder as a wheel, repaired to the oldest platform that its symbols allow."""
+    raw = WORK / "raw"
+    shutil.rmtree(raw, ignore_errors=True)
+    run("strip", "--strip-unneeded", *WORK.glob("lib/rnnkern/*.so"))
+    command = ("bdist_wheel", "--skip-build", "--dist-dir", raw)
+    run(sys.executable, "setup.py", "-q", *command, PYTHONPATH=str(tools), **SETTINGS)
+    (wheel,) = raw.glob("*.whl")
+    # No tag names several Pythons and leaves room for the next: this is xformers' way too.
+    tags = ("--python-tag", "py310", "--abi-tag", "none", "--remove")
+    run(sys.executable, "-m", "wheel", "tags", *tags, wheel)
+    (wheel,) = raw.glob("*.whl")
+    excluded = [part for name in EXCLUDED for part in ("--exclude", name)]
+    repaired = WORK / "repaired"
+    shutil.rmtree(repaired, ignore_errors=True)
+    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", repaired, wheel)
+    (wheel,) = repaired.glob("*.whl")
+    dist.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(wheel, dist))
+
+
+def check(wheel: Path) -> None:
+    print(run(sys.executable, "-m", "auditwheel", "show", wheel))
+    stable = WORK.glob("lib/rnnkern/*.abi3.so")  # what is of one Python is no business of abi3audit
+    run(sys.executable, "-m", "abi3audit", "--strict", *stable)
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel)
+    size = wheel.stat().st_size
+    if size > LIMIT:
+        sys.exit(f"{wheel.name} has {size} bytes, more than {LIMIT}")
+    print(f"{wheel}: {size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--python", nargs="*", help="interpreters; otherwise one per version found")
+    parser.add_argument("--torch", nargs="*", help="releases; otherwise the environment's")
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the wheel goes")
+    parser.add_argument("--no-check", action="store_true", help="without abi3audit and twine")
+    options = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    tools = WORK / "tools"
+    if not tools.exists():
+        run(sys.executable, "-m", "pip", "install", "-q", "--target", tools, "setuptools>=77")
+    flags = linked_for_older_glibc()
+    for release in options.torch or [version("torch").partition("+")[0]]:
+        with torch_of(release) as torch:
+            for python in options.python or pythons():
+                print(f"torch {release}, {python}", flush=True)
+                build(python, torch, tools, flags)
+                if not (module := expected(python, release)).exists():
+                    sys.exit(f"not built: {module.name}")
+    wheel = assemble(tools, options.dist.resolve())
+    if not options.no_check:
+        check(wheel)
+
+
+if __name__ == "__main__":
+    main()
