@@ -80,8 +80,7 @@ class Stream:
         self.stream: rnnkern.Stream = frozen.stream(row.B, threads)
 
     def call(self) -> Tensor:
-        with torch.inference_mode():
-            output: Tensor = self.stream(self.x)
+        output: Tensor = self.stream(self.x)
         return output
 
     def results(self) -> dict[str, Tensor]:
@@ -108,7 +107,9 @@ def forms(row: Row, threads: int) -> dict[str, Form]:
             if title == "ONNX Runtime" and row.cell == "LSTM":
                 sides[f"{title} int8"] = peer(row, threads, quantized=True)  # type: ignore[call-arg]
     return {
-        name: Form(side.call, side.results, name.rpartition(" ")[2]) for name, side in sides.items()
+        # A side's own call would enter inference mode each time.
+        name: Form(getattr(side, "forward", side.call), side.results, name.rpartition(" ")[2])
+        for name, side in sides.items()
     }
 
 
@@ -118,6 +119,7 @@ def wrong(form: Form, expected: dict[str, Tensor]) -> str:
     return disagreement(form.results(), expected, limit)
 
 
+@torch.inference_mode()
 def measure(row: Row, threads: int, seconds: float) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds per call by form, in turn; and what disagrees, which gets no time."""
     torch.set_num_threads(threads)
@@ -129,6 +131,7 @@ def measure(row: Row, threads: int, seconds: float) -> tuple[dict[str, float], d
     return {name: t.median for name, t in zip(names, timed, strict=True)}, bad
 
 
+@torch.inference_mode()
 def tail(row: Row, steps: int) -> dict[str, dict[str, float]]:
     """Seconds of single calls by form: median, p99, p99.9 and worst of `steps` calls in a row."""
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from .nn import cells, layers
 from .nn._torch_twin import CLASSES, Converted
 from .nn._tracing import fx_tracing
 from .ops import decomposition, library
-from .ops.autograd import OBSERVER, frozen_call, layer_call, prepacked_call
+from .ops.autograd import NATIVE, OBSERVER, frozen_call, layer_call, prepacked_call
 from .ops.library import BY_MODE, CALL_SPECS, CELLS
 from .stream import Stream
 
@@ -175,15 +175,16 @@ class Frozen(nn.Module):
 
 def _plain(input: Any) -> bool:
     """Whether nothing stands between the call and the kernels."""
+    if type(input) is not Tensor or _is_compiling() or fx_tracing():
+        return False
+    if NATIVE is not None:
+        return not NATIVE.is_watched()
     return (
-        type(input) is Tensor
-        and not _is_compiling()
-        and not _any_autocast()
+        not _any_autocast()
         and OBSERVER.get() is None
         and forward_ad._current_level < 0
         and not _functorch_active()
         and _tracing_state() is None
-        and not fx_tracing()
     )
 
 

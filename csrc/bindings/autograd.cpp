@@ -435,6 +435,8 @@ PyMethodDef methods[] = {
      METH_FASTCALL, "plain_layer(module, input, hx) -> (output, states), or None"},
     {"plain_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_cell)),
      METH_FASTCALL, "plain_cell(module, names, mode, input, hx) -> states, or None"},
+    {"is_watched", rnnkern::is_call_watched, METH_NOARGS,
+     "Whether a mode, transform, trace, cast or observer is active."},
     {"use_plain_calls",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::use_plain_calls)),
      METH_FASTCALL, "use_plain_calls(is_plain, methods, observer, forward_ad)"},

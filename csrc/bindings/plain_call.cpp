@@ -350,6 +350,13 @@ PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+PyObject* is_call_watched(PyObject*, PyObject*) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(is_plain, "use_plain_calls comes first");
+  return PyBool_FromLong(is_watched());
+  END_HANDLE_TH_ERRORS
+}
+
 PyObject* use_plain_calls(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 4 && PyCallable_Check(args[0]) && PyTuple_Check(args[1]) &&

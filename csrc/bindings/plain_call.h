@@ -10,6 +10,9 @@ PyObject* plain_layer(PyObject*, PyObject* const* args, Py_ssize_t count);
 // plain_cell(module, names, mode, input, hx) -> states, or None: Cell.forward must do it
 PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count);
 
+// is_watched(): whether a mode, transform, trace, cast or observer is active.
+PyObject* is_call_watched(PyObject*, PyObject*);
+
 // use_plain_calls(is_plain, methods, observer, forward_ad): what is asked of Python meanwhile.
 PyObject* use_plain_calls(PyObject*, PyObject* const* args, Py_ssize_t count);
 

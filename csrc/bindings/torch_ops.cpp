@@ -171,16 +171,27 @@ Call weights_call(const Tensors& weights, const CallSpec& spec) {
   return Call(Tensor(row), {}, {}, weights, spec);
 }
 
+// Large ones begin with a huge page: weights that just fit a cache then have no two lines too many
+// in one of its sets.
+Tensor allocate_bytes(int64_t bytes) {
+  constexpr int64_t kHugePage = int64_t(2) << 20;
+  const int64_t slack = bytes >= kHugePage / 2 ? kHugePage : 0, size = bytes + slack,
+                strides[] = {1};
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, strides, aoti_torch_dtype_uint8(),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor memory(handle);
+  advise_huge_pages(memory.data_ptr(), size_t(size));
+  if (!slack) return memory;
+  const int64_t begin = -reinterpret_cast<intptr_t>(memory.data_ptr()) & (kHugePage - 1);
+  return torch::stable::narrow(memory, 0, begin, bytes);
+}
+
 template <class T>
 Tensor prepack_typed(const Call& call, const Tensors& weights, WeightFormat format, int tag) {
   LayerParams<T> p{};
   fill(p, call, weights[0], {}, weights);
-  const int64_t bytes = int64_t(prepacked_bytes(p, format)), strides[] = {1};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &bytes, strides, aoti_torch_dtype_uint8(),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor memory(handle);
-  advise_huge_pages(memory.data_ptr(), size_t(bytes));
+  Tensor memory = allocate_bytes(int64_t(prepacked_bytes(p, format)));
   prepack(p, format, tag, memory.data_ptr());
   return memory;
 }

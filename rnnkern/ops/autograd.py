@@ -92,6 +92,8 @@ class Native(Protocol):
         self, module: nn.Module, names: Sequence[str], mode: str | None, input: Any, hx: Any, /
     ) -> Any: ...
 
+    def is_watched(self) -> bool: ...
+
     def use_plain_calls(
         self,
         is_plain: Callable[[type], bool],
