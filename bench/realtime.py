@@ -40,6 +40,9 @@ Call = Callable[[], object]
 TOLERANCE = {"bfloat16": 3e-2, "int8": 1e-1}
 
 
+PEERS = ("ONNX Runtime", "OpenVINO")
+
+
 def chosen() -> Iterator[Row]:
     """Single steps and short chunks, in one direction: what streams take."""
     for row in rows():
@@ -121,14 +124,22 @@ def wrong(form: Form, expected: dict[str, Tensor]) -> str:
 
 @torch.inference_mode()
 def measure(row: Row, threads: int, seconds: float) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds per call by form, in turn; and what disagrees, which gets no time."""
+    """Seconds per call by form, in turn; and what disagrees, which gets no time.
+
+    With several threads the peers come last, each alone: their threads spin after a call.
+    """
     torch.set_num_threads(threads)
     ready = forms(row, threads)
     expected = ready["torch.nn"].results()
     bad = {name: text for name, form in ready.items() if (text := wrong(form, expected))}
     names = [name for name in ready if name not in bad]
-    timed = CpuTimer(threads).least_noisy([ready[n].call for n in names], seconds * len(names))
-    return {name: t.median for name, t in zip(names, timed, strict=True)}, bad
+    alone = [[name] for name in names if threads > 1 and name.startswith(PEERS)]
+    together = [name for name in names if [name] not in alone]
+    times: dict[str, float] = {}
+    for group in (together, *alone):
+        timed = CpuTimer(threads).least_noisy([ready[n].call for n in group], seconds * len(group))
+        times |= {name: t.median for name, t in zip(group, timed, strict=True)}
+    return times, bad
 
 
 @torch.inference_mode()
