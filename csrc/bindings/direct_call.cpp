@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <limits>
 #include <new>
 #include <string>
@@ -64,7 +65,7 @@ bool is_ready(TensorList tensors) {
   });
 }
 
-struct Refused {};  // the operator says why
+struct Refused : std::exception {};  // the operator says why
 [[noreturn]] void refuse(const std::string&) { throw Refused(); }
 
 // The shapes of tensors, as the operator takes them.
@@ -222,7 +223,7 @@ auto call_engine(const LayerCall& call, TensorList tensors, TensorList kept, Ten
   if (!call.direct || call.batch_sizes || call.cast_weights ||
       (dtype != at::kFloat && dtype != at::kDouble) || !Shapes::has_room(tensors) ||
       !dispatches_to_cpu({tensors, kept, grads}) || !is_ready(tensors) ||
-      (!kept.empty() && !(is_ready(kept) && kept[0].scalar_type() == dtype)))
+      (!kept.empty() && (!is_ready(kept) || kept[0].scalar_type() != dtype)))
     return std::nullopt;
   try {
     const size_t first_weight = 1 + call.states;
@@ -232,9 +233,10 @@ auto call_engine(const LayerCall& call, TensorList tensors, TensorList kept, Ten
     if (dtype == at::kFloat) return f(shape, float{});
     return f(shape, double{});
   } catch (const Refused&) {
+    return std::nullopt;
   } catch (const std::bad_alloc&) {
+    return std::nullopt;
   }
-  return std::nullopt;
 }
 
 }  // namespace
@@ -287,9 +289,10 @@ std::optional<std::array<Tensor, 5>> direct_forward_prepacked(const LayerCall& c
     if (dtype == at::kFloat) return forward_as<float>(call, shape, tensors, false, &header);
     return forward_as<double>(call, shape, tensors, false, &header);
   } catch (const Refused&) {
+    return std::nullopt;
   } catch (const std::bad_alloc&) {
+    return std::nullopt;
   }
-  return std::nullopt;
 }
 
 std::optional<variable_list> direct_backward(const LayerCall& call, TensorList grads,

@@ -231,6 +231,7 @@ bool layer_fits(const variable_list& tensors, int64_t states, const Settings& se
   const Tensor& input = tensors[0];
   const int64_t rank = input.dim(), finals = settings.layers * settings.spec.directions;
   if (rank != 2 && rank != 3) return false;
+  if (input.scalar_type() == at::kFloat && may_round(settings.spec)) return false;
   const int64_t weights = finals * settings.spec.weights_per_direction();
   if (int64_t(tensors.size()) != 1 + states + weights) return false;
   const bool swapped = rank == 3 && settings.spec.batch_first;
@@ -238,8 +239,7 @@ bool layer_fits(const variable_list& tensors, int64_t states, const Settings& se
   const at::TensorList state(tensors.data() + 1, states);
   return takes_input(input, tensors[1 + states], settings) && input.size(swapped ? 1 : 0) > 0 &&
          (rank == 2 ? takes_states(state, {finals}, settings)
-                    : takes_states(state, {finals, batch}, settings)) &&
-         !(input.scalar_type() == at::kFloat && may_round(settings.spec));
+                    : takes_states(state, {finals, batch}, settings));
 }
 
 bool cell_fits(const variable_list& tensors, int64_t states, const Settings& settings) {

@@ -54,7 +54,7 @@ struct Quantizer {
     float largest = kNoise;
     bool finite = true;
     for (int l = 0; l < V::kLanes; ++l)
-      largest = max(largest, float(most.v[l])), finite = finite && !bad[l];
+      largest = max<float>(largest, most.v[l]), finite = finite && !bad[l];
     const bool zeros = !finite || largest == kNoise;
     scale = !finite ? __builtin_nanf("") : zeros ? 0.f : largest / kInt8Max;
     inverse = zeros ? 0.f : kInt8Max / largest;
@@ -66,7 +66,7 @@ struct Quantizer {
 // A row as bytes, zeros up to whole lanes; returns its scale.
 inline float quantize(const float* values, int64_t count, int8_t* out) {
   const Quantizer quantized(values, count);
-  const int64_t used = quantized.inverse ? count : 0;
+  const int64_t used = quantized.inverse != 0 ? count : 0;
   for (int64_t k = 0; k < used; ++k) out[k] = quantized(values[k]);
   for (int64_t k = used; k < kInt8K * int8_lanes(count); ++k) out[k] = 0;
   return quantized.scale;
@@ -81,7 +81,7 @@ void pack_gates_int8(const PackedLayout<float>& panels, int64_t panel, const flo
   for (int64_t c = 0; c < ldb; ++c) {
     const float* const from = column_source(panels, panel, c, weight, depth, gate_of);
     const Quantizer quantized(from, from ? depth : 0);
-    const int64_t used = quantized.inverse ? depth : 0;
+    const int64_t used = quantized.inverse != 0 ? depth : 0;
     int32_t sum = 0;
     for (int64_t k = 0; k < lanes; ++k) {
       int8_t bytes[kInt8K] = {};
@@ -148,13 +148,14 @@ void microkernel_int8(const Int8Rows& a, const Int8Matrix& b, int64_t column, in
   constexpr int kLanes = V::kLanes;
   IntVec sums[MR][NR] = {};
   const int32_t* line = b.panels + column * lanes;
-  for (int64_t k = 0; k < lanes; ++k, line += NR * kLanes)
+  for (int64_t k = 0; k < lanes; ++k, line += NR * kLanes) {
 #pragma GCC unroll 4
     for (int v = 0; v < NR; ++v) {
       const IntVec bytes = IntVec(V::load(reinterpret_cast<const float*>(line) + v * kLanes).v);
 #pragma GCC unroll 4
       for (int r = 0; r < MR; ++r) Dot::dot(sums[r][v], a.data[r * a.stride + k], bytes);
     }
+  }
 #pragma GCC unroll 4
   for (int v = 0; v < NR; ++v) {
     const int64_t at = column + v * kLanes;

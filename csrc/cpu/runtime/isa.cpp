@@ -171,7 +171,7 @@ const char* prepacked_refusal(const void* memory, size_t bytes) {
   if (size_t(header->bytes) > bytes) return "prepacked weights were cut";
   if (reinterpret_cast<uintptr_t>(memory) % PrepackedHeader::kAlignment)
     return "prepacked weights are not aligned to 64 bytes";
-  if (std::strcmp(header->level, engine().name))
+  if (std::strcmp(header->level, engine().name) != 0)
     return "the weights were packed at another instruction-set level";
   return nullptr;
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -17,7 +18,7 @@ class ThreadPool {
     const std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn) return body(context, 0, count);
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const std::scoped_lock lock(mutex_);
       start(count - 1);
       body_ = body, context_ = context;
       next_ = 1, end_ = std::min(count, threads_ + 1);
@@ -32,8 +33,10 @@ class ThreadPool {
  private:
   void start(int wanted) {
     try {
-      for (; threads_ < wanted; ++threads_) std::thread([this] { work(); }).detach();
-    } catch (const std::system_error&) {  // the system's limit
+      for (; threads_ < std::min(wanted, most_); ++threads_)
+        std::thread([this] { work(); }).detach();
+    } catch (const std::system_error&) {
+      most_ = threads_;  // the system's limit
     }
   }
 
@@ -53,7 +56,7 @@ class ThreadPool {
   std::mutex turn_;   // held by the call that has the threads
   std::mutex mutex_;  // of everything below
   std::condition_variable wake_, done_;
-  int threads_ = 0, running_ = 0;
+  int threads_ = 0, running_ = 0, most_ = std::numeric_limits<int>::max();
   int next_ = 0, end_ = 0;  // the indices that are not taken yet
   void (*body_)(void*, int, int) = nullptr;
   void* context_ = nullptr;
@@ -66,7 +69,7 @@ ThreadPool& pool() {
   static pid_t owner = 0;
   static ThreadPool* current = nullptr;
   const pid_t process = getpid();
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::scoped_lock lock(mutex);
   if (owner != process) current = new ThreadPool, owner = process;
   return *current;
 }
