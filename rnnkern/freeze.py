@@ -197,7 +197,7 @@ class FrozenLayer(Frozen, layers.Layer):
         hx: Any = None,
         resets: Any = None,
         reset_state: Any = None,
-        return_ends: bool = False,
+        return_ends: bool | None = None,
     ) -> Any:
         """The layer's forward, without gradients."""
         if resets is not None or reset_state is not None or return_ends:

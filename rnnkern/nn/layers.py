@@ -52,11 +52,11 @@ class Layer(_torch_twin.RNNBase):
         hx: Any = None,
         resets: Any = None,
         reset_state: Any = None,
-        return_ends: bool = False,
+        return_ends: bool | None = None,  # a False would be an input of programs that torch traces
     ) -> Any:
         """torch.nn's forward: the same arguments, results and errors; and resets (see `LSTM`)."""
         if resets is not None or reset_state is not None or return_ends:
-            return _call_with_resets(self, input, hx, resets, reset_state, return_ends)
+            return _call_with_resets(self, input, hx, resets, reset_state, bool(return_ends))
         if autograd.NATIVE is not None and not _is_compiling():
             results = autograd.NATIVE.plain_layer(self, input, hx)
             if results is not None:
