@@ -62,8 +62,8 @@ TIDY_TORCH = $(shell $(BIN)/python -c 'import sysconfig, importlib.util as u; \
                  print("-isystem", t, "-isystem", t + "/torch/csrc/api/include", \
                        "-isystem", sysconfig.get_paths()["include"])')
 TIDY_FILES = csrc/cpu/engine.cpp $(wildcard csrc/cpu/runtime/*.cpp) \
-             $(addprefix csrc/bindings/,numpy_module.cpp torch_ops.cpp autograd.cpp module_weights.cpp \
-               direct_call.cpp plain_call.cpp)
+             $(addprefix csrc/bindings/,numpy_module.cpp torch_ops.cpp autograd.cpp autograd_module.cpp \
+               module_weights.cpp direct_call.cpp plain_call.cpp)
 
 tidy: $(TIDY_FILES:%=tidy/%)
 

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -126,6 +127,11 @@ def check_tools() -> None:
         raise PlatformError(NO_TORCH)
 
 
+def side_by_side(work: Callable, items: list) -> list:
+    with ThreadPoolExecutor(jobs()) as pool:
+        return list(pool.map(work, items))
+
+
 class BuildLibraries(build_clib):
     """Compiles the libraries side by side, each into objects of its own."""
 
@@ -139,8 +145,7 @@ class BuildLibraries(build_clib):
             one.build_temp = f"{self.build_temp}/{item[0]}"
             build_clib.build_libraries(one, [item])
 
-        with ThreadPoolExecutor(jobs()) as pool:
-            list(pool.map(build, libraries))
+        side_by_side(build, libraries)
 
 
 # Its limited API is that it uses nothing of Python: the name then fits every version.
@@ -196,7 +201,7 @@ def autograd() -> list[Extension]:
     if os.environ.get("RNNKERN_AUTOGRAD") == "0":
         return []
     release = re.sub(r"\W", "_", TORCH_RELEASE)
-    names = ("autograd", "direct_call", "module_weights", "plain_call")
+    names = ("autograd", "autograd_module", "direct_call", "module_weights", "plain_call")
     sources = [f"csrc/bindings/{name}.cpp" for name in names]
     extension = torch_extension(f"rnnkern._autograd_torch{release}", sources)
     extension.optional = True
@@ -255,6 +260,17 @@ class Build(BuildExtension):
     def run(self) -> None:
         self.run_command("build_clib")
         super().run()
+
+    def build_extensions(self) -> None:
+        if not CUDA:  # ninja does so by itself
+            compile_one = self.compiler.compile
+
+            def compile_all(sources: list[str], **settings) -> list[str]:
+                objects = side_by_side(lambda s: compile_one([s], **settings), sources)
+                return [name for of_one in objects for name in of_one]
+
+            self.compiler.compile = compile_all
+        super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
         if ext is not engine:

@@ -1,5 +1,6 @@
 // A layer's call with its gradient, as this library's functions for Python make it.
 #pragma once
+#include <Python.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
@@ -34,5 +35,18 @@ struct LayerCall {
 // holds Python's lock, which is released meanwhile.
 torch::autograd::variable_list run_layer(LayerCall call,
                                          const torch::autograd::variable_list& tensors);
+
+// The same on prepacked weights, without gradients; tensors: input, *state.
+torch::autograd::variable_list run_layer_prepacked(LayerCall call,
+                                                   const torch::autograd::variable_list& tensors,
+                                                   const at::Tensor& prepacked, int64_t hidden_size,
+                                                   int64_t proj_size);
+
+// The decomposition's vjp, for double backward and transforms: (grads, input, batch_sizes, state,
+// weights, spec, needed) -> gradients of (input, *state, *weights).
+void use_decomposition(PyObject* function);
+
+// As Python's tuple; None for an undefined tensor.
+PyObject* tensor_tuple(at::TensorList tensors);
 
 }  // namespace rnnkern

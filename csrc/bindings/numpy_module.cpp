@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -36,17 +35,6 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 int g_threads = int(std::max(1u, std::thread::hardware_concurrency()));
-
-// 64-byte aligned, as prepacked weights are, in huge pages.
-void* aligned_bytes(size_t bytes) {
-  constexpr size_t kPage = size_t(2) << 20;
-  const size_t alignment = bytes < kPage ? PrepackedHeader::kAlignment : kPage;
-  void* const memory =
-      std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (!memory) throw std::bad_alloc();
-  rnnkern::advise_huge_pages(memory, bytes);
-  return memory;
-}
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
@@ -167,7 +155,7 @@ Bytes prepack(std::vector<Array<T>> weights, py::tuple spec, int format) {
   rnnkern::LayerParams<T> p{};
   call.fill(p, row, {}, weights);
   const size_t bytes = rnnkern::prepacked_bytes(p, WeightFormat(format));
-  void* const memory = aligned_bytes(bytes);
+  void* const memory = rnnkern::allocate_block(bytes);
   rnnkern::prepack(p, WeightFormat(format), 0, memory);
   return Bytes(int64_t(bytes), static_cast<uint8_t*>(memory), py::capsule(memory, std::free));
 }

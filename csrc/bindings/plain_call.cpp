@@ -276,15 +276,10 @@ void unsqueeze(variable_list& tensors, int64_t count, int64_t dim) {
   for (int64_t i = 0; i < count; ++i) tensors[i] = tensors[i].unsqueeze(dim);
 }
 
-PyObject* as_tuple(const variable_list& tensors, size_t first) {
-  PyObject* const tuple = PyTuple_New(Py_ssize_t(tensors.size() - first));
-  for (size_t i = first; i < tensors.size(); ++i)
-    PyTuple_SET_ITEM(tuple, Py_ssize_t(i - first), THPVariable_Wrap(tensors[i]));
-  return tuple;
-}
 // One state is a tensor, two are a pair.
 PyObject* wrap_states(const variable_list& results, size_t first) {
-  return results.size() == first + 1 ? THPVariable_Wrap(results[first]) : as_tuple(results, first);
+  return results.size() == first + 1 ? THPVariable_Wrap(results[first])
+                                     : tensor_tuple(at::TensorList(results).slice(first));
 }
 
 void check_arguments(Py_ssize_t count) {

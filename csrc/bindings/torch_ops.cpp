@@ -171,19 +171,17 @@ Call weights_call(const Tensors& weights, const CallSpec& spec) {
   return Call(Tensor(row), {}, {}, weights, spec);
 }
 
-// Large ones begin with a huge page: weights that just fit a cache then have no two lines too many
-// in one of its sets.
+// As allocate_block, in torch's memory.
 Tensor allocate_bytes(int64_t bytes) {
-  constexpr int64_t kHugePage = int64_t(2) << 20;
-  const int64_t slack = bytes >= kHugePage / 2 ? kHugePage : 0, size = bytes + slack,
-                strides[] = {1};
+  constexpr int64_t kPage = kHugePage;
+  const int64_t slack = bytes >= kPage / 2 ? kPage : 0, size = bytes + slack, strides[] = {1};
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, strides, aoti_torch_dtype_uint8(),
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   Tensor memory(handle);
   advise_huge_pages(memory.data_ptr(), size_t(size));
   if (!slack) return memory;
-  const int64_t begin = -reinterpret_cast<intptr_t>(memory.data_ptr()) & (kHugePage - 1);
+  const int64_t begin = -reinterpret_cast<intptr_t>(memory.data_ptr()) & (kPage - 1);
   return torch::stable::narrow(memory, 0, begin, bytes);
 }
 

@@ -34,8 +34,7 @@ def _vjp(*args: Any) -> list[Tensor | None]:
 
 
 class Native(Protocol):
-    """The C++ functions (autograd.cpp, module_weights.cpp and plain_call.cpp of csrc/bindings);
-    positional arguments."""
+    """The C++ functions (csrc/bindings/autograd_module.cpp); positional arguments."""
 
     __file__: str
 

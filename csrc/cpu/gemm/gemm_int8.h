@@ -94,11 +94,11 @@ void pack_gates_int8(const PackedLayout<float>& panels, int64_t panel, const flo
   }
 }
 
+using IntVec = RawTypes<float>::Bits;  // of int32_t
+
 // How a level multiplies bytes. `kOffset` is added to a row's bytes before, and its product with a
 // column's sum taken off again.
 #if defined(__AVX512F__)
-typedef int32_t IntVec __attribute__((vector_size(kBytes)));
-
 struct Vnni {
   static constexpr int kOffset = 128;  // the row's factor is unsigned
   static RNNKERN_INLINE void dot(IntVec& sum, int32_t a, const IntVec& b) {
@@ -120,8 +120,6 @@ struct NoVnni {
   }
 };
 #else
-typedef int32_t IntVec __attribute__((vector_size(kBytes)));
-
 struct NoVnni {
   static constexpr int kOffset = 0;
   static RNNKERN_INLINE void dot(IntVec& sum, int32_t a, const IntVec& b) {

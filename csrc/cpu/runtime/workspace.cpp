@@ -9,11 +9,6 @@
 #endif
 
 namespace rnnkern {
-namespace {
-
-constexpr size_t kHugePage = size_t(2) << 20;
-
-}  // namespace
 
 void advise_huge_pages(void* block, size_t bytes) {
 #if defined(__linux__)
@@ -25,6 +20,15 @@ void advise_huge_pages(void* block, size_t bytes) {
 #endif
 }
 
+void* allocate_block(size_t bytes) {
+  const size_t alignment = bytes < kHugePage ? kCacheLine : kHugePage;
+  const size_t whole = (bytes + alignment - 1) / alignment * alignment;
+  void* const block = std::aligned_alloc(alignment, whole);
+  if (!block) throw std::bad_alloc();
+  advise_huge_pages(block, whole);
+  return block;
+}
+
 Workspace& Workspace::of_this_thread() {
   static thread_local Workspace workspace;
   return workspace;
@@ -34,20 +38,19 @@ Workspace::~Workspace() { std::free(block_); }
 
 void* Workspace::reserve(size_t bytes) {
   if (bytes > size_) {
-    std::free(block_);
-    size_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    block_ = std::aligned_alloc(kHugePage, size_);
-    if (!block_) {
-      size_ = 0;
-      throw std::bad_alloc();
-    }
-    advise_huge_pages(block_, size_);
+    release();
+    const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    block_ = allocate_block(whole);
+    size_ = whole;
   }
   return block_;
 }
 
 void Workspace::trim() {
-  if (size_ <= kKeep) return;
+  if (size_ > kKeep) release();
+}
+
+void Workspace::release() {
   std::free(block_);
   block_ = nullptr;
   size_ = 0;
