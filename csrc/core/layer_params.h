@@ -82,6 +82,11 @@ struct LayerParams {
   Weights<T> weights[kMaxDirections];
   const T* h0;       // (D, B, R) or null for zeros
   const Acc<T>* c0;  // (D, B, H) or null for zeros
+  // Where `resets` is not 0, a row takes reset_h and reset_c for its states before the step, also
+  // before the first; null: zeros. Their strides may be 0. For padded data in one direction.
+  SequenceView<const uint8_t> resets;  // (T, B), or null
+  SequenceView<const T> reset_h;       // (T, B, R)
+  SequenceView<const Acc<T>> reset_c;  // (T, B, H)
   // The weights as prepack() left them, for forward passes: `weights` is not read then. Or null.
   const PrepackedHeader* prepacked;
 
@@ -108,6 +113,8 @@ struct BackwardParams : LayerParams<T> {
   SequenceView<Acc<T>> dx;   // contiguous (rows, I); data is null where not wanted
   Acc<T>*dh_0, *dc_0;        // as h0, c0, or null
   WeightGrads<Acc<T>> grads[kMaxDirections];
+  // Those of reset_h and reset_c are added to what is there; null where not wanted.
+  SequenceView<Acc<T>> dreset_h, dreset_c;
   Acc<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, H): dL/dh_t and dL/dc_t; or null
 };
 

@@ -76,7 +76,7 @@ void run_prepacked(const ForwardParams<T>& f, int threads) {
     p.y.data = y.data(), p.saved = nullptr, p.c_states = nullptr;
     forward(p, kOwnThreads, threads);
     if (format == 0 && bytes(y) != bytes(wanted)) finding("prepacked weights change the results");
-    if (f.sequence.offsets || f.directions > 1 || f.h0) continue;
+    if (f.sequence.offsets || f.directions > 1 || f.h0 || f.resets.data) continue;
     // bfloat16 rounds h between runs.
     const int64_t T_ = f.sequence.steps, part = sizeof(T) == 2 ? T_ : pick(0, int(T_) - 1);
     std::vector<T> streamed(y.size());
@@ -116,8 +116,16 @@ void run_case() {
     offsets.push_back(offsets.back() + active);
   }
   const int64_t rows = packed ? offsets.back() : T_ * B;
+  // Resets, of a mask by step or by row, to zeros, or to states of a layer, a row or a step.
+  const bool resets = !packed && D == 1 && pick(0, 1), mask_by_row = pick(0, 1);
+  const int density = pick(0, 3), form = pick(0, 3);
+  const int64_t reset_b = form > 1, reset_t = form > 2 ? B : 0;  // strides, in rows of a state
+  std::vector<uint8_t> mask(rows);
+  for (uint8_t& m : mask) m = pick(0, 3) < density;
 
   const auto x = normal<T>(rows * I), h0 = normal<T>(D * B * R), c0 = normal<S>(D * B * H);
+  const auto reset_h = normal<T>(((T_ - 1) * reset_t + (B - 1) * reset_b + 1) * R);
+  const auto reset_c = normal<S>(((T_ - 1) * reset_t + (B - 1) * reset_b + 1) * H);
   const auto dy = normal<T>(rows * D * R);
   const auto dh_n = normal<S>(D * B * R), dc_n = normal<S>(D * B * H);
   std::vector<std::vector<T>> weights;
@@ -128,7 +136,8 @@ void run_case() {
   const auto run = [&](int threads) {
     std::vector<T> y(rows * D * R), h_n(D * B * R), saved(D * rows * V * H);
     std::vector<S> c_n(D * B * H), cells(D * rows * H), dx(rows * I), dh_0(D * B * R),
-        dc_0(D * B * H), flow_h(D * rows * R), flow_c(D * rows * H);
+        dc_0(D * B * H), dreset_h((reset_t ? T_ : 1) * B * R), dreset_c(dreset_h.size() / R * H),
+        flow_h(D * rows * R), flow_c(D * rows * H);
     std::vector<std::vector<S>> grads;
     for (const auto& w : weights) grads.emplace_back(w.size());
     LayerParams<T> layer{};
@@ -143,6 +152,11 @@ void run_case() {
     }
     layer.h0 = state ? h0.data() : nullptr;
     layer.c0 = state && has_c ? c0.data() : nullptr;
+    if (resets) {
+      layer.resets = {mask.data(), mask_by_row ? 1 : B, mask_by_row ? T_ : 1};
+      if (form) layer.reset_h = {reset_h.data(), reset_t * R, reset_b * R};
+      if (form && has_c) layer.reset_c = {reset_c.data(), reset_t * H, reset_b * H};
+    }
     ForwardParams<T> f{};
     static_cast<LayerParams<T>&>(f) = layer;
     f.y = {y.data(), B * D * R, D * R};
@@ -175,11 +189,15 @@ void run_case() {
       b.grads[d] = {g[0].data(), g[1].data(), bias ? g[2].data() : nullptr,
                     bias ? g[3].data() : nullptr, P ? g[4].data() : nullptr};
     }
+    if (resets && form && states_wanted) {
+      b.dreset_h = {dreset_h.data(), reset_t * R, R};
+      if (has_c) b.dreset_c = {dreset_c.data(), reset_t * H, H};
+    }
     b.flow_h = flow_wanted ? flow_h.data() : nullptr;
     b.flow_c = has_c && flow_wanted ? flow_c.data() : nullptr;
     backward(b, kOwnThreads, threads);
     std::vector<std::string> all{bytes(y), bytes(h_n), bytes(saved)};
-    for (const auto* found : {&c_n, &dx, &dh_0, &dc_0, &flow_h, &flow_c})
+    for (const auto* found : {&c_n, &dx, &dh_0, &dc_0, &dreset_h, &dreset_c, &flow_h, &flow_c})
       all.push_back(bytes(*found));
     for (const auto& grad : grads) all.push_back(bytes(grad));
     return all;
@@ -190,8 +208,8 @@ void run_case() {
     if (run(threads) != one) {
       std::printf(
           "%s, %zu bytes: %d threads differ: cell %d T %ld B %ld I %ld H %ld P %ld D %ld packed "
-          "%d\n",
-          engine().name, sizeof(T), threads, int(cell), T_, B, I, H, P, D, packed);
+          "%d resets %d\n",
+          engine().name, sizeof(T), threads, int(cell), T_, B, I, H, P, D, packed, resets);
       std::exit(1);
     }
 }

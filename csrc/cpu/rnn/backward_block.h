@@ -159,10 +159,69 @@ class BackwardBlock {
       const BlockedMatrix<F> dgates = dgates_.at_row(row, 0);
       if constexpr (kProjects)
         if (projects()) projection_dgrad(s, row, mine, of_h, active, team);
-      if (mine.b0 < carried) cell_backward(step_operands(s, true, dgates), mine, mine.b0, carried);
-      if (carried < active) cell_backward(step_operands(s, false, dgates), mine, carried, active);
+      if (p_.resets.data) {
+        cell_backward_with_resets(s, mine, dgates);
+      } else {
+        if (mine.b0 < carried)
+          cell_backward(step_operands(s, true, dgates), mine, mine.b0, carried);
+        if (carried < active) cell_backward(step_operands(s, false, dgates), mine, carried, active);
+      }
       if (plan_.split_units) team.sync();
       if (mine.b0 < active) propagate_dh(s, of_h, active, dgates);
+      if (p_.resets.data) end_gradients(time(s), mine, of_h);
+    }
+  }
+
+  bool is_reset(int64_t t, int64_t b) const {
+    return p_.resets.data && p_.resets.at(seq_, t)[b * p_.resets.b_stride];
+  }
+
+  // The states that batch row b has before step t if it is reset; `zeros` if none are given.
+  template <class U>
+  static StridedRows<const U> after_reset(const SequenceView<const U>& given, const Sequence& seq,
+                                          int64_t t, const S* zeros) {
+    if (!given.data) return {reinterpret_cast<const U*>(zeros), 0};
+    return {given.at(seq, t), given.b_stride};
+  }
+
+  // A step's rows in runs that are reset before it, and that are not.
+  __attribute__((noinline)) void cell_backward_with_resets(int64_t s, const WorkRange& mine,
+                                                           BlockedMatrix<F> dgates) {
+    const int64_t t = time(s);
+    const StepOperands own = step_operands(s, s > 0, dgates);
+    StepOperands reset = own;
+    reset.h_prev = after_reset(p_.reset_h, seq_, t, shared_.zeros);
+    reset.c_prev = {{}, after_reset(p_.reset_c, seq_, t, shared_.zeros)};
+    for (int64_t b = mine.b0, end; b < mine.b1; b = end) {
+      const bool is = is_reset(t, b);
+      for (end = b + 1; end < mine.b1 && is_reset(t, end) == is;) ++end;
+      cell_backward(is ? reset : own, mine, b, end);
+    }
+  }
+
+  // The gradients of states that step t does not see go no further; those of what it sees instead
+  // are taken.
+  __attribute__((noinline)) void end_gradients(int64_t t, const WorkRange& mine,
+                                               const WorkRange& of_h) const {
+    const auto take = [&](S* carried, const SequenceView<S>& to, int64_t b, int64_t u0,
+                          int64_t u1) {
+      if (to.data) {
+        S* const sum = to.at(seq_, t) + b * to.b_stride;
+        for (int64_t u = u0; u < u1; ++u) sum[u] += carried[u];
+      }
+      if (u0 < u1) std::memset(carried + u0, 0, (u1 - u0) * sizeof(S));
+    };
+    const auto first_unit = [](const PackedLayout<F>& columns, int64_t panel, int64_t units) {
+      return min(columns.first_unit(panel), units);
+    };
+    const int64_t H = p_.hidden_size, R = p_.h_size();
+    for (int64_t b = mine.b0; b < mine.b1; ++b) {
+      if (!is_reset(t, b)) continue;
+      take(dh_[b], p_.dreset_h, b, first_unit(hh_.panels, of_h.p0, R),
+           first_unit(hh_.panels, of_h.p1, R));
+      if (kHasC)
+        take(dc_[b], p_.dreset_c, b, first_unit(units_, mine.p0, H),
+             first_unit(units_, mine.p1, H));
     }
   }
 
@@ -380,6 +439,7 @@ class BackwardBlock {
     };
     const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
       const int64_t R = p_.h_size(), previous = t + (d_ ? 1 : -1);
+      if (is_reset(t, b)) return after_reset(p_.reset_h, seq_, t, shared_.zeros)[b];
       if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
         return p_.y.at(seq_, previous) + b * p_.y.b_stride + d_ * R;
       return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);

@@ -75,14 +75,21 @@ class ForwardDirection {
     return plan.input_chunk * rows * panels.offset(panels.count());
   }
 
+  // Elements of a worker's buffer for the states of a step in which rows are reset.
+  static int64_t reset_size(const ForwardParams<T>& p, const Plan& plan) {
+    if (!p.resets.data) return 0;
+    return min(plan.row_block, p.sequence.batch) * (p.h_size() + p.hidden_size);
+  }
+
   ForwardDirection(const ForwardParams<T>& p, const Plan& plan, int direction, Shared& shared,
-                   S* chunk)
+                   S* chunk, S* reset)
       : p_(p),
         seq_(p.sequence),
         plan_(plan),
         d_(direction),
         shared_(shared),
         chunk_(chunk),
+        reset_(reset),
         panels_(gate_layout<Cell, T>(p.hidden_size)) {}
 
   void run(Team team) {
@@ -199,9 +206,45 @@ class ForwardDirection {
     return step;
   }
 
+  // With the states of rows that are reset before step t replaced, in a copy of them all.
+  __attribute__((noinline)) StepOperands<T> with_resets(StepOperands<T> step, int64_t t,
+                                                        const WorkRange& range, int64_t r0,
+                                                        int64_t r1) const {
+    const int64_t H = p_.hidden_size, R = p_.h_size();
+    const int64_t u0 = panels_.first_unit(range.p0), u1 = min(panels_.first_unit(range.p1), H);
+    const StridedRows<const uint8_t> resets{p_.resets.at(seq_, t) + r0 * p_.resets.b_stride,
+                                            p_.resets.b_stride};
+    bool any = false;
+    for (int64_t r = 0; r < r1 - r0; ++r) any |= *resets[r] != 0;
+    if (!any) return step;
+    const StridedRows<T> h{reinterpret_cast<T*>(reset_), R};
+    const StridedRows<S> c{reset_ + (r1 - r0) * R, H};
+    const auto fresh = [&](const auto& given, int64_t r, auto* zeros) {
+      return given.data ? given.at(seq_, t) + (r0 + r) * given.b_stride : zeros;
+    };
+    for (int64_t r = 0; r < r1 - r0; ++r) {
+      const bool is_reset = *resets[r];
+      const T* const zeros = reinterpret_cast<const T*>(shared_.zeros);
+      std::memcpy(h[r], is_reset ? fresh(p_.reset_h, r, zeros) : step.h_prev[r], R * sizeof(T));
+      if constexpr (kKeepsFp32H)
+        for (int64_t u = u0; u < u1 && is_reset; ++u) step.h_fp32_next[r][u] = to_acc(h[r][u]);
+      if constexpr (kHasC) {
+        const S* const fresh_c = fresh(p_.reset_c, r, const_cast<const S*>(shared_.zeros));
+        for (int64_t u = u0; u < u1; u += kLanes)
+          std::memcpy(c[r] + u, is_reset ? fresh_c + u : step.c_prev.of(u)[r],
+                      min<int64_t>(u1 - u, kLanes) * sizeof(S));
+      }
+    }
+    step.h_prev = {h.data, h.stride};
+    if (kHasC) step.c_prev = {{}, {c.data, c.stride}};
+    return step;
+  }
+
   // One step of batch rows [r0, r1). `carried`: they have a previous step.
   void fused_step(int64_t s, const WorkRange& range, int64_t r0, int64_t r1, bool carried) {
-    const StepOperands<T> step = step_operands(s, r0, carried);
+    const StepOperands<T> step =
+        p_.resets.data ? with_resets(step_operands(s, r0, carried), time(s), range, r0, r1)
+                       : step_operands(s, r0, carried);
     const StridedRows<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.b_stride, p_.x.b_stride};
     const int64_t quantized = shared_.weights.quantized_lanes();
     if (quantized) shared_.weights.quantize_rows(r1 - r0, x, step.h_prev, chunk_);
@@ -319,7 +362,7 @@ class ForwardDirection {
   const Plan& plan_;
   const int d_;
   Shared& shared_;
-  S* const chunk_;
+  S *const chunk_, *const reset_;
   const PackedLayout<PackedElem<T>> panels_;
 };
 
@@ -338,21 +381,25 @@ class ForwardCall {
                 {p, plan, p.prepacked ? prepacked_ : arena, arena, 1}} {
     chunk_size_ = Direction::chunk_size(p, plan, shared_[0]) + 16;
     chunks_ = arena.alloc<S>(chunk_size_ * plan.threads);
+    reset_size_ = Direction::reset_size(p, plan);
+    resets_ = arena.alloc<S>(reset_size_ * plan.threads);
     if (used) *used = arena.used();
   }
 
   void run(Team team) {
-    S* const chunk = chunks_ + chunk_size_ * team.rank;
+    const int worker = team.rank;
     if (p_.directions == 2 && team.size % 2 == 0) {
-      direction(team.rank % 2, chunk, team.half());
+      direction(team.rank % 2, worker, team.half());
     } else {
-      for (int d = 0; d < p_.directions; ++d) direction(d, chunk, team);
+      for (int d = 0; d < p_.directions; ++d) direction(d, worker, team);
     }
   }
 
  private:
-  void direction(int d, S* chunk, Team team) {
-    Direction(p_, plan_, d, shared_[d], chunk).run(team);
+  void direction(int d, int worker, Team team) {
+    Direction(p_, plan_, d, shared_[d], chunks_ + chunk_size_ * worker,
+              resets_ + reset_size_ * worker)
+        .run(team);
   }
 
   const ForwardParams<T>& p_;
@@ -361,6 +408,8 @@ class ForwardCall {
   typename Direction::Shared shared_[kMaxDirections];
   S* chunks_;  // x W_ih ahead of the steps, one buffer per thread
   int64_t chunk_size_;
+  S* resets_;  // states of a step in which rows are reset, likewise
+  int64_t reset_size_;
 };
 
 // Packs the weights of all directions behind the header, where a ForwardCall then finds them; with
