@@ -3,6 +3,7 @@
 import copy
 import pickle
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,16 @@ def test_counts(kind: str, name: str) -> None:
     for count in (1.5, "2", True, None):
         with pytest.raises(TypeError, match=f"{name} must be a whole number"):
             made.stream(**{name: count})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_threads(kind: str) -> None:
+    """The second thread spins after a step, sleeps after a pause, and changes no bit."""
+    case = Case("LSTM", B=1, I=256, H=256)  # work for two
+    alone, together = (stream_of(kind, case, threads=threads) for threads in (1, 2))
+    for x, pause in zip(given(kind, 6, 1, 256), (0, 0, 2e-3, 0, 2e-3, 0), strict=True):
+        time.sleep(pause)
+        assert same(together(x), alone(x))
 
 
 @pytest.mark.parametrize("kind", KINDS)

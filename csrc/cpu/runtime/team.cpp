@@ -4,20 +4,10 @@
 #include <chrono>
 #include <thread>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "pause.h"
 
 namespace rnnkern {
 namespace {
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // Spins before a waiting thread yields: some microseconds, the usual imbalance of a step.
 constexpr int kSpins = 2000;

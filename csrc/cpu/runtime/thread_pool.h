@@ -5,8 +5,8 @@
 namespace rnnkern {
 
 // Threads are started when a call first asks for them. Where the system refuses one, or another
-// call has them at that moment, a call goes on with fewer, down to its own thread. A forked child
-// starts its own.
+// call has them at that moment, a call goes on with fewer, down to its own thread. Where there is a
+// core for each, they spin for a moment after a call, then sleep. A forked child starts its own.
 RNNKERN_API extern const ParallelFor kOwnThreads;
 
 }  // namespace rnnkern
