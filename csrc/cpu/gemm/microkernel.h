@@ -154,8 +154,14 @@ class RegisterTile {
     const auto at = [&](int k) __attribute__((always_inline)) {
       return [&, k](int r) __attribute__((always_inline)) { return a.at(r, k); };
     };
+    // Prefetches the panel's next block to the L1: with twice the instructions per byte, too few
+    // loads are under way otherwise.
+    const int64_t next_block = kKC * ab.ldb;
     int64_t left = ab.k;
     for (; left > 1; left -= 2) {
+#pragma GCC unroll 4
+      for (int i = 0; i < NR * V::kLanes; i += kLineElems<F>)
+        __builtin_prefetch(b + next_block + i, 0, 3);
       fma_step_bf16<false>(at(0), b);
       fma_step_bf16<true>(at(1), b);
       b += 2 * ab.ldb;
