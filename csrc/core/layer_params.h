@@ -39,6 +39,32 @@ struct Sequence {
   // All rows of the whole batch.
   int64_t rows() const { return offsets ? offsets[steps] : steps * batch; }
 
+  // The first batch row of block i of so many, or the end of the last one. Blocks of a packed batch
+  // have about equal numbers of rows in steps [t0, t1), and at least one batch row.
+  int64_t block_begin(int64_t i, int64_t blocks, int64_t t0, int64_t t1) const {
+    const int64_t each = (batch + blocks - 1) / blocks;
+    if (!offsets) return i * each < batch ? i * each : batch;
+    const int64_t wanted = rows(t0, t1) * i / blocks;
+    int64_t b = 0;
+    for (int64_t before = 0, t = t1; b < batch; ++b) {
+      while (t > t0 && active(t - 1) <= b) --t;  // where batch row b ends
+      const int64_t rows = t - t0;
+      if (b >= i && 2 * before + rows > 2 * wanted) break;
+      before += rows;
+    }
+    return b;
+  }
+  int64_t block_begin(int64_t i, int64_t blocks) const { return block_begin(i, blocks, 0, steps); }
+  // Batch rows of the largest block.
+  int64_t largest_block(int64_t blocks) const {
+    int64_t most = 0;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t count = block_begin(i + 1, blocks) - block_begin(i, blocks);
+      if (count > most) most = count;
+    }
+    return most;
+  }
+
   Sequence part(int64_t begin, int64_t end) const {
     const int64_t count = end - begin;
     Sequence s{steps, count, offsets, first + begin, batch + others - count};

@@ -1,10 +1,15 @@
 // Unit tests of the plan, without torch: which rule fires for which shape on a machine with a
-// budget of 640 KB per L2, and what holds for every shape. Built and run by test_plan.py.
+// budget of 640 KB per L2, and what holds for every shape. And of the blocks that a ragged batch is
+// cut into. Built and run by test_plan.py.
 #include "../../csrc/cpu/runtime/plan.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <vector>
+
+#include "../../csrc/core/layer_params.h"
 
 using namespace rnnkern;
 
@@ -18,7 +23,7 @@ void check(bool holds, const char* what, const char* name) {
 
 constexpr Machine kMachine{&kTunings[1], 640 << 10};
 
-struct Lstm {
+struct LstmCall {
   int64_t steps, batch, input_size, hidden_size, proj_size = 0;
   bool backward = false;
   int threads = 2, directions = 1, element_size = 4;
@@ -32,7 +37,7 @@ struct Lstm {
 
 struct Expected {
   const char* name;
-  Lstm call;
+  LstmCall call;
   int threads;
   bool split_units, fused_input, unpacked_weights;
   int64_t wgrad_rows, wgrad_chunk;
@@ -168,7 +173,7 @@ void check_expected(const Expected& e) {
 
 // What every plan must fulfil. The weight gradients' blocks and chunks decide the order of sums, so
 // they may not depend on the number of threads.
-void check_any(Lstm call) {
+void check_any(LstmCall call) {
   const Plan one = make_plan(call.input(), kMachine);
   for (const int threads : {1, 2, 3, 8, 64}) {
     call.threads = threads;
@@ -185,6 +190,32 @@ void check_any(Lstm call) {
   }
 }
 
+// Blocks have a batch row each, cover the batch, and begin as near to equal numbers of rows as a
+// batch row allows.
+void check_blocks(std::vector<int64_t> lengths, int64_t blocks) {
+  std::sort(lengths.rbegin(), lengths.rend());
+  std::vector<int64_t> offsets{0};
+  for (int64_t t = 0; t < lengths[0]; ++t)
+    offsets.push_back(offsets.back() + std::count_if(lengths.begin(), lengths.end(),
+                                                     [&](int64_t length) { return length > t; }));
+  const Sequence sequence{lengths[0], int64_t(lengths.size()), offsets.data()};
+  int64_t begin = 0, before = 0, largest = 0;
+  for (int64_t i = 0; i < blocks; ++i) {
+    check(sequence.block_begin(i, blocks) == begin, "a block begins before the last one", "blocks");
+    const int64_t end = sequence.block_begin(i + 1, blocks);
+    check(begin < end && end <= sequence.batch, "an empty block", "blocks");
+    if (begin >= end) return;
+    const double wanted = double(sequence.rows()) * double(i) / double(blocks);
+    const double off = double(before) - wanted, row = double(lengths[size_t(begin)]);
+    check(begin == i || (-row / 2 - 1 <= off && off <= double(lengths[size_t(begin - 1)]) / 2 + 1),
+          "blocks of unequal rows", "blocks");
+    for (largest = std::max(largest, end - begin); begin < end; ++begin)
+      before += lengths[size_t(begin)];
+  }
+  check(begin == sequence.batch, "batch rows without a block", "blocks");
+  check(sequence.largest_block(blocks) == largest, "largest_block", "blocks");
+}
+
 }  // namespace
 
 int main() {
@@ -192,9 +223,14 @@ int main() {
   std::mt19937 random(0);
   const auto pick = [&](int most) { return std::uniform_int_distribution<int>(1, most)(random); };
   for (int i = 0; i < 2000; ++i) {
-    Lstm call{pick(300), pick(1500), pick(600), pick(900)};
+    LstmCall call{pick(300), pick(1500), pick(600), pick(900)};
     call.backward = i % 2, call.directions = pick(2), call.element_size = 1 << pick(3);
     check_any(call);
+    std::vector<int64_t> lengths(size_t(pick(40)));
+    const int steps = pick(60);
+    for (int64_t& length : lengths) length = i % 3 ? pick(steps) : 1;
+    lengths[0] = steps;
+    check_blocks(lengths, pick(int(lengths.size())));
   }
   if (!failures) std::puts("no finding");
   return failures != 0;

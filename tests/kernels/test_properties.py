@@ -290,6 +290,24 @@ def test_thread_invariance(case: Case, dtype: torch.dtype) -> None:
         assert_same_bits(single, results(case, rnnkern))
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_long_sequence(cell: str) -> None:
+    """One sequence has more steps than all others together, of a batch that goes in blocks."""
+    layer, plain = (Case(cell, I=6, H=18).layer(package) for package in (rnnkern, torch.nn))
+    sequences = [torch.randn(1, 6) for _ in range(149)] + [torch.randn(160, 6)]
+    packed = torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+    expected = plain(packed)[0].data
+    expected.sin().sum().backward()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        layer.zero_grad()
+        output = layer(packed)[0].data
+        output.sin().sum().backward()
+        torch.testing.assert_close(output, expected)
+        for own, other in zip(layer.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_busy_machine() -> None:
     """The bits stay the same while other processes keep every core busy and teams shrink."""

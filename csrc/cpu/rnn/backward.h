@@ -14,9 +14,11 @@ class BackwardCall {
       : p_(p),
         plan_(plan),
         shared_{{p, plan, arena, 0}, {p, plan, arena, 1}} {
-    Arena count(nullptr);
-    Block(p, plan, 0, 0, shared_[0], count, nullptr, {}, false);
-    scratch_size_ = int64_t(count.used());
+    for (int block = 0; block < plan.blocks(p.sequence.batch); ++block) {
+      Arena count(nullptr);
+      Block(p, plan, 0, block, shared_[0], count, nullptr, {}, false);
+      scratch_size_ = max(scratch_size_, int64_t(count.used()));
+    }
     scratches_ = arena.alloc<char>(scratch_size_ * max(plan.threads, p.directions));
     buffer_size_ = Block::buffer_size(p, plan);
     buffers_ = arena.alloc<S>(buffer_size_ * plan.threads);
@@ -63,7 +65,7 @@ class BackwardCall {
   const Plan& plan_;
   BackwardShared<Cell, T> shared_[kMaxDirections];
   char* scratches_;  // one per block in progress
-  int64_t scratch_size_;
+  int64_t scratch_size_ = 0;  // of the largest block
   S* buffers_;  // one per thread
   int64_t buffer_size_;
   S* dx_;  // of the second direction, where both run at once

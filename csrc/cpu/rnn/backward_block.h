@@ -37,7 +37,8 @@ class BackwardBlock {
  public:
   // Rows of a chunk, at most.
   static int64_t chunk_rows(const BackwardParams<T>& p, const Plan& plan) {
-    return min(plan.wgrad_chunk, p.sequence.steps) * plan.wgrad_rows;
+    const Sequence& seq = p.sequence;
+    return min(plan.wgrad_chunk, seq.steps) * seq.largest_block(plan.blocks(seq.batch));
   }
 
   // Elements of a thread's buffer for a panel of x or h and for narrow columns.
@@ -50,8 +51,8 @@ class BackwardBlock {
                 const Shared& shared, Arena& scratch, S* buffer, SequenceView<S> dx,
                 bool accumulate_dx)
       : p_(p),
-        seq_(p.sequence.part(block * plan.wgrad_rows,
-                             min((block + 1) * plan.wgrad_rows, p.sequence.batch))),
+        seq_(p.sequence.part(p.sequence.block_begin(block, plan.blocks(p.sequence.batch)),
+                             p.sequence.block_begin(block + 1, plan.blocks(p.sequence.batch)))),
         plan_(plan),
         d_(direction),
         shared_(shared),
@@ -108,11 +109,14 @@ class BackwardBlock {
   // The row of batch row b in h_n, c_n and their like.
   int64_t state_row(int64_t b) const { return d_ * p_.sequence.batch + seq_.first + b; }
 
-  // Split by rows: each rank's batch rows, all columns. Split by units: all rows, its panels.
-  WorkRange range(Team team, const PackedLayout<F>& columns) const {
+  // Of steps [begin, end). Split by rows: each rank's batch rows, all columns. Split by units: all
+  // rows, its panels.
+  WorkRange range(int64_t begin, int64_t end, Team team, const PackedLayout<F>& columns) const {
     const int64_t count = columns.count();
     if (plan_.split_units) return {0, seq_.batch, team.begin(count), team.end(count)};
-    return {team.begin(seq_.batch), team.end(seq_.batch), 0, count};
+    const int64_t t0 = min(time(begin), time(end - 1)), t1 = t0 + end - begin;
+    return {seq_.block_begin(team.rank, team.size, t0, t1),
+            seq_.block_begin(team.rank + 1, team.size, t0, t1), 0, count};
   }
 
   // The carried gradients begin as those of the final states. A row that has not ended yet at a
@@ -150,7 +154,8 @@ class BackwardBlock {
 
   // Steps [begin, end), the last one first.
   void time_loop(int64_t begin, int64_t end, Team team) {
-    const WorkRange mine = range(team, units_), of_h = range(team, hh_.panels);
+    const WorkRange mine = range(begin, end, team, units_);
+    const WorkRange of_h = range(begin, end, team, hh_.panels);
     for (int64_t s = end - 1; s >= begin; --s) {
       const int64_t active = min(seq_.active(time(s)), mine.b1);
       const int64_t before = s ? seq_.active(time(s - 1)) : 0;

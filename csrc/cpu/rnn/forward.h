@@ -55,7 +55,7 @@ class ForwardDirection {
     Projection projection;
     S* zeros;                      // the default initial state
     S* h_fp32;                     // (B, H)
-    std::atomic<int64_t> next{0};  // first batch row that no worker has taken
+    std::atomic<int64_t> next{0};  // first block of batch rows that no worker has taken
 
     // Of `packed` are the weights, of `arena` what a call needs besides.
     Shared(const ForwardParams<T>& p, const Plan& plan, Arena& packed, Arena& arena, int direction)
@@ -69,7 +69,7 @@ class ForwardDirection {
 
   // Elements of a worker's buffer: for x W_ih or, with int8 weights, for the rows of a step.
   static int64_t chunk_size(const ForwardParams<T>& p, const Plan& plan, const Shared& shared) {
-    const int64_t rows = min(plan.row_block, p.sequence.batch);
+    const int64_t rows = p.sequence.largest_block(plan.row_blocks(p.sequence.batch));
     if (plan.fused_input) return rows * shared.weights.quantized_lanes();
     const PackedLayout<PackedElem<T>> panels = gate_layout<Cell, T>(p.hidden_size);
     return plan.input_chunk * rows * panels.offset(panels.count());
@@ -104,8 +104,10 @@ class ForwardDirection {
       for (int64_t u = 0; u < p_.hidden_size; ++u) shared_.zeros[u] = 0;
     team.sync();
     if (plan_.split_units) return time_loop({0, seq_.batch, begin, end}, team);
-    for (int64_t b; (b = shared_.next.fetch_add(plan_.row_block)) < seq_.batch;)
-      time_loop({b, min(b + plan_.row_block, seq_.batch), 0, count}, Team{0, 1, nullptr});
+    const int64_t blocks = plan_.row_blocks(seq_.batch);
+    for (int64_t i; (i = shared_.next++) < blocks;)
+      time_loop({seq_.block_begin(i, blocks), seq_.block_begin(i + 1, blocks), 0, count},
+                Team{0, 1, nullptr});
   }
 
  private:
@@ -146,20 +148,23 @@ class ForwardDirection {
                                    out);
         first = false;
       };
-      if (!seq_.offsets && batch < s1 - s0) {  // few rows: tiles along time
-        for (int64_t b = range.b0; b < range.b1; ++b)
-          for_mc_blocks(s1 - s0, [&](int64_t i, int n) {
-            tile({p_.x.at(seq_, time(s0 + i)) + b * p_.x.b_stride,
-                  d_ ? -p_.x.t_stride : p_.x.t_stride},
-                 {chunk_at(s0 + i, b, panel, range), batch * width}, n);
-          });
-      } else {
-        for (int64_t s = s0; s < s1; ++s) {
-          const int64_t t = time(s), active = min(seq_.active(t), range.b1) - range.b0;
-          if (active > 0)
-            for_mc_blocks(active, [&](int64_t i, int n) {
-              tile({p_.x.at(seq_, t) + (range.b0 + i) * p_.x.b_stride, p_.x.b_stride},
-                   {chunk_at(s, range.b0 + i, panel, range), width}, n);
+      for (int64_t s = s0, stop; s < s1; s = stop) {  // steps with the same batch rows
+        const int64_t active = seq_.active(time(s)), rows = min(active, range.b1) - range.b0;
+        for (stop = s + 1; stop < s1 && seq_.active(time(stop)) == active;) ++stop;
+        const T* const x = p_.x.at(seq_, time(s)) + range.b0 * p_.x.b_stride;
+        const int64_t steps = stop - s;
+        const int64_t x_step = steps > 1 ? p_.x.at(seq_, time(s + 1)) - p_.x.at(seq_, time(s)) : 0;
+        if (rows < steps) {  // few rows: tiles along time
+          for (int64_t b = 0; b < rows; ++b)
+            for_mc_blocks(steps, [&](int64_t i, int n) {
+              tile({x + b * p_.x.b_stride + i * x_step, x_step},
+                   {chunk_at(s + i, range.b0 + b, panel, range), batch * width}, n);
+            });
+        } else {
+          for (int64_t i = 0; i < steps; ++i)
+            for_mc_blocks(rows, [&](int64_t b, int n) {
+              tile({x + b * p_.x.b_stride + i * x_step, p_.x.b_stride},
+                   {chunk_at(s + i, range.b0 + b, panel, range), width}, n);
             });
         }
       }

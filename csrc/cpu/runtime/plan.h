@@ -18,10 +18,10 @@ struct Plan {
   bool split_units;       // threads split the hidden units and meet after each step; else the rows
   bool fused_input;       // x W_ih inside the step; else ahead of it, in chunks of time
   bool unpacked_weights;  // weights are read in their own layout
-  int64_t row_block;      // rows that go through all of time together
+  int64_t row_block;      // batch rows that go through all of time together
   int64_t input_chunk;    // steps of x W_ih at a time
   int64_t wgrad_chunk;    // steps of gate gradients between two weight gradient GEMMs
-  int64_t wgrad_rows;     // batch rows whose weight gradients are summed by themselves
+  int64_t wgrad_rows;     // batch rows whose weight gradients are summed by themselves, on average
   PlanRules rules;
 
   // Blocks of the batch that go backward by themselves. Depends on the shape alone.
@@ -29,6 +29,9 @@ struct Plan {
   int blocks(int64_t batch) const {
     return batch > wgrad_rows ? int((batch + wgrad_rows - 1) / wgrad_rows) : 1;
   }
+
+  // Blocks that go forward by themselves. In a ragged batch they differ in batch rows.
+  int64_t row_blocks(int64_t batch) const { return (batch + row_block - 1) / row_block; }
 
   // Threads of one direction: two directions share an even number of threads half and half.
   int team(int directions) const {
