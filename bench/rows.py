@@ -31,6 +31,7 @@ TARGETS = {
     "large GRU, RNN": (2.5, ""),
     "streaming": (2.5, "B = 1: single steps and long sequences"),
     "packed": (2.0, "ragged batches, training"),
+    "ragged": (2.0, "ragged batches, each after the padded one of its shape"),
     "bf16": (1.5, "bfloat16"),
     "rounded": (1.0, "float32, torch set to round factors to bfloat16"),
     "clients": (1.0, "layer calls of well-known packages"),
@@ -135,8 +136,8 @@ def rows() -> list[Row]:
     """All rows, in the order of the table."""
     groups = {
         "course": _course(), "tiny": _tiny(), "small": _small(), "large": _large(),
-        "streaming": _streaming(), "packed": _packed(), "bf16": _bf16(), "rounded": _rounded(),
-        "clients": CLIENTS,
+        "streaming": _streaming(), "packed": _packed(), "ragged": _ragged(), "bf16": _bf16(),
+        "rounded": _rounded(), "clients": CLIENTS,
     }  # fmt: skip
     return [replace(row, group=group) for group, members in groups.items() for row in members]
 
@@ -195,6 +196,19 @@ def _packed() -> Iterator[Row]:
         yield Row(cell, 64, 32, 128, 128, packed=True, train=True)
     yield Row("LSTM", 40, 16, 200, 200, 2, bidirectional=True, packed=True, train=True)
     yield Row("LSTM", 96, 16, 256, 256, packed=True, train=True)
+
+
+def _ragged() -> Iterator[Row]:
+    """Pairs of rows: a ragged batch should cost the share of the padded one that it fills."""
+    for cell, T, B, H in (
+        ("LSTM", 100, 32, 128),
+        ("GRU", 100, 32, 128),
+        ("LSTM", 128, 16, 256),
+        ("LSTM", 100, 8, 128),
+    ):
+        for train in (False, True):
+            for packed in (False, True):
+                yield Row(cell, T, B, H, H, packed=packed, train=train)
 
 
 def _bf16() -> Iterator[Row]:
