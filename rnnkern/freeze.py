@@ -150,6 +150,16 @@ class Frozen(nn.Module):
                 "torch.no_grad() or torch.inference_mode(), or use the layer that it was made from"
             )
 
+    def _plain_call(self, input: Any, hx: Any, spec: CallSpec, proj_size: int, step: bool) -> Any:
+        """The usual call of one layer or of a cell, in C++; None for any other."""
+        if NATIVE is None or len(self._prepacked) != 1 or _is_compiling():
+            return None
+        packed = self._prepacked[0]
+        try:
+            return NATIVE.plain_frozen(input, hx, packed, spec, self.hidden_size, proj_size, step)
+        except (RuntimeError, TypeError):
+            return None  # the layer's checks say what is wrong in torch.nn's words
+
     def _plain_state(self, hx: Any) -> tuple[Tensor, ...] | None:
         """hx as the operators take it; None if it is not of plain tensors, one or a pair."""
         if hx is None:
@@ -203,6 +213,10 @@ class FrozenLayer(Frozen, layers.Layer):
         if resets is not None or reset_state is not None or return_ends:
             self._refuse_gradient(input, (hx, reset_state))
             return super().forward(input, hx, resets, reset_state, return_ends)
+        specs = self._specs
+        result = self._plain_call(input, hx, specs[self.batch_first], self.proj_size, False)
+        if result is not None:
+            return result
         self._refuse_gradient(input, hx)
         state = self._plain_state(hx)
         if state is not None and _plain(input) and input.dim() == 3:
@@ -278,6 +292,9 @@ class FrozenCell(Frozen, cells.Cell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The cell's forward, without gradients."""
+        result = self._plain_call(input, hx, self._specs[False], 0, True)
+        if result is not None:
+            return result
         self._refuse_gradient(input, hx)
         state = self._plain_state(hx)
         if state is not None and _plain(input) and input.dim() == 2:

@@ -28,6 +28,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 using Call = rnnkern::LayerCall;
+using rnnkern::read_spec;
 
 constexpr std::string_view kOutOfMemory = "CUDA out of memory";
 
@@ -292,13 +293,6 @@ void use_decomposition(PyObject* function) {
   Py_XSETREF(decomposition_vjp, function);
 }
 
-variable_list run_layer_prepacked(LayerCall call, const variable_list& tensors,
-                                  const Tensor& prepacked, int64_t hidden_size, int64_t proj_size) {
-  call.direct = may_call_directly();
-  pybind11::gil_scoped_release without_gil;
-  return returned(call, run_prepacked(call, tensors, prepacked, hidden_size, proj_size));
-}
-
 variable_list run_layer(LayerCall call, const variable_list& tensors) {
   call.direct = may_call_directly();
   pybind11::gil_scoped_release without_gil;
@@ -307,6 +301,31 @@ variable_list run_layer(LayerCall call, const variable_list& tensors) {
       std::any_of(tensors.begin(), tensors.end(), [](auto& t) { return t.requires_grad(); });
   return wanted ? RnnkernLayer::apply(call, TensorList(tensors))
                 : returned(call, run_forward(call, tensors, false));
+}
+
+variable_list run_frozen(LayerCall call, const variable_list& tensors, const Tensor& prepacked,
+                         int64_t hidden_size, int64_t proj_size) {
+  call.direct = may_call_directly();
+  pybind11::gil_scoped_release without_gil;
+  return returned(call, run_prepacked(call, tensors, prepacked, hidden_size, proj_size));
+}
+
+CallSpec read_spec(PyObject* tuple) {
+  CallSpec spec;
+  constexpr Py_ssize_t count = std::tuple_size_v<CallSpec::Types>;
+  TORCH_CHECK_TYPE(PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) == count,
+                   "expected a CallSpec, got ", Py_TYPE(tuple)->tp_name);
+  Py_ssize_t i = 0;
+  spec.each([&](auto& field) {
+    PyObject* const item = PyTuple_GET_ITEM(tuple, i++);
+    if constexpr (std::is_same_v<decltype(field), bool&>) {
+      field = item == Py_True;
+    } else {
+      field = PyLong_AsLongLong(item);
+      if (field == -1 && PyErr_Occurred()) throw python_error();
+    }
+  });
+  return spec;
 }
 
 }  // namespace rnnkern

@@ -36,11 +36,14 @@ struct LayerCall {
 torch::autograd::variable_list run_layer(LayerCall call,
                                          const torch::autograd::variable_list& tensors);
 
-// The same on prepacked weights, without gradients; tensors: input, *state.
-torch::autograd::variable_list run_layer_prepacked(LayerCall call,
-                                                   const torch::autograd::variable_list& tensors,
-                                                   const at::Tensor& prepacked, int64_t hidden_size,
-                                                   int64_t proj_size);
+// The same on prepacked weights, without gradients. Tensors: input, *state.
+torch::autograd::variable_list run_frozen(LayerCall call,
+                                          const torch::autograd::variable_list& tensors,
+                                          const at::Tensor& prepacked, int64_t hidden_size,
+                                          int64_t proj_size);
+
+// From Python's CallSpec, a tuple.
+CallSpec read_spec(PyObject* tuple);
 
 // The decomposition's vjp, for double backward and transforms: (grads, input, batch_sizes, state,
 // weights, spec, needed) -> gradients of (input, *state, *weights).

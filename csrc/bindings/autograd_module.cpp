@@ -4,10 +4,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <tuple>
-#include <type_traits>
-
-#include "../core/call_spec.h"
 #include "../cpu/runtime/stream.h"
 #include "autograd.h"
 #include "direct_call.h"
@@ -42,30 +38,11 @@ PyObject* run(Call call, PyObject* input, PyObject* state, PyObject* weights) {
   return rnnkern::tensor_tuple(rnnkern::run_layer(std::move(call), tensors));
 }
 
-// The fields of a CallSpec of Python's, a tuple.
-rnnkern::CallSpec read_spec(PyObject* tuple) {
-  rnnkern::CallSpec spec;
-  constexpr Py_ssize_t count = std::tuple_size_v<rnnkern::CallSpec::Types>;
-  TORCH_CHECK_TYPE(PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) == count,
-                   "expected a CallSpec, got ", Py_TYPE(tuple)->tp_name);
-  Py_ssize_t i = 0;
-  spec.each([&](auto& field) {
-    PyObject* const item = PyTuple_GET_ITEM(tuple, i++);
-    if constexpr (std::is_same_v<decltype(field), bool&>) {
-      field = item == Py_True;
-    } else {
-      field = PyLong_AsLongLong(item);
-      if (field == -1 && PyErr_Occurred()) throw python_error();
-    }
-  });
-  return spec;
-}
-
 // layer(input, batch_sizes, state, weights, spec, cast_weights)
 PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 6, "layer takes 6 arguments");
-  Call call{.spec = read_spec(args[4]), .cast_weights = args[5] == Py_True};
+  Call call{.spec = rnnkern::read_spec(args[4]), .cast_weights = args[5] == Py_True};
   if (args[1] != Py_None) {
     TORCH_CHECK_TYPE(THPVariable_Check(args[1]), "batch_sizes must be a tensor");
     call.batch_sizes = THPVariable_Unpack(args[1]);
@@ -78,7 +55,7 @@ PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 4, "step takes 4 arguments");
-  return run({.spec = read_spec(args[3]), .step = true}, args[0], args[1], args[2]);
+  return run({.spec = rnnkern::read_spec(args[3]), .step = true}, args[0], args[1], args[2]);
   END_HANDLE_TH_ERRORS
 }
 
@@ -87,7 +64,7 @@ PyObject* frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 7 && THPVariable_Check(args[0]) && THPVariable_Check(args[2]),
                    "frozen takes 7 arguments");
-  Call call{.spec = read_spec(args[3]), .step = args[6] == Py_True};
+  Call call{.spec = rnnkern::read_spec(args[3]), .step = args[6] == Py_True};
   variable_list tensors{THPVariable_Unpack(args[0])};
   append(tensors, args[1]);
   call.states = int64_t(tensors.size()) - 1;
@@ -95,7 +72,7 @@ PyObject* frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (PyErr_Occurred()) throw python_error();
   const Tensor& prepacked = THPVariable_Unpack(args[2]);
   return rnnkern::tensor_tuple(
-      rnnkern::run_layer_prepacked(std::move(call), tensors, prepacked, hidden_size, proj_size));
+      rnnkern::run_frozen(std::move(call), tensors, prepacked, hidden_size, proj_size));
   END_HANDLE_TH_ERRORS
 }
 
@@ -164,6 +141,11 @@ PyMethodDef methods[] = {
      METH_FASTCALL, "plain_layer(module, input, hx) -> (output, states), or None"},
     {"plain_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_cell)),
      METH_FASTCALL, "plain_cell(module, names, mode, input, hx) -> states, or None"},
+    {"plain_frozen",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_frozen)),
+     METH_FASTCALL,
+     "plain_frozen(input, hx, prepacked, spec, hidden_size, proj_size, is_step) -> (output, "
+     "states) or, of a step, states; or None"},
     {"is_watched", rnnkern::is_call_watched, METH_NOARGS,
      "Whether a mode, transform, trace, cast or observer is active."},
     {"use_plain_calls",

@@ -176,9 +176,8 @@ std::optional<Module> find_module(PyObject* module, PyObject* names, bool flat) 
   return found;
 }
 
-// (input, *state, *weights), if they are plain tensors; empty if not.
-variable_list gather(PyObject* input, PyObject* hx, const Module& module,
-                     const Settings& settings) {
+// (input, *state), if they are plain tensors; empty if not.
+variable_list gather(PyObject* input, PyObject* hx, const CallSpec& spec) {
   variable_list tensors;
   tensors.reserve(12);
   const auto add = [&](PyObject* item) {
@@ -186,7 +185,7 @@ variable_list gather(PyObject* input, PyObject* hx, const Module& module,
     if (exact) tensors.push_back(THPVariable_Unpack(item));
     return exact;
   };
-  const bool pair = visit_cell(CellId(settings.spec.cell), [](auto c) { return c.kStates > 1; });
+  const bool pair = visit_cell(CellId(spec.cell), [](auto c) { return c.kStates > 1; });
   if (!add(input)) return {};
   if (hx != Py_None && !pair && !add(hx)) return {};
   if (hx != Py_None && pair) {
@@ -195,7 +194,14 @@ variable_list gather(PyObject* input, PyObject* hx, const Module& module,
     for (Py_ssize_t i = 0; i < 2; ++i)
       if (!add(PySequence_Fast_GET_ITEM(hx, i))) return {};
   }
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(module.weights.ptr()); ++i)
+  return tensors;
+}
+
+// (input, *state, *weights), likewise.
+variable_list gather(PyObject* input, PyObject* hx, const Module& module,
+                     const Settings& settings) {
+  variable_list tensors = gather(input, hx, settings.spec);
+  for (Py_ssize_t i = 0; !tensors.empty() && i < PyList_GET_SIZE(module.weights.ptr()); ++i)
     tensors.push_back(THPVariable_Unpack(PyList_GET_ITEM(module.weights.ptr(), i)));
   return tensors;
 }
@@ -282,6 +288,13 @@ PyObject* wrap_states(const variable_list& results, size_t first) {
                                      : tensor_tuple(at::TensorList(results).slice(first));
 }
 
+PyObject* wrap_layer(const variable_list& results) {
+  PyObject* const pair = PyTuple_New(2);
+  PyTuple_SET_ITEM(pair, 0, THPVariable_Wrap(results[0]));
+  PyTuple_SET_ITEM(pair, 1, wrap_states(results, 1));
+  return pair;
+}
+
 void check_arguments(Py_ssize_t count) {
   TORCH_CHECK_TYPE(count == 3 && is_plain, "expected a module, input and hx");
 }
@@ -311,10 +324,7 @@ PyObject* plain_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
     for (Tensor& t : results) t = t.squeeze(1);
   else if (call.spec.batch_first && CellId(call.spec.cell) == CellId::lstm)
     results[0] = results[0].view_as(results[0]);  // torch.nn's is a view too
-  PyObject* const pair = PyTuple_New(2);
-  PyTuple_SET_ITEM(pair, 0, THPVariable_Wrap(results[0]));
-  PyTuple_SET_ITEM(pair, 1, wrap_states(results, 1));
-  return pair;
+  return wrap_layer(results);
   END_HANDLE_TH_ERRORS
 }
 
@@ -342,6 +352,26 @@ PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!batched)
     for (Tensor& t : results) t = t.squeeze(0);
   return wrap_states(results, 0);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* plain_frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 7 && is_plain && THPVariable_Check(args[2]),
+                   "plain_frozen takes 7 arguments");
+  if (is_watched()) Py_RETURN_NONE;
+  LayerCall call{.spec = read_spec(args[3]), .step = args[6] == Py_True};
+  const variable_list tensors = gather(args[0], args[1], call.spec);
+  if (tensors.empty() || tensors[0].dim() != (call.step ? 2 : 3)) Py_RETURN_NONE;
+  if (at::GradMode::is_enabled() &&
+      std::any_of(tensors.begin(), tensors.end(), [](auto& t) { return t.requires_grad(); }))
+    Py_RETURN_NONE;
+  call.states = int64_t(tensors.size()) - 1;
+  int64_t hidden_size, proj_size;
+  if (!read(args[4], hidden_size) || !read(args[5], proj_size)) Py_RETURN_NONE;
+  const variable_list results =
+      run_frozen(call, tensors, THPVariable_Unpack(args[2]), hidden_size, proj_size);
+  return call.step ? wrap_states(results, 0) : wrap_layer(results);
   END_HANDLE_TH_ERRORS
 }
 

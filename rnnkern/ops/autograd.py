@@ -91,6 +91,18 @@ class Native(Protocol):
         self, module: nn.Module, names: Sequence[str], mode: str | None, input: Any, hx: Any, /
     ) -> Any: ...
 
+    def plain_frozen(
+        self,
+        input: Any,
+        hx: Any,
+        prepacked: Tensor,
+        spec: CallSpec,
+        hidden_size: int,
+        proj_size: int,
+        is_step: bool,
+        /,
+    ) -> Any: ...
+
     def is_watched(self) -> bool: ...
 
     def use_plain_calls(
