@@ -41,6 +41,7 @@ __all__ = ["Layer", "Stream", "set_threads"]
 def set_threads(count: int) -> None:
     """How many threads a call uses; at first as many as the machine has cores.
 
+    A CPU quota of the control groups limits them, a part of a core counting as one.
     Raises TypeError for what is no whole number, ValueError below 1.
     """
     _numpy.set_threads(_count("the number of threads", count))

@@ -1,6 +1,8 @@
 """Dropout, dtypes, autocast, threads and processes: sections 5 and 6 of the contract."""
 
 import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -227,6 +229,37 @@ def test_forked_worker() -> None:
             dataset, batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60
         ):
             close([batch], [expected], 1e-6)
+
+
+# What torch itself spreads over its threads would hang in the child: sums, comparisons, poison.
+FORKED = """
+import os, signal, sys
+import numpy, torch, rnnkern
+torch.set_num_threads(2)
+layer, x, weight = rnnkern.LSTM(128, 256), torch.randn(20, 32, 128), torch.randn(20, 32, 256)
+
+def results():
+    y = layer(x)[0]
+    return [t.detach().numpy() for t in (y, *torch.autograd.grad(y, layer.parameters(), weight))]
+
+expected = results()
+for _ in range(2):  # a child, and its child
+    if child := os.fork():
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    signal.alarm(60)  # should it hang
+    assert all(map(numpy.array_equal, results(), expected))
+    assert torch.get_num_threads() == 2
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_after_use() -> None:
+    """A child runs large layers, in which torch.nn's hang: its pool has lost its threads."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED]
+    clean = {name: value for name, value in os.environ.items() if name != "RNNKERN_POISON"}
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 class _Rows(torch.utils.data.Dataset[Tensor]):

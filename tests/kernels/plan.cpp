@@ -22,6 +22,7 @@ void check(bool holds, const char* what, const char* name) {
 }
 
 constexpr Machine kMachine{&kTunings[1], 640 << 10};
+constexpr Machine kQuotaOfTwo{&kTunings[1], 640 << 10, false, 2};
 
 struct LstmCall {
   int64_t steps, batch, input_size, hidden_size, proj_size = 0;
@@ -45,6 +46,7 @@ struct Expected {
 };
 
 constexpr char kAllThreads[] = "work for all threads",
+               kQuota[] = "as many threads as the CPU quota",
                kFewRows[] = "few rows: threads by the weights they read",
                kOneThread[] = "one thread", kNoBarrier[] = "rows need no barrier",
                kRecurrent[] = "recurrent weights exceed the L2 budget",
@@ -216,10 +218,23 @@ void check_blocks(std::vector<int64_t> lengths, int64_t blocks) {
   check(sequence.largest_block(blocks) == largest, "largest_block", "blocks");
 }
 
+// A quota is a number of cores: fewer threads with the same sums.
+void check_quota() {
+  LstmCall call{100, 32, 128, 256};
+  for (const int threads : {1, 2, 8}) {
+    call.threads = threads;
+    const Plan plan = make_plan(call.input(), kQuotaOfTwo);
+    check(plan.threads == std::min(threads, 2), "threads", "quota");
+    check(!std::strcmp(plan.rules.threads, threads > 2 ? kQuota : kAllThreads), plan.rules.threads,
+          "quota");
+  }
+}
+
 }  // namespace
 
 int main() {
   for (const Expected& e : kExpected) check_expected(e);
+  check_quota();
   std::mt19937 random(0);
   const auto pick = [&](int most) { return std::uniform_int_distribution<int>(1, most)(random); };
   for (int i = 0; i < 2000; ++i) {

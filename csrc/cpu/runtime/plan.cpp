@@ -24,7 +24,8 @@ class Planner {
   Planner(const PlanInput& in, const Machine& machine)
       : in_(in),
         tuning_(*machine.tuning),
-        l2_(machine.l2_budget_bytes) {
+        l2_(machine.l2_budget_bytes),
+        quota_(machine.cpu_quota) {
     const int64_t H = in.hidden_size, P = in.proj_size;
     const int64_t input = in.gates * H * in.input_size;
     const int64_t recurrent = in.gates * H * (P ? P : H) + P * H;
@@ -58,8 +59,11 @@ class Planner {
   Choice<int> threads() const {
     const bool few = in_.rows <= tuning_.few_rows;
     const double worth = few ? tuning_.fmas_per_thread_few_rows : tuning_.fmas_per_thread;
-    const int threads = int(std::clamp<double>(fmas_ / worth, 1, in_.threads));
-    if (threads == in_.threads) return {threads, "work for all threads"};
+    const bool limited = quota_ > 0 && quota_ < in_.threads;
+    const int most = limited ? quota_ : in_.threads;
+    const int threads = int(std::clamp<double>(fmas_ / worth, 1, most));
+    if (threads == most)
+      return {threads, limited ? "as many threads as the CPU quota" : "work for all threads"};
     if (few) return {threads, "few rows: threads by the weights they read"};
     return {threads, "threads by multiply-adds"};
   }
@@ -147,6 +151,7 @@ class Planner {
   const PlanInput& in_;
   const Tuning& tuning_;
   const int64_t l2_;
+  const int quota_;
   int64_t recurrent_, weights_;  // bytes: read at every step; and all
   double fmas_;
   int team_;                 // threads of one direction

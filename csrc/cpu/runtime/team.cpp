@@ -1,10 +1,13 @@
 #include "team.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <thread>
 
 #include "pause.h"
+#include "thread_pool.h"
 
 namespace rnnkern {
 namespace {
@@ -117,13 +120,21 @@ struct Gang {
   }
 };
 
+const pid_t loading_process = getpid();
+
+// A forked child has none of its parent's threads, and a pool that does not know it waits for them
+// for ever, as torch's does with libgomp. There the engine's own threads take its place.
+const ParallelFor& alive(const ParallelFor& parallel) {
+  return getpid() == loading_process ? parallel : kOwnThreads;
+}
+
 }  // namespace
 
 void run_team(const ParallelFor& parallel, int threads, void (*body)(void*, Team), void* context) {
   Gang gang{body, context, threads, {}, {}, {}};
   if (threads == 1 || contention.alone()) return body(context, Team{0, 1, gang.barriers});
   const auto start = Clock::now();
-  parallel.run(
+  alive(parallel).run(
       threads, [](void* g, int begin, int end) { static_cast<Gang*>(g)->join(begin, end); }, &gang);
   const auto end = Clock::now();
   Clock::duration lost{};

@@ -1,5 +1,7 @@
 #include "tuning.h"
 
+#include "cpu_quota.h"
+
 #if defined(__linux__)
 #include <unistd.h>
 #endif
@@ -33,7 +35,7 @@ int64_t l2_bytes() {
 }  // namespace
 
 const Machine& this_machine() {
-  static const Machine machine{&tuning_of_this_cpu(), l2_bytes() / 2, has_vnni()};
+  static const Machine machine{&tuning_of_this_cpu(), l2_bytes() / 2, has_vnni(), cpu_quota()};
   return machine;
 }
 
