@@ -1,4 +1,4 @@
-# make demo | test | test-quick | test-integrations | bench | lint | tidy | docs | cuda-check | gpu
+# make demo | test | test-quick | test-integrations | bench | numerics | lint | tidy | docs | cuda-check | gpu
 # make sanitize | wheel | test-matrix | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
@@ -19,7 +19,7 @@ CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
                             'bench/*.cu' 'release/*.cpp' 'tests/*.cpp' 'tests/*.h')
 PY     = $(shell git ls-files '*.py' '*.pyi')
 
-.PHONY: demo test test-quick test-integrations bench lint tidy docs cuda-check gpu sanitize wheel \
+.PHONY: demo test test-quick test-integrations bench numerics lint tidy docs cuda-check gpu sanitize wheel \
         test-matrix clean
 
 demo: $(READY)
@@ -42,6 +42,10 @@ test-integrations: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py $(ARGS)
+
+# Errors against float64, beside torch.nn's; ARGS=--check compares with those kept.
+numerics: $(READY)
+	$(BIN)/python bench/numerics.py $(ARGS)
 
 # lint-imports checks the rooms of the Python package. The last line is the house rule that keeps
 # compile times low and the engines reusable: only the bindings know torch and Python.

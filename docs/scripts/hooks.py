@@ -9,14 +9,16 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
+import numerics_results
 import realtime_results
 import results
 
-results.TABLES.update(realtime_results.TABLES)
+results.TABLES.update(realtime_results.TABLES | numerics_results.TABLES)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    for path, text in results.pages().items():
+    drawn = {path: draw() for path, draw in numerics_results.PAGES.items()}
+    for path, text in (results.pages() | drawn).items():
         files.append(File.generated(config, path, content=text))
     return files
 
