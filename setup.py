@@ -37,6 +37,8 @@ CFLAGS += ["-g0"]
 # GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised. Clang
 # does not know that warning, and GCC says nothing of a -Wno- that it does not know.
 CFLAGS += ["-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
+# Clang has no -fno-schedule-insns, which GCC needs on AArch64 (csrc/cpu/levels.txt).
+CFLAGS += ["-Wno-ignored-optimization-argument"]
 # Error messages name the source file: as it is called here, not where it was built.
 CFLAGS += [f"-ffile-prefix-map={Path.cwd()}/="]
 
@@ -65,10 +67,26 @@ TORCH_CUDA = re.search(r"^cuda\b.*'", TORCH_VERSION, re.MULTILINE)
 LEVELS = "csrc/cpu/levels.txt"
 
 
+def target_machine() -> str:
+    """What is compiled for: setuptools' platform names it in a cross build, too.
+
+    A universal2 Python of macOS compiles for two machines at once, whose levels have flags of their
+    own: then ARCHFLAGS says which one, or it is this one.
+    """
+    machine = sysconfig.get_platform().rpartition("-")[2]
+    if machine == "universal2":
+        flags = os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+        machine = flags.rpartition(" ")[2]
+    return machine
+
+
+ARCHITECTURES = {"x86_64": "x86", "amd64": "x86", "aarch64": "aarch64", "arm64": "aarch64"}
+
+
 def levels() -> dict[str, list[str]]:
-    """Name and compiler flags of each instruction-set level of this architecture."""
+    """Name and compiler flags of each instruction-set level of the target's architecture."""
     lines = Path(LEVELS).read_text().splitlines()
-    wanted = ("any", "x86") if platform.machine() in ("x86_64", "AMD64") else ("any",)
+    wanted = ("any", ARCHITECTURES.get(target_machine()))
     rows = [line.split() for line in lines if not line.startswith("#")]
     return {name: flags for where, name, *flags in rows if where in wanted}
 

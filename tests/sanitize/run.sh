@@ -7,9 +7,10 @@ mkdir -p "$out"
 CXX=${CXX:-g++}
 cases=${1:-100}
 common="-std=c++20 -O1 -g -w"
+here=$(uname -m | sed 's/x86_64/x86/; s/arm64/aarch64/')
 declare -A levels=()
 while read -r where level flags; do
-  if [[ $where == any || $(uname -m) == x86_64 ]]; then levels[$level]=$flags; fi
+  if [[ $where == any || $where == "$here" ]]; then levels[$level]=$flags; fi
 done < <(grep -v '^#' csrc/cpu/levels.txt)
 for sanitizer in address,undefined thread; do
   flags="$common -fsanitize=$sanitizer -fno-sanitize-recover=all"

@@ -10,13 +10,6 @@ namespace rnnkern::RNNKERN_ISA {
 
 #if defined(RNNKERN_AMX)
 
-template <int kCount, class F>
-RNNKERN_INLINE void for_each_of(F&& f) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (f(std::integral_constant<int, i>()), ...);
-  }(std::make_integer_sequence<int, kCount>());
-}
-
 // C of kTiles row tiles by NR vectors, over the whole blocks of k. The second row tile begins
 // `second` rows after the first. Rows in both are computed twice, to the same bits.
 template <int kTiles, int NR>

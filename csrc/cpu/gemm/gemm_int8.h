@@ -119,6 +119,33 @@ struct NoVnni {
     sum += IntVec(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
   }
 };
+#elif defined(RNNKERN_NEON)
+struct NoVnni {
+  static constexpr int kOffset = 0;
+  // Two products fit 16 bits.
+  static RNNKERN_INLINE void dot(IntVec& sum, int32_t a, const IntVec& b) {
+    const int8x16_t row = int8x16_t(a - IntVec{}), column = int8x16_t(b);
+    const int16x8_t low = vmull_s8(vget_low_s8(row), vget_low_s8(column));
+    sum = IntVec(vpadalq_s16(int32x4_t(sum), vpaddq_s16(low, vmull_high_s8(row, column))));
+  }
+};
+#if defined(__clang__) && __clang_major__ < 19
+using Vnni = NoVnni;  // whose assembler refuses the instruction
+#else
+struct Vnni {
+  static constexpr int kOffset = 0;
+  static RNNKERN_INLINE void dot(IntVec& sum, int32_t a, const IntVec& b) {
+    // No part of this level, as above. The directive is for the assembler alone: it lists what
+    // levels of this file may have.
+    auto s = sum;
+    asm(".arch armv8.2-a+dotprod+bf16\n\t"
+        "sdot %0.4s, %2.16b, %1.4b[0]"
+        : "+w"(s)
+        : "w"(a - IntVec{}), "w"(b));
+    sum = s;
+  }
+};
+#endif
 #else
 struct NoVnni {
   static constexpr int kOffset = 0;

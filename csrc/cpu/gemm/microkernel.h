@@ -11,6 +11,7 @@
 //
 //   tile          MR x NR   accumulators + A + B, of registers
 //   AVX-512       6 x 4     24 + 1 + 4, of 32
+//   NEON          6 x 4     24 + 6 + 2, of 32     (A: a register has 16 bytes of a row)
 //   AVX2, SSE2    3 x 4     12 + 3 + 1, of 16
 //
 // load_c fills the accumulators, k_loop runs over one operand pair, store_c writes C.
@@ -70,11 +71,12 @@ class ACursor {
   }
 
   // Row r, k steps ahead. Column-major A allows k = 0 only.
-  RNNKERN_INLINE F at(int r, int k) const {
-    if (!Variant::kRowMajor) return a_[0][r];
+  RNNKERN_INLINE const F* address(int r, int k) const {
+    if (!Variant::kRowMajor) return a_[0] + r;
     const F* four = a_[r / 4] + k;
-    return r % 4 == 3 ? four[lda3_] : four[r % 4 * lda_];
+    return r % 4 == 3 ? four + lda3_ : four + r % 4 * lda_;
   }
+  RNNKERN_INLINE F at(int r, int k) const { return *address(r, k); }
 
   RNNKERN_INLINE void advance(int steps) {
 #pragma GCC unroll 3
@@ -148,6 +150,25 @@ class RegisterTile {
     }
   }
 
+#if defined(RNNKERN_NEON)
+  // fma_step_bf16 of both k, with A's scalars in lanes.
+  RNNKERN_INLINE void fma_pair_bf16(const ACursor<F, Variant, MR>& a, const F* b) {
+    typename Vec<F>::Raw av[MR];
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r) av[r] = Vec<F>::template load_first<2>(a.address(r, 0)).v;
+#pragma GCC unroll 4
+    for (int v = 0; v < NR; ++v) {
+      const auto bits = Vec<F>::load(b + v * V::kLanes).bits();
+      const auto first = V::from_bits(bits << 16).v;
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) fma_lane<F, 0>(acc_[r][v], av[r], first);
+      const auto second = V::from_bits(bits & ~0xFFFF).v;
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) fma_lane<F, 1>(acc_[r][v], av[r], second);
+    }
+  }
+#endif
+
   RNNKERN_INLINE void k_loop_bf16(const GemmOperands<F>& ab, int64_t row) {
     ACursor<F, Variant, MR> a(ab, row);
     const F* b = ab.b;
@@ -162,14 +183,78 @@ class RegisterTile {
 #pragma GCC unroll 4
       for (int i = 0; i < NR * V::kLanes; i += kLineElems<F>)
         __builtin_prefetch(b + next_block + i, 0, 3);
+#if defined(RNNKERN_NEON)
+      fma_pair_bf16(a, b);
+#else
       fma_step_bf16<false>(at(0), b);
       fma_step_bf16<true>(at(1), b);
+#endif
       b += 2 * ab.ldb;
       pin(b);
       a.advance(2);
     }
     if (left) fma_step_bf16<false>(at(0), b);
   }
+
+  // To the next k of B; prefetches kPrefetchLines.
+  RNNKERN_INLINE static void next_k(const F*& b, int64_t ldb, const F*& line,
+                                    int64_t prefetch_stride) {
+    b += ldb;
+    pin(b);
+#pragma GCC unroll 2
+    for (int i = 0; i < kPrefetchLines; ++i) __builtin_prefetch(line + i * kLineElems<F>, 0, 2);
+    if (kPrefetchLines) line += prefetch_stride;
+  }
+
+#if defined(RNNKERN_NEON)
+  // acc += A B of one k, with A's scalars in lanes. Row-major: a[r] has kLanes k of row r, and this
+  // one is kLane. Column-major: the registers have kLanes rows each.
+  template <int kLane>
+  RNNKERN_INLINE void fma_lanes(const typename Vec<F>::Raw* a, const F* b) {
+    constexpr int kLanes = Vec<F>::kLanes;
+#pragma GCC unroll 4
+    for (int v = 0; v < NR; ++v) {
+      const auto bv = Vec<F>::load(b + v * kLanes).v;
+      for_each_of<MR>([&](auto r) __attribute__((always_inline)) {
+        if constexpr (Variant::kRowMajor)
+          fma_lane<F, kLane>(acc_[r][v], a[r], bv);
+        else
+          fma_lane<F, r % kLanes>(acc_[r][v], a[r / kLanes], bv);
+      });
+    }
+  }
+
+  // k_loop() by lanes: `next` follows each k. Returns the number of k that are left over.
+  template <class Next>
+  RNNKERN_INLINE int64_t k_loop_lanes(int64_t k, ACursor<F, Variant, MR>& a, const F*& b,
+                                      Next next) {
+    constexpr int kLanes = Vec<F>::kLanes;
+    if constexpr (Variant::kRowMajor) {
+      for (; k >= kLanes; k -= kLanes) {
+        typename Vec<F>::Raw av[MR];
+#pragma GCC unroll 12
+        for (int r = 0; r < MR; ++r) av[r] = Vec<F>::load(a.address(r, 0)).v;
+        a.advance(kLanes);
+        for_each_of<kLanes>([&](auto lane) __attribute__((always_inline)) {
+          fma_lanes<lane>(av, b);
+          next();
+        });
+      }
+    } else {
+      for (; k > 0; --k) {
+        typename Vec<F>::Raw av[(MR + kLanes - 1) / kLanes];
+        for_each_of<(MR + kLanes - 1) / kLanes>([&](auto i) __attribute__((always_inline)) {
+          constexpr int kFirst = i * kLanes, kRows = MR - kFirst < kLanes ? MR - kFirst : kLanes;
+          av[i] = Vec<F>::template load_first<kRows>(a.address(kFirst, 0)).v;
+        });
+        a.advance(1);
+        fma_lanes<0>(av, b);
+        next();
+      }
+    }
+    return k;
+  }
+#endif
 
   // acc += A B of one operand pair, for MR rows from `row` on. Prefetches kPrefetchLines per k.
   RNNKERN_INLINE void k_loop(const GemmOperands<F>& ab, int64_t row, const F*& line,
@@ -179,13 +264,14 @@ class RegisterTile {
     const F* b = ab.b;
     const auto step = [&](int k) __attribute__((always_inline)) {
       fma_step([&](int r) __attribute__((always_inline)) { return a.at(r, k); }, b);
-      b += ab.ldb;
-      pin(b);
-#pragma GCC unroll 2
-      for (int i = 0; i < kPrefetchLines; ++i) __builtin_prefetch(line + i * kLineElems<F>, 0, 2);
-      if (kPrefetchLines) line += prefetch_stride;
+      next_k(b, ab.ldb, line, prefetch_stride);
     };
     int64_t left = ab.k;
+#if defined(RNNKERN_NEON)
+    left = k_loop_lanes(left, a, b, [&]() __attribute__((always_inline)) {
+      next_k(b, ab.ldb, line, prefetch_stride);
+    });
+#endif
     for (int64_t tail = left % kUnroll; tail > 0; --tail, --left) step(0), a.advance(1);
     for (; left > 0; left -= kUnroll) {
 #pragma GCC unroll 4

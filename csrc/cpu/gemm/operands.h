@@ -11,12 +11,14 @@
 //   KC         k              B's KC x NR block in the L1   gemm_simd.h
 //   MC         rows           reuse of that block           callers: for_mc_blocks
 #pragma once
+#include <utility>
+
 #include "../simd/amx_tiles.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Registers for C: of 32 with AVX-512, else of 16.
-#if defined(__AVX512F__)
+// Registers for C: of 32 with AVX-512 and NEON, else of 16.
+#if defined(__AVX512F__) || defined(RNNKERN_NEON)
 constexpr int kAccumulators = 24;
 #else
 constexpr int kAccumulators = 12;
@@ -26,7 +28,12 @@ constexpr int kMaxNR = 4;
 
 // MR at most, for NR vectors. One k loads MR scalars and NR vectors for MR * NR FMAs, so the fewer
 // vectors, the more rows.
+#if defined(RNNKERN_NEON)
+// A row of A needs a register of its own, which holds several k, and B two: 6 x 4, 7 x 3, 10 x 2.
+constexpr int max_mr(int nr) { return nr > 1 ? 30 / (nr + 1) : 12; }
+#else
 constexpr int max_mr(int nr) { return kAccumulators / (nr > 1 ? nr : 2); }
+#endif
 
 // MC: rows that one block of a panel is multiplied by.
 constexpr int kMC = kHasAmx ? 32 : 36;
@@ -112,6 +119,14 @@ RNNKERN_INLINE void for_even_parts(int64_t rows, F&& f) {
 template <class F>
 RNNKERN_INLINE void for_mc_blocks(int64_t rows, F&& f) {
   for_even_parts<kMC>(rows, f);
+}
+
+// f(0), f(1), ... with numbers that the compiler knows.
+template <int kCount, class F>
+RNNKERN_INLINE void for_each_of(F&& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, i>()), ...);
+  }(std::make_integer_sequence<int, kCount>());
 }
 
 // out (+)= tile, for `rows` rows of `columns` columns, at most `width`.

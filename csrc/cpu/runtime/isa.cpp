@@ -11,6 +11,7 @@
 #endif
 
 #include "../engine.h"
+#include "arm_features.h"
 
 namespace rnnkern {
 
@@ -31,6 +32,13 @@ namespace avx512_bf16 {
 extern const KernelTable<bfloat16> engine;
 }
 namespace avx512_amx {
+extern const KernelTable<bfloat16> engine;
+}
+#elif defined(__aarch64__)
+namespace neon {
+extern const Engine engine;
+}
+namespace neon_bf16 {
 extern const KernelTable<bfloat16> engine;
 }
 #endif
@@ -84,6 +92,10 @@ struct Levels {
           may_use_amx())
         engines[count++] = &matrices;
     }
+#elif defined(__aarch64__)
+    static const Engine pairs = with_bf16(neon::engine, "neon_bf16", neon_bf16::engine);
+    engines[count++] = &neon::engine;
+    if (has_arm_bf16()) engines[count++] = &pairs;
 #endif
     chosen = engines[count - 1];
     const char* name = std::getenv("RNNKERN_CPU");

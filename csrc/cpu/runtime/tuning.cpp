@@ -6,6 +6,8 @@
 #include <unistd.h>
 #endif
 
+#include "arm_features.h"
+
 namespace rnnkern {
 namespace {
 
@@ -19,6 +21,8 @@ const Tuning& tuning_of_this_cpu() {
 bool has_vnni() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__)
+  return has_arm_dotprod();
 #else
   return false;
 #endif

@@ -63,7 +63,7 @@ constexpr Tuning kTunings[] = {
 struct Machine {
   const Tuning* tuning;
   int64_t l2_budget_bytes;  // half of a core's L2: packed weights that stay while rows stream by
-  bool has_vnni = false;    // AVX-512's int8 products, which no level requires
+  bool has_vnni = false;    // int8 products of AVX-512 and NEON, which no level requires
   int cpu_quota = 0;        // cpu_quota.h: processor time as cores, 0 without a limit
 };
 

@@ -99,7 +99,8 @@ RNNKERN_INLINE Vec<T> exp_negative(Vec<T> x) {
 #endif
 }
 
-// max(low, x) that returns NaN for NaN: x86's max returns its second operand if one is NaN.
+// max(low, x) that returns NaN for NaN: x86's max returns its second operand if one is NaN, NEON's
+// the NaN.
 template <class T>
 RNNKERN_INLINE Vec<T> at_least(Vec<T> x, T low) {
   const Vec<T> bound(low);
@@ -113,6 +114,11 @@ RNNKERN_INLINE Vec<T> at_least(Vec<T> x, T low) {
     return typename Vec<T>::Raw(_mm256_max_ps(bound.v, x.v));
   else
     return typename Vec<T>::Raw(_mm256_max_pd(bound.v, x.v));
+#elif defined(RNNKERN_NEON)
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Raw(vmaxq_f32(bound.v, x.v));
+  else
+    return typename Vec<T>::Raw(vmaxq_f64(bound.v, x.v));
 #else
   return Vec<T>::select(x.v < bound.v, bound, x);
 #endif
@@ -167,7 +173,7 @@ RNNKERN_INLINE Vec<T> tanh(Vec<T> x) {
   const V m = small + large;
   const V sign = V::from_bits(x.bits() & V(T(-0.)).bits());
   V y = quotient(-m, V(2), m);
-#if !defined(__FMA__)
+#if !defined(__FMA__) && !defined(RNNKERN_NEON)
   // Without FMA the rounding of m counts, too.
   y = y - (small - (m - large)) * (V(1) + y) * V(T(0.5));
 #endif

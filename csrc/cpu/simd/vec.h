@@ -11,6 +11,8 @@
 #include "../../core/strided_rows.h"
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(RNNKERN_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace rnnkern::RNNKERN_ISA {
@@ -59,6 +61,9 @@ RNNKERN_INLINE RawTypes<bf16x2>::Raw wide_bits(const bfloat16* p, int n) {
                                     : _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p)));
 #else
   RawTypes<bf16x2>::Raw bits{};
+#if defined(RNNKERN_NEON)
+  if (n == 4) return RawTypes<bf16x2>::Raw(vmovl_u16(vld1_u16(&p->bits)));
+#endif
   for (int l = 0; l < n; ++l) bits[l] = p[l].bits;
   return bits;
 #endif
@@ -136,6 +141,20 @@ struct Vec {
   }
 #endif
 
+#if defined(RNNKERN_NEON)
+  // The first n lanes, without a way through memory; the other lanes are zero.
+  template <int n>
+  RNNKERN_INLINE static Vec load_first(const T* p) {
+    if constexpr (n == kLanes) return load(p);
+    uint32x4_t lanes{};
+    const auto* const words = reinterpret_cast<const uint32_t*>(p);
+    if constexpr (n * sizeof(T) >= 8) lanes = vcombine_u32(vld1_u32(words), vdup_n_u32(0));
+    if constexpr (n * sizeof(T) == 12) lanes = vld1q_lane_u32(words + 2, lanes, 2);
+    if constexpr (n * sizeof(T) == 4) lanes = vld1q_lane_u32(words, lanes, 0);
+    return Raw(lanes);
+  }
+#endif
+
   // From bfloat16, and rounded to it.
   RNNKERN_INLINE static Vec load(const bfloat16* p, int n) { return Raw(wide_bits(p, n) << 16); }
   RNNKERN_INLINE void store(bfloat16* p, int n) const {
@@ -146,6 +165,11 @@ struct Vec {
     else
       _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), bits);
 #else
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    if constexpr (std::is_same_v<T, float>)
+      if (n == kLanes)
+        return vst1_u16(&p->bits, vreinterpret_u16_bf16(vcvt_bf16_f32(float32x4_t(v))));
+#endif
     for (int l = 0; l < n; ++l) p[l] = round_to_bf16(v[l]);
 #endif
   }
@@ -175,6 +199,12 @@ RNNKERN_INLINE void fma(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
     else
       asm("vfmadd231pd %2, %1, %0" : "+x"(s) : "x"(a), "x"(b));
     sum = s;
+#elif defined(RNNKERN_NEON)
+    // Not left to the compiler, which would round twice without optimisation.
+    if constexpr (sizeof(F) == 4)
+      sum = vfmaq_f32(sum, a, b);
+    else
+      sum = vfmaq_f64(sum, a, b);
 #else
     sum += a * b;
 #endif
@@ -184,6 +214,8 @@ RNNKERN_INLINE void fma(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
     auto s = sum;
     asm("vdpbf16ps %2, %1, %0" : "+v"(s) : "v"(a), "v"(b));
     sum = s;
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    sum = vbfdotq_f32(sum, bfloat16x8_t(a), bfloat16x8_t(b));
 #else
     using Floats = Vec<float>::Raw;
     sum += Floats(a & ~0xFFFF) * Floats(b & ~0xFFFF);  // the second of each pair
@@ -206,6 +238,25 @@ RNNKERN_INLINE void fma_from_memory(typename Vec<Acc<F>>::Raw& sum, typename Vec
   fma<F>(sum, a, b);
 #endif
 }
+
+#if defined(RNNKERN_NEON)
+// sum += a[kLane] b: the instruction picks the lane, so that one load of a serves kLanes FMAs.
+template <class F, int kLane>
+RNNKERN_INLINE void fma_lane(typename Vec<Acc<F>>::Raw& sum, typename Vec<F>::Raw a,
+                             typename Vec<F>::Raw b) {
+  // In place, as the compiler would else move accumulators, and spill one of a full tile's.
+  auto s = sum;
+  if constexpr (std::is_same_v<F, float>)
+    asm("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(s) : "w"(b), "w"(a), "i"(kLane));
+  else if constexpr (std::is_same_v<F, double>)
+    asm("fmla %0.2d, %1.2d, %2.d[%3]" : "+w"(s) : "w"(b), "w"(a), "i"(kLane));
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  else
+    asm("bfdot %0.4s, %1.8h, %2.2h[%3]" : "+w"(s) : "w"(b), "w"(a), "i"(kLane));
+#endif
+  sum = s;
+}
+#endif
 
 // VNNI interleave: lane l is {row[l], next[l]} for l < n; a null `next` counts as zeros.
 RNNKERN_INLINE Vec<bf16x2> vnni_interleave(const bfloat16* row, const bfloat16* next, int n) {
