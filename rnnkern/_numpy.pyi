@@ -1,6 +1,6 @@
 """The CPU engine on NumPy arrays (csrc/bindings/numpy_module.cpp); one dtype T per call.
 
-Letters as in rnnkern/numpy.py.
+Letters as in rnnkern/numpy/__init__.py.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from .inspect.trace import Flow, Trace
+from .inspect.results import Flow, Trace
 
 try:
     import matplotlib.pyplot as plt

@@ -16,7 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..nn.layers import Layer
 from ..ops.autograd import OBSERVER, CallObserver
-from .trace import OBSERVING, Flow, Layout, Recorder, Trace, map_tensors, why_not_recorded
+from .record import Layout
+from .recorder import OBSERVING, Recorder, why_not_recorded
+from .results import Flow, Trace
+from .trace import map_tensors
 
 _log = logging.getLogger("rnnkern")
 _is_compiling = torch.compiler.is_compiling

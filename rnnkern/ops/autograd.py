@@ -386,18 +386,19 @@ def prepacked_call(
 
 def frozen_call(
     input: Tensor,
+    batch_sizes: Tensor | None,
     state: Sequence[Tensor],
     prepacked: Tensor,
     spec: CallSpec,
     hidden_size: int,
     proj_size: int,
-    is_step: bool,
+    is_step: bool = False,
 ) -> tuple[Tensor, ...]:
-    """`layer_call` on prepacked weights and padded data, or `step_call`; without a gradient."""
-    if NATIVE is not None and not _function_modes():
+    """`prepacked_call`, or with is_step `step_call` likewise; of padded data in C++, if built."""
+    if NATIVE is not None and batch_sizes is None and not _function_modes():
         return NATIVE.frozen(input, state, prepacked, spec, hidden_size, proj_size, is_step)
     if not is_step:
-        return prepacked_call(input, None, state, prepacked, spec, hidden_size, proj_size)
+        return prepacked_call(input, batch_sizes, state, prepacked, spec, hidden_size, proj_size)
     lifted = [s.unsqueeze(0) for s in state]
     _, *states = prepacked_call(
         input.unsqueeze(0), None, lifted, prepacked, spec, hidden_size, proj_size

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import rnnkern
-from rnnkern.inspect.trace import OBSERVING
+from rnnkern.inspect.recorder import OBSERVING
 from rnnkern.ops.autograd import OBSERVER
 
 T, B, I, H = 6, 4, 3, 5

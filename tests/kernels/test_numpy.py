@@ -12,11 +12,12 @@ import pytest
 import rnnkern.numpy
 from rnnkern import _numpy, reference
 from rnnkern.call_spec import CallSpec
+from rnnkern.numpy.library import CELLS as EXPORTED
 from rnnkern.state_dict import Weights
 
 T, B, I, H = 7, 3, 5, 6
 SIZES = [3, 3, 3, 2, 2, 1, 1]
-CELLS = {cell.mode: cell for cell in rnnkern.numpy.CELLS}
+CELLS = {cell.mode: cell for cell in EXPORTED}
 MODES = list(CELLS)
 
 

@@ -12,7 +12,7 @@ from rnnkern.ops.library import CALL_SPECS
 
 def test_cells() -> None:
     """Both libraries export the same cells, by id; an LSTM's facts are in torch.nn's order."""
-    assert library.CELLS == rnnkern.numpy.CELLS
+    assert library.CELLS == rnnkern.numpy.library.CELLS
     assert [(cell.id, cell.mode) for cell in library.CELLS] == list(enumerate(CELLS))
     gates = ("input", "forget", "cell", "output")
     assert library.CELLS[0] == Cell("LSTM", 0, gates, gates, ("h", "c"), projects=True)

@@ -1,171 +1,22 @@
-"""Trained recurrent layers on NumPy arrays, by the same kernels, without torch.
+"""Layer: a stack of layers on arrays. Letters as in __init__.py."""
 
-    >>> weights = np.load("lstm.npz")            # np.savez("lstm.npz", **{k: v.numpy() for k, v in
-    >>> lstm = rnnkern.numpy.Layer(weights)      #     layer.state_dict().items()}), where torch was
-    >>> output, (h_n, c_n) = lstm(x)             # x (T, B, I)
-
-Everything but the weights' values is read from their shapes: the kind of cell, the layers, the
-directions. Shapes are torch.nn's. Letters: T steps, B batch rows, I inputs, H hidden units, R
-width of h (H, or P with a projection), L layers, D directions, N rows of packed data.
-"""
-
-import ctypes
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from . import episodes
-from ._missing import found, not_built
-from .call_spec import CallSpec, weight_format
-from .cell_spec import Cell, exported
-from .episodes import Ends, Episodes
-from .saved_layout import saved_values
-from .state_dict import Weights, layers
-
-try:
-    from . import _numpy
-except ImportError:
-    if found("rnnkern._numpy"):
-        raise  # it says what is wrong
-    raise ImportError(not_built("_numpy")) from None
+from .. import episodes
+from ..call_spec import CallSpec, weight_format
+from ..cell_spec import Cell
+from ..episodes import Ends, Episodes
+from ..saved_layout import saved_values
+from ..state_dict import Weights, layers
+from .library import CELLS, _numpy
+from .stream import Stream
 
 Array = np.ndarray
 State = Array | tuple[Array, Array]
-CELLS = exported(_numpy.cells())
-
-__all__ = ["Layer", "Stream", "set_threads"]
-
-
-def set_threads(count: int) -> None:
-    """How many threads a call uses; at first as many as the machine has cores.
-
-    A CPU quota of the control groups limits them, a part of a core counting as one.
-    Raises TypeError for what is no whole number, ValueError below 1.
-    """
-    _numpy.set_threads(_count("the number of threads", count))
-
-
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
-
-
-class Stream:
-    """A stack of layers that takes its input step by step, and keeps the state between calls.
-
-    `Layer.stream` makes it. The weights are those of the layer, shared and read only. One thread at
-    a time may use a stream; any number of streams of one layer may run at once.
-
-    >>> stream = lstm.stream(batch_size=2)
-    >>> y = stream(x)  # x (B, I) gives (B, R); x (T, B, I) gives (T, B, R)
-    """
-
-    def __init__(self, packed: Sequence[Any], batch_size: int, threads: int) -> None:
-        """packed: of each layer, what `_numpy.prepack` returned."""
-        batch, threads = _count("batch_size", batch_size), _count("threads", threads)
-        self._engine = engine = _numpy.Stream([np.asarray(p) for p in packed], batch, threads)
-        self.batch_size = batch
-        self.input_size, self.hidden_size = engine.input_size, engine.hidden_size
-        self._states = [
-            self._memory(engine.h_address, engine.dtype, (engine.layers, batch, engine.width))
-        ]
-        if engine.has_c:
-            wide = "float64" if engine.dtype == "float64" else "float32"
-            sizes = (engine.layers, batch, engine.hidden_size)
-            self._states.append(self._memory(engine.c_address, wide, sizes))
-
-    def __repr__(self) -> str:
-        engine = self._engine
-        return (
-            f"Stream({engine.input_size}, {engine.width}, num_layers={engine.layers}, "
-            f"batch_size={engine.batch}, {engine.dtype})"
-        )
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "a stream cannot be copied or pickled: make another one and give it this one's state"
-        )
-
-    def __call__(self, x: Any) -> Any:
-        """The outputs of one step, (B, I) -> (B, R), or of several, (T, B, I) -> (T, B, R).
-
-        Raises ValueError for another shape or dtype.
-        """
-        return self._engine(x)
-
-    @property
-    def state(self) -> Any:
-        """A copy of the state: h (L, B, R), of an LSTM the pair of it and c (L, B, H).
-
-        Assigned, it goes on from there; None is zeros.
-
-        Raises ValueError for wrong shapes or dtypes.
-        """
-        states = [self._copy(s) for s in self._states]
-        return (states[0], states[1]) if len(states) > 1 else states[0]
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        if value is None:
-            self.reset()
-            return
-        given = value if isinstance(value, (tuple, list)) else (value,)
-        if len(given) != len(self._states):
-            wanted = "a pair (h, c)" if len(self._states) > 1 else "one array, h"
-            raise ValueError(f"the state must be {wanted}, got {len(given)}")
-        checked = [self._check_state(*pair) for pair in zip(given, self._states, strict=True)]
-        for memory, s in zip(self._states, checked, strict=True):
-            memory[...] = s
-
-    def reset(self, rows: Any = None) -> None:
-        """Sets the state of these batch rows to zero: a row's number, several, or a mask (B,).
-
-        None is all rows. Raises IndexError for a row that is not there, TypeError for other values.
-        """
-        if rows is None:
-            self._engine.reset_all()
-            return
-        for row in self._rows(rows):
-            self._engine.reset(row)
-
-    def _rows(self, rows: Any) -> list[int]:
-        batch = self.batch_size
-        numbers = np.asarray(rows)
-        if numbers.dtype == bool and numbers.shape == (batch,):
-            numbers = np.flatnonzero(numbers)
-        elif numbers.dtype == bool:
-            raise IndexError(f"a mask of rows must have the shape ({batch},), got {numbers.shape}")
-        if numbers.size and numbers.dtype.kind not in "iu":
-            raise TypeError(f"rows must be whole numbers or a mask, got {rows!r}")
-        found: list[int] = numbers.astype(np.int64).ravel().tolist()
-        for row in found:
-            if not -batch <= row < batch:
-                raise IndexError(f"row {row} is out of range for a batch of {batch}")
-        return [row % batch for row in found]
-
-    def _check_state(self, value: Any, memory: Any) -> Any:
-        value = np.asarray(value)
-        if value.shape != memory.shape or value.dtype != memory.dtype:
-            raise ValueError(
-                f"the state must be {memory.shape} {memory.dtype}, got {value.shape} {value.dtype}"
-            )
-        return value
-
-    # Of the arrays' kind; torch's stream overrides these.
-
-    def _memory(self, address: int, dtype: str, shape: tuple[int, ...]) -> Any:
-        """The engine's memory as an array."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory: Any = (ctypes.c_char * size).from_address(address)
-        return np.frombuffer(memory, dtype).reshape(shape)
-
-    def _copy(self, memory: Any) -> Any:
-        return memory.copy()
 
 
 class Layer:
