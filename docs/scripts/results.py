@@ -10,64 +10,17 @@ library only: the documents build without torch and without matplotlib.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "bench" / "results"
+from runs import GPU_KINDS, MACHINES, RESULTS, ROOT, WHOLE, Machine, gpu_calls, load
+from svg import PALETTE, LogAxis, Svg, bars
+
 HEADLINE = ROOT / "docs" / "img" / "headline.svg"
-
-# Okabe & Ito (2008): told apart with any colour vision.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PEERS = ("ONNX Runtime", "OpenVINO", "JAX")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the JSON of a run does not say about it."""
-
-    file: str
-    name: str
-    processor: str
-    state: str  # of the source when it was measured
-    whole: bool = True  # False: some groups only, so neither in the summary nor in the picture
-
-
-MACHINES = (
-    Machine(
-        "cpu-zen5", "Zen 5",
-        "AMD EPYC (Zen 5), AVX-512 with BF16, 48 KB of L1 and 1 MB of L2 per core, 32 MB of L3",
-        "commit 54b9042",
-    ),
-    Machine(
-        "cpu-graniterapids", "Granite Rapids",
-        "Intel Xeon, presumably Granite Rapids, AVX-512 with AMX, 2 MB of L2 per core, "
-        "480 MB of L3",
-        "commit 52d1d16; the LSTM's last units did not share vectors yet",
-    ),
-    Machine(
-        "cpu-emeraldrapids", "Emerald Rapids",
-        "Intel Xeon (Emerald Rapids), AVX-512 with AMX, 2 MB of L2 per core",
-        "27 November 2026, before commit 1977a83 (single steps of more than eight rows)",
-    ),
-    Machine(
-        "cpu-icelake", "Ice Lake",
-        "Intel Xeon (Ice Lake), AVX-512 without BF16, 1.25 MB of L2 per core",
-        "23 November 2026, before commit 34d352d",
-    ),
-    Machine(
-        "cpu-icelake-peers", "Ice Lake, other libraries", "The same Ice Lake",
-        "23 November 2026, before single steps became 1.2 to 1.4 times as fast",
-        whole=False,
-    ),
-)  # fmt: skip
-WHOLE = tuple(machine for machine in MACHINES if machine.whole)
 
 # The README's picture: groups of rows, in the order of the picture.
 SHOWN = {
@@ -82,153 +35,8 @@ SHOWN = {
 }
 
 
-def load(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
-
-
 def geomean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
-
-
-# ---- the GPU's rows, by kind ----
-
-
-@dataclass(frozen=True)
-class GpuCall:
-    """One result of the GPU benchmark; `call` reads "LSTM T512 B16 I512 H512 bf16 infer"."""
-
-    call: str
-    ours: float  # µs
-    graph: float
-    theirs: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("fp16", "bf16", "fp32", "tf32"):
-            raise ValueError(f"unexpected call {self.call!r}")
-
-    @property
-    def cell(self) -> str:
-        return self.call.split()[0]
-
-    @property
-    def precision(self) -> str:
-        return self.call.split()[-2]
-
-    @property
-    def units(self) -> int:
-        return next(int(word[1:]) for word in self.call.split() if word[0] == "H")
-
-    @property
-    def ratio(self) -> float:
-        return self.theirs / self.ours
-
-    @property
-    def kind(self) -> str:
-        words = self.call.split()
-        if any(word in ("bi", "L2", "packed") for word in words):
-            return "bidirectional, two layers, or ragged; H 256"
-        if self.units >= 1024 or any(word.startswith("proj") for word in words):
-            return "stepwise: H 1024 and 2048, projection"
-        if self.precision == "bf16":
-            return "bfloat16, H 64–768, B 1–128"
-        if self.precision == "fp16":
-            return "float16 LSTM, H 128–768" if self.cell == "LSTM" else "float16 GRU and RNN"
-        return "float32 and TF32, H 64" if self.units == 64 else "float32 and TF32, H 256 and 512"
-
-
-GPU_KINDS = (
-    "bidirectional, two layers, or ragged; H 256",
-    "bfloat16, H 64–768, B 1–128",
-    "float16 GRU and RNN",
-    "float32 and TF32, H 256 and 512",
-    "float16 LSTM, H 128–768",
-    "stepwise: H 1024 and 2048, projection",
-    "float32 and TF32, H 64",
-)
-
-
-def gpu_calls() -> list[GpuCall]:
-    return [
-        GpuCall(r["call"], r["ours"], r["graph"], r["theirs"], r["steps"])
-        for r in load("gpu-h200")["results"]
-        if not r["wrong"]
-    ]
-
-
-# ---- drawing ----
-
-
-class Svg:
-    """An SVG picture on white, readable in light and dark pages."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.width, self.height = width, height
-        self.parts: list[str] = []
-
-    def line(self, x1: float, y1: float, x2: float, y2: float, stroke: str, width: float) -> None:
-        self.parts.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-            f'stroke="{stroke}" stroke-width="{width}"/>'
-        )
-
-    def rect(self, x: float, y: float, width: float, height: float, fill: str) -> None:
-        self.parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
-            f'fill="{fill}"/>'
-        )
-
-    def dot(self, x: float, y: float, fill: str, title: str) -> None:
-        self.parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" fill-opacity="0.85">'
-            f"<title>{escape(title)}</title></circle>"
-        )
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        size: float = 13,
-        anchor: str = "start",
-        fill: str = "#222",
-        weight: str = "normal",
-    ) -> None:
-        self.parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" '
-            f'fill="{fill}" font-weight="{weight}">{escape(text)}</text>'
-        )
-
-    def __str__(self) -> str:
-        w, h = f"{self.width:.0f}", f"{self.height:.0f}"
-        head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" '
-            f'viewBox="0 0 {w} {h}" font-family="system-ui, Segoe UI, Helvetica, sans-serif">'
-        )
-        return "\n".join([head, f'<rect width="{w}" height="{h}" fill="#fff"/>', *self.parts,
-                          "</svg>", ""])  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LogAxis:
-    """Ratios on a logarithmic axis from `low` to `high`, drawn between x0 and x1."""
-
-    low: float
-    high: float
-    x0: float
-    x1: float
-
-    def at(self, ratio: float) -> float:
-        inside = min(max(ratio, self.low), self.high)
-        share = math.log(inside / self.low) / math.log(self.high / self.low)
-        return self.x0 + share * (self.x1 - self.x0)
-
-    def draw(self, svg: Svg, top: float, bottom: float, ticks: Iterable[float]) -> None:
-        for tick in ticks:
-            x, equal = self.at(tick), tick == 1
-            svg.line(x, top, x, bottom, "#222" if equal else "#ddd", 1.4 if equal else 1)
-            svg.text(x, bottom + 15, f"{tick:g}×", 11, "middle", "#555")
 
 
 def headline() -> str:
@@ -277,33 +85,6 @@ def headline() -> str:
         svg.dot(axis.at(mean), y, PALETTE[0] if mean >= 1 else PALETTE[1], f"{mean:.2f}×")
         svg.text(width - 12, y + 4, f"{mean:.1f}×", 12, "end", "#444")
     return str(svg)
-
-
-def bars(labels: Sequence[str], ratios: Sequence[float], groups: Sequence[str]) -> str:
-    """One bar per call, from 1, coloured by group."""
-    row, left, width, top = 15, 330, 860, 40
-    colours = {
-        group: PALETTE[i % len(PALETTE)] for i, group in enumerate(dict.fromkeys(groups))
-    }  # fmt: skip
-    high = 2 ** math.ceil(math.log2(max(ratios)))
-    axis = LogAxis(min(0.5, min(ratios)), high, left, width - 60)
-    bottom = top + row * len(labels)
-    svg = Svg(width, bottom + 26)
-    x = 12.0
-    for group, colour in colours.items():
-        svg.rect(x, 10, 11, 11, colour)
-        svg.text(x + 15, 20, group, 12)
-        x += 30 + 7.5 * len(group)
-    axis.draw(svg, top - 4, bottom, [t for t in (0.25, 0.5, 1, 2, 4, 8, 16, 32) if t <= high])
-    for i, (label, ratio, group) in enumerate(zip(labels, ratios, groups, strict=True)):
-        y, one, end = top + row * i, axis.at(1), axis.at(ratio)
-        svg.text(left - 8, y + 11, label, 11, "end")
-        svg.rect(min(one, end), y + 2, abs(end - one), row - 4, colours[group])
-        svg.text(max(one, end) + 5, y + 11, f"{ratio:.2f}", 10, fill="#444")
-    return str(svg)
-
-
-# ---- pages ----
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
