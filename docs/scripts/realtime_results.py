@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from results import duration, load, table
+from results import duration, table
+from runs import load
 
 #: The columns: forms of a row (bench/realtime.py) by their heading.
 FORMS = {

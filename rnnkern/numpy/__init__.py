@@ -7,6 +7,12 @@
 Everything but the weights' values is read from their shapes: the kind of cell, the layers, the
 directions. Shapes are torch.nn's. Letters: T steps, B batch rows, I inputs, H hidden units, R
 width of h (H, or P with a projection), L layers, D directions, N rows of packed data.
+
+layer    Layer: a stack from the arrays of a state_dict
+stream   Stream: its state between calls; torch's stream derives from it
+library  loads the compiled module; set_threads
+
+Nothing here may import torch.
 """
 
 from .layer import Layer

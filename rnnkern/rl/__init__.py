@@ -8,6 +8,8 @@
     >>> def get_states(self, x, lstm_state, done):               # CleanRL: instead of its loop
     ...     return rnnkern.rl.get_states(self.lstm, self.network(x / 255), lstm_state, done)
 
+TorchRL's modules are in torchrl.py.
+
 RLlib and Sample Factory cut or pack their sequences themselves: `rnnkern.convert` is all they need.
 """
 
