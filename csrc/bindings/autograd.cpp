@@ -70,22 +70,29 @@ variable_list prepared(const Call& call, TensorList tensors) {
   return all;
 }
 
-// (input, *state, *weights), apart.
+// (input, *state, *weights, *states after resets), apart.
 struct Split {
   Tensor input;
-  TensorList state, weights;
+  TensorList state, weights, reset_state;
 
   Split(const Call& call, TensorList all)
       : input(all[0]),
         state(all.slice(1, call.states)),
         weights(all.slice(1 + call.states)) {
-    TORCH_CHECK(call.states <= 2, "rnnkern: expected at most 2 states, got ", call.states);
+    if (call.resets) {
+      weights = all.slice(1 + call.states, call.weights());
+      reset_state = all.slice(1 + call.states + call.weights());
+    }
+    for (const size_t states : {state.size(), reset_state.size()})
+      TORCH_CHECK(states <= 2, "rnnkern: expected at most 2 states, got ", states);
   }
 
-  // h_0 or c_0, as the operators take them.
-  std::optional<Tensor> given(size_t i) const {
+  // h or c of a state, as the operators take them.
+  static std::optional<Tensor> given(TensorList state, size_t i) {
     return i < state.size() ? std::optional<Tensor>(state[i]) : std::nullopt;
   }
+  std::optional<Tensor> initial(size_t i) const { return given(state, i); }
+  std::optional<Tensor> after_reset(size_t i) const { return given(reset_state, i); }
 };
 
 // What an operator has left on the stack, as rnnkern::direct_forward returns it.
@@ -104,9 +111,10 @@ std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool tra
   if (const auto results = rnnkern::direct_forward(call, tensors, train)) return *results;
   const variable_list all = prepared(call, tensors);
   const Split split(call, all);
-  return results_of(call,
-                    call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
-                                  c10::List<Tensor>(split.weights), call.spec, train));
+  return results_of(
+      call, call_operator(op, split.input, call.batch_sizes, split.initial(0), split.initial(1),
+                          c10::List<Tensor>(split.weights), call.spec, train, call.resets,
+                          split.after_reset(0), split.after_reset(1)));
 }
 
 variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
@@ -141,7 +149,8 @@ variable_list differentiable_backward(const Call& call, const std::array<Tensor,
   const pybind11::object found = pybind11::handle(decomposition_vjp)(
       wrapped(TensorList(grads)), wrapped(split.input),
       wrapped(call.batch_sizes.value_or(Tensor())), wrapped(split.state), wrapped(split.weights),
-      as_tuple(call.spec), flags);
+      as_tuple(call.spec), wrapped(call.resets.value_or(Tensor())), wrapped(split.reset_state),
+      flags);
   variable_list result;
   for (const pybind11::handle item : found)
     result.push_back(item.is_none() ? Tensor() : THPVariable_Unpack(item.ptr()));
@@ -161,23 +170,35 @@ bool needs_decomposition(const std::array<Tensor, 3>& grads) {
 
 // A call without its tensor, as a node of torch's keeps it.
 std::vector<int64_t> as_numbers(const Call& call) {
-  std::vector<int64_t> numbers{call.states, call.step, call.cast_weights, call.direct,
-                               call.batch_sizes.has_value()};
+  std::vector<int64_t> numbers{call.states,
+                               call.step,
+                               call.cast_weights,
+                               call.direct,
+                               call.batch_sizes.has_value(),
+                               call.resets.has_value()};
   rnnkern::CallSpec spec = call.spec;
   spec.each([&](auto field) { numbers.push_back(field); });
   return numbers;
 }
 
-// Returns whether there were batch_sizes.
-bool read_numbers(const std::vector<int64_t>& numbers, Call& call) {
+// Of a call whose optional tensors are the last ones kept.
+Call read_call(const std::vector<int64_t>& numbers, variable_list& kept) {
+  Call call;
   const int64_t* next = numbers.data();
   const auto read = [&](auto& field) {
     field = static_cast<std::remove_reference_t<decltype(field)>>(*next++);
   };
-  bool packed;
-  read(call.states), read(call.step), read(call.cast_weights), read(call.direct), read(packed);
+  bool has_sizes, has_resets;
+  read(call.states), read(call.step), read(call.cast_weights), read(call.direct);
+  read(has_sizes), read(has_resets);
   call.spec.each(read);
-  return packed;
+  const auto take_last = [&](bool is_there, std::optional<Tensor>& to) {
+    if (!is_there) return;
+    to = std::move(kept.back());
+    kept.pop_back();
+  };
+  take_last(has_resets, call.resets), take_last(has_sizes, call.batch_sizes);
+  return call;
 }
 
 // As rnnkern::direct_backward does it.
@@ -191,11 +212,13 @@ variable_list operator_backward(const Call& call, const std::array<Tensor, 3>& g
   const Split split(call, all);
   const torch::jit::Stack stack = call_operator(
       op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
-      split.given(0), split.given(1), c10::List<Tensor>(split.weights), kept[0], kept[1], kept[2],
-      call.spec, needs, false);
+      split.initial(0), split.initial(1), c10::List<Tensor>(split.weights), kept[0], kept[1],
+      kept[2], call.spec, needs, false, call.resets, split.after_reset(0), split.after_reset(1));
   variable_list found;
   for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
   for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
+  found.resize(1 + call.states + split.weights.size());
+  for (size_t i = 0; i < split.reset_state.size(); ++i) found.push_back(stack[6 + i].toTensor());
   for (int64_t i = 0; i <= call.states; ++i)
     if (call.step && found[i].dim() == 3) found[i] = found[i].squeeze(0);
   return found;
@@ -204,13 +227,14 @@ variable_list operator_backward(const Call& call, const std::array<Tensor, 3>& g
 struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
   static constexpr bool is_traceable = true;
 
-  // tensors: input, *state, *weights
+  // tensors: input, *state, *weights, *states after resets
   static variable_list forward(AutogradContext* ctx, const Call& call, TensorList tensors) {
     const std::array<Tensor, 5> results = run_forward(call, tensors, true);
     const variable_list outputs = returned(call, results);
     variable_list kept = tensors.vec();
     kept.insert(kept.end(), {results[0], results[3], results[4]});
-    if (call.batch_sizes) kept.push_back(*call.batch_sizes);
+    for (const std::optional<Tensor>& t : {call.batch_sizes, call.resets})
+      if (t) kept.push_back(*t);
     ctx->save_for_backward(std::move(kept));
     ctx->saved_data["call"] = as_numbers(call);
     ctx->set_materialize_grads(false);
@@ -219,11 +243,7 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
 
   static variable_list backward(AutogradContext* ctx, variable_list given) {
     variable_list kept = ctx->get_saved_variables();
-    Call call;
-    if (read_numbers(ctx->saved_data.at("call").toIntVector(), call)) {
-      call.batch_sizes = std::move(kept.back());
-      kept.pop_back();
-    }
+    const Call call = read_call(ctx->saved_data.at("call").toIntVector(), kept);
     const size_t count = kept.size() - 3;
     const TensorList tensors(kept.data(), count);
     std::array<Tensor, 3> grads;  // of output, h_n, c_n
@@ -235,9 +255,10 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     for (size_t i = 0; i < count; ++i) {
       needed[i] = ctx->needs_input_grad(i);
       if (needed[i])
-        needs |= i == 0                      ? rnnkern::kNeedInput
-                 : int64_t(i) <= call.states ? rnnkern::kNeedState
-                                             : rnnkern::kNeedWeights;
+        needs |= i == 0                                       ? rnnkern::kNeedInput
+                 : int64_t(i) <= call.states                  ? rnnkern::kNeedState
+                 : int64_t(i) <= call.states + call.weights() ? rnnkern::kNeedWeights
+                                                              : rnnkern::kNeedResetState;
     }
 
     variable_list found;
@@ -272,9 +293,9 @@ std::array<Tensor, 5> run_prepacked(const Call& call, const variable_list& tenso
     return *results;
   const variable_list all = prepared(call, tensors);
   const Split split(call, all);
-  return results_of(call,
-                    call_operator(op, split.input, call.batch_sizes, split.given(0), split.given(1),
-                                  prepacked, call.spec, hidden_size, proj_size));
+  return results_of(
+      call, call_operator(op, split.input, call.batch_sizes, split.initial(0), split.initial(1),
+                          prepacked, call.spec, hidden_size, proj_size));
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ namespace rnnkern {
 // nothing: torch.nn's cells return no views either, so that users may change their results in
 // place.
 struct LayerCall {
-  std::optional<at::Tensor> batch_sizes = {};
+  std::optional<at::Tensor> batch_sizes = {}, resets = {};
   CallSpec spec = {};
   int64_t states = 0;
   bool step = false;
@@ -31,8 +31,8 @@ struct LayerCall {
   bool lifts(int64_t place) const { return step && place <= states; }
 };
 
-// Tensors: input, *state, *weights. Returns (output, h_n[, c_n]), of a step (h[, c]). The caller
-// holds Python's lock, which is released meanwhile.
+// Tensors: input, *state, *weights, *states after resets. Returns (output, h_n[, c_n]), of a step
+// (h[, c]). The caller holds Python's lock, which is released meanwhile.
 torch::autograd::variable_list run_layer(LayerCall call,
                                          const torch::autograd::variable_list& tensors);
 
@@ -46,7 +46,8 @@ torch::autograd::variable_list run_frozen(LayerCall call,
 CallSpec read_spec(PyObject* tuple);
 
 // The decomposition's vjp, for double backward and transforms: (grads, input, batch_sizes, state,
-// weights, spec, needed) -> gradients of (input, *state, *weights).
+// weights, spec, resets, reset_state, needed) -> gradients of (input, *state, *weights,
+// *reset_state).
 void use_decomposition(PyObject* function);
 
 // As Python's tuple; None for an undefined tensor.

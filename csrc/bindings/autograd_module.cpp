@@ -28,26 +28,33 @@ void append(variable_list& tensors, PyObject* sequence) {
   }
 }
 
-PyObject* run(Call call, PyObject* input, PyObject* state, PyObject* weights) {
+PyObject* run(Call call, PyObject* input, PyObject* state, PyObject* weights,
+              PyObject* reset_state = nullptr) {
   TORCH_CHECK_TYPE(THPVariable_Check(input), "expected a tensor, got ", Py_TYPE(input)->tp_name);
   variable_list tensors{THPVariable_Unpack(input)};
   tensors.reserve(12);
   append(tensors, state);
   call.states = int64_t(tensors.size()) - 1;
   append(tensors, weights);
+  if (reset_state) append(tensors, reset_state);
   return rnnkern::tensor_tuple(rnnkern::run_layer(std::move(call), tensors));
 }
 
-// layer(input, batch_sizes, state, weights, spec, cast_weights)
+std::optional<Tensor> read_optional(PyObject* tensor, const char* name) {
+  if (tensor == Py_None) return std::nullopt;
+  TORCH_CHECK_TYPE(THPVariable_Check(tensor), name, " must be a tensor");
+  return THPVariable_Unpack(tensor);
+}
+
+// layer(input, batch_sizes, state, weights, spec, cast_weights[, resets, reset_state])
 PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 6, "layer takes 6 arguments");
+  TORCH_CHECK_TYPE(count == 6 || count == 8, "layer takes 6 or 8 arguments");
   Call call{.spec = rnnkern::read_spec(args[4]), .cast_weights = args[5] == Py_True};
-  if (args[1] != Py_None) {
-    TORCH_CHECK_TYPE(THPVariable_Check(args[1]), "batch_sizes must be a tensor");
-    call.batch_sizes = THPVariable_Unpack(args[1]);
-  }
-  return run(std::move(call), args[0], args[2], args[3]);
+  call.batch_sizes = read_optional(args[1], "batch_sizes");
+  if (count > 6) call.resets = read_optional(args[6], "resets");
+  PyObject* const reset_state = call.resets ? args[7] : nullptr;
+  return run(std::move(call), args[0], args[2], args[3], reset_state);
   END_HANDLE_TH_ERRORS
 }
 
@@ -120,7 +127,8 @@ PyObject* use_decomposition(PyObject*, PyObject* function) {
 
 PyMethodDef methods[] = {
     {"layer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer)), METH_FASTCALL,
-     "layer(input, batch_sizes, state, weights, spec, cast_weights) -> (output, h_n[, c_n])"},
+     "layer(input, batch_sizes, state, weights, spec, cast_weights[, resets, reset_state]) -> "
+     "(output, h_n[, c_n])"},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
      "step(input, state, weights, spec) -> (h[, c]), without the dimensions of T and D"},
     {"frozen", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(frozen)), METH_FASTCALL,
@@ -138,7 +146,8 @@ PyMethodDef methods[] = {
      METH_FASTCALL, "cast_weights(weights, dtype) -> list, cast once in a block of autocast"},
     {"plain_layer",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_layer)),
-     METH_FASTCALL, "plain_layer(module, input, hx) -> (output, states), or None"},
+     METH_FASTCALL,
+     "plain_layer(module, input, hx[, resets, reset_state]) -> (output, states), or None"},
     {"plain_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rnnkern::plain_cell)),
      METH_FASTCALL, "plain_cell(module, names, mode, input, hx) -> states, or None"},
     {"plain_frozen",

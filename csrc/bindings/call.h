@@ -29,7 +29,14 @@ using Tensors = std::vector<Tensor>;
 using MaybeTensor = std::optional<Tensor>;
 
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensors, Tensor, Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensors, Tensor, Tensor, Tensor, Tensor>;
+
+// Where rows get another state before a step: a mask of the input's shape without features, and as
+// many states as `state` has, or none for zeros, each (D, B, ·), or by step as the input is.
+struct Resets {
+  MaybeTensor mask;
+  Tensors state;
+};
 
 struct ForwardArgs {
   Tensor input;
@@ -37,6 +44,7 @@ struct ForwardArgs {
   Tensors state, weights;
   CallSpec spec;
   bool train;
+  Resets resets;
 };
 
 // `flow` asks for flow_h and flow_c.
@@ -49,11 +57,12 @@ struct BackwardArgs {
   CallSpec spec;
   int64_t needs;
   bool flow;
+  Resets resets;
 };
 
 // The states that a call was given.
 inline Tensors given(const MaybeTensor& h_0, const MaybeTensor& c_0) {
-  STD_TORCH_CHECK(h_0 || !c_0, "rnnkern: expected h_0 with c_0");
+  STD_TORCH_CHECK(h_0 || !c_0, "rnnkern: expected h with c");
   Tensors state;
   for (const MaybeTensor* s : {&h_0, &c_0})
     if (*s) state.push_back(**s);
@@ -66,9 +75,15 @@ struct ForwardOp;
 template <ForwardResult (*run)(ForwardArgs), class... Spec>
 struct ForwardOp<run, std::tuple<Spec...>> {
   static ForwardResult call(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
-                            Tensors weights, Spec... spec, bool train) {
-    return run({std::move(input), std::move(batch_sizes), given(h_0, c_0), std::move(weights),
-                CallSpec{spec...}, train});
+                            Tensors weights, Spec... spec, bool train, MaybeTensor resets,
+                            MaybeTensor reset_h, MaybeTensor reset_c) {
+    return run({std::move(input),
+                std::move(batch_sizes),
+                given(h_0, c_0),
+                std::move(weights),
+                CallSpec{spec...},
+                train,
+                {std::move(resets), given(reset_h, reset_c)}});
   }
 };
 
@@ -79,10 +94,22 @@ struct BackwardOp<run, std::tuple<Spec...>> {
   static BackwardResult call(MaybeTensor grad_output, MaybeTensor grad_h, MaybeTensor grad_c,
                              Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
                              MaybeTensor c_0, Tensors weights, Tensor output, Tensor saved,
-                             Tensor c_states, Spec... spec, int64_t needs, bool flow) {
-    return run({std::move(grad_output), std::move(grad_h), std::move(grad_c), std::move(input),
-                std::move(batch_sizes), given(h_0, c_0), std::move(weights), std::move(output),
-                std::move(saved), std::move(c_states), CallSpec{spec...}, needs, flow});
+                             Tensor c_states, Spec... spec, int64_t needs, bool flow,
+                             MaybeTensor resets, MaybeTensor reset_h, MaybeTensor reset_c) {
+    return run({std::move(grad_output),
+                std::move(grad_h),
+                std::move(grad_c),
+                std::move(input),
+                std::move(batch_sizes),
+                given(h_0, c_0),
+                std::move(weights),
+                std::move(output),
+                std::move(saved),
+                std::move(c_states),
+                CallSpec{spec...},
+                needs,
+                flow,
+                {std::move(resets), given(reset_h, reset_c)}});
   }
 };
 
@@ -182,9 +209,27 @@ struct Call : CallShape {
     read_tensors(input, batch_sizes, state, weights.data());
   }
 
+  void check_resets(const Resets& resets, const Kind& input) const {
+    Shape states[kMaxStates];
+    for (size_t i = 0; i < resets.state.size(); ++i) states[i] = shape_of(resets.state[i]);
+    if (!resets.mask) {
+      STD_TORCH_CHECK(resets.state.empty(),
+                      "rnnkern: expected a mask with the states after resets");
+      return;
+    }
+    CallShape::check_resets(shape_of(*resets.mask), states, resets.state.size());
+    STD_TORCH_CHECK(resets.mask->scalar_type() == ScalarType::Bool,
+                    "rnnkern: resets must be torch.bool");
+    check_device(*resets.mask, input, "resets");
+    check_memory(*resets.mask, "resets");
+    for (size_t i = 0; i < resets.state.size(); ++i)
+      check_kind(resets.state[i], states[i], input, reset_name(int(i)));
+  }
+
   // The tensors of a backward pass besides those of the forward pass.
   void check_backward(const BackwardArgs& args, ScalarType saved_type) const {
     const Kind kind(args.input);
+    check_resets(args.resets, kind);
     const auto check_sizes = [&](const MaybeTensor& t, const char* name, int64_t features) {
       if (!t) return;
       check(shape_of(*t), name, {directions, batch, features});

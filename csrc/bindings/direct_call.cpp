@@ -44,12 +44,6 @@ bool dispatches_to_cpu(std::initializer_list<TensorList> arguments) {
          !at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION);
 }
 
-// Whether the memory that sizes and strides ask for is there: FSDP, for one, frees it.
-bool has_memory(const Tensor& t) {
-  return at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.itemsize(),
-                                          t.storage_offset()) <= t.storage().nbytes();
-}
-
 // The features of a row must be neighbours in memory; rows may lie anywhere.
 bool has_dense_rows(const Tensor& t) {
   const int64_t last = t.dim() - 1;
@@ -220,7 +214,7 @@ template <class F>
 auto call_engine(const LayerCall& call, TensorList tensors, TensorList kept, TensorList grads,
                  F&& f) -> std::optional<decltype(f(std::declval<CallShape&>(), float{}))> {
   const at::ScalarType dtype = tensors[0].scalar_type();
-  if (!call.direct || call.batch_sizes || call.cast_weights ||
+  if (!call.direct || call.batch_sizes || call.resets || call.cast_weights ||
       (dtype != at::kFloat && dtype != at::kDouble) || !Shapes::has_room(tensors) ||
       !dispatches_to_cpu({tensors, kept, grads}) || !is_ready(tensors) ||
       (!kept.empty() && (!is_ready(kept) || kept[0].scalar_type() != dtype)))
@@ -240,6 +234,11 @@ auto call_engine(const LayerCall& call, TensorList tensors, TensorList kept, Ten
 }
 
 }  // namespace
+
+bool has_memory(const Tensor& t) {
+  return at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.itemsize(),
+                                          t.storage_offset()) <= t.storage().nbytes();
+}
 
 bool may_call_directly() {
   static PyObject* const kernels[] = {PyUnicode_InternFromString("rnnkern/forward/CPU"),

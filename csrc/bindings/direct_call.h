@@ -33,6 +33,9 @@ std::optional<torch::autograd::variable_list> direct_backward(const LayerCall& c
                                                               at::TensorList tensors,
                                                               at::TensorList kept, int64_t needs);
 
+// Whether the memory that sizes and strides ask for is there: FSDP, for one, frees it.
+bool has_memory(const at::Tensor& t);
+
 // Whether the operators' kernels for the CPU are this package's. The caller holds Python's lock.
 bool may_call_directly();
 

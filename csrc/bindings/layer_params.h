@@ -47,6 +47,22 @@ void fill(LayerParams<T>& p, const CallShape& call, const AnyTensor& input, cons
   p.c0 = state.size() < 2 ? nullptr : data<const Acc<T>>(state[1]);
 }
 
+// The rows of a state after resets, (D, B, ·) or by step as the input is, or of its gradient.
+template <class T, class AnyTensor>
+SequenceView<T> reset_rows(const CallShape& call, const AnyTensor& t) {
+  if (t.dim() == 3) return {data<T>(t), 0, t.stride(1)};
+  return {data<T>(t), t.stride(call.batch_first ? 2 : 1), t.stride(call.batch_first ? 1 : 2)};
+}
+
+template <class T, class AnyTensor, class AnyTensors>
+void fill_resets(LayerParams<T>& p, const CallShape& call, const AnyTensor& mask,
+                 const AnyTensors& state) {
+  const int step = call.batch_first ? 1 : 0;
+  p.resets = {data<const uint8_t>(mask), mask.stride(step), mask.stride(1 - step)};
+  if (state.size() > 0) p.reset_h = reset_rows<const T>(call, state[0]);
+  if (state.size() > 1) p.reset_c = reset_rows<const Acc<T>>(call, state[1]);
+}
+
 // `grads`: of all weights.
 template <class T, class AnyTensors>
 void fill_grads(BackwardParams<T>& p, const CallShape& call, const AnyTensors& grads) {

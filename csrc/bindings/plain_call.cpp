@@ -23,7 +23,9 @@
 #include <unordered_map>
 
 #include "../cells/table.h"
+#include "../cpu/runtime/plan_resets.h"
 #include "autograd.h"
+#include "direct_call.h"
 #include "module_weights.h"
 
 namespace rnnkern {
@@ -176,24 +178,28 @@ std::optional<Module> find_module(PyObject* module, PyObject* names, bool flat) 
   return found;
 }
 
+bool add(variable_list& tensors, PyObject* item) {
+  const bool exact = THPVariable_CheckExact(item);
+  if (exact) tensors.push_back(THPVariable_Unpack(item));
+  return exact;
+}
+
+// Adds the states of None, a tensor or a pair; false if they are not plain tensors.
+bool add_states(variable_list& tensors, PyObject* hx, const CallSpec& spec) {
+  if (hx == Py_None) return true;
+  const bool pair = visit_cell(CellId(spec.cell), [](auto c) { return c.kStates > 1; });
+  if (!pair) return add(tensors, hx);
+  if (!PyTuple_CheckExact(hx) && !PyList_CheckExact(hx)) return false;
+  if (PySequence_Fast_GET_SIZE(hx) != 2) return false;
+  return add(tensors, PySequence_Fast_GET_ITEM(hx, 0)) &&
+         add(tensors, PySequence_Fast_GET_ITEM(hx, 1));
+}
+
 // (input, *state), if they are plain tensors; empty if not.
 variable_list gather(PyObject* input, PyObject* hx, const CallSpec& spec) {
   variable_list tensors;
   tensors.reserve(12);
-  const auto add = [&](PyObject* item) {
-    const bool exact = THPVariable_CheckExact(item);
-    if (exact) tensors.push_back(THPVariable_Unpack(item));
-    return exact;
-  };
-  const bool pair = visit_cell(CellId(spec.cell), [](auto c) { return c.kStates > 1; });
-  if (!add(input)) return {};
-  if (hx != Py_None && !pair && !add(hx)) return {};
-  if (hx != Py_None && pair) {
-    if (!PyTuple_CheckExact(hx) && !PyList_CheckExact(hx)) return {};
-    if (PySequence_Fast_GET_SIZE(hx) != 2) return {};
-    for (Py_ssize_t i = 0; i < 2; ++i)
-      if (!add(PySequence_Fast_GET_ITEM(hx, i))) return {};
-  }
+  if (!add(tensors, input) || !add_states(tensors, hx, spec)) return {};
   return tensors;
 }
 
@@ -248,6 +254,53 @@ bool layer_fits(const variable_list& tensors, int64_t states, const Settings& se
                     : takes_states(state, {finals, batch}, settings));
 }
 
+// How often a row is reset after its first step.
+int64_t later_resets(const Tensor& mask, int64_t step_dim) {
+  const auto* const data = static_cast<const uint8_t*>(mask.const_data_ptr());
+  int64_t count = 0;
+  for (int64_t t = 1; t < mask.size(step_dim); ++t)
+    for (int64_t b = 0; b < mask.size(1 - step_dim); ++b)
+      count += data[t * mask.stride(step_dim) + b * mask.stride(1 - step_dim)];
+  return count;
+}
+
+// Whether the mask goes to the kernels, as rnnkern/nn/resets.py says.
+bool takes_mask(const Tensor& mask, const Tensor& input, const Settings& settings) {
+  const CallSpec& spec = settings.spec;
+  if (input.dim() != 3 || spec.directions != 1 || mask.scalar_type() != at::kBool ||
+      !mask.is_cpu() || mask.layout() != at::kStrided || !has_memory(mask) ||
+      mask.sizes() != input.sizes().slice(0, 2))
+    return false;
+  const int64_t step_dim = spec.batch_first ? 1 : 0, batch = mask.size(1 - step_dim);
+  const int64_t count = later_resets(mask, step_dim);
+  return count && plan_resets(mask.size(step_dim), batch, settings.hidden_size, batch + count).mask;
+}
+
+// The mask, and the states after resets behind the other tensors; false if they are not plain.
+bool add_resets(PyObject* mask, PyObject* state, const Settings& settings, LayerCall& call,
+                variable_list& tensors) {
+  if (!THPVariable_CheckExact(mask)) return false;
+  call.resets = THPVariable_Unpack(mask);
+  const Tensor input = tensors[0];
+  const size_t first = tensors.size();
+  if (!takes_mask(*call.resets, input, settings) || !add_states(tensors, state, settings.spec))
+    return false;
+  const int64_t batch = input.size(call.spec.batch_first ? 0 : 1);
+  for (size_t i = first; i < tensors.size(); ++i) {
+    Tensor& s = tensors[i];
+    if (s.scalar_type() != input.scalar_type() || !s.is_cpu() || s.layout() != at::kStrided ||
+        !has_memory(s))
+      return false;
+    if (s.dim() == 2) s = s.unsqueeze(1).expand({-1, batch, -1});
+    const int64_t width = i == first ? settings.width() : settings.hidden_size;
+    const bool fits = s.dim() == 3 ? s.sizes() == at::IntArrayRef{settings.layers, batch, width}
+                                   : s.sizes() == at::IntArrayRef{settings.layers, input.size(0),
+                                                                  input.size(1), width};
+    if (!fits) return false;
+  }
+  return true;
+}
+
 bool cell_fits(const variable_list& tensors, int64_t states, const Settings& settings) {
   const Tensor& input = tensors[0];
   if (input.dim() != 1 && input.dim() != 2) return false;
@@ -257,18 +310,21 @@ bool cell_fits(const variable_list& tensors, int64_t states, const Settings& set
                       settings);
 }
 
-// The stack of layers on (input, *state, *weights): (output, h_n[, c_n]).
+// The stack of layers on (input, *state, *weights, *states after resets): (output, h_n[, c_n]).
 variable_list run_stack(const LayerCall& call, int64_t layers, const variable_list& tensors) {
   if (layers == 1) return run_layer(call, tensors);
   const int64_t first_weight = 1 + call.states, each = call.weights();
-  std::vector<variable_list> states, finals(call.has_c() ? 2 : 1);
+  std::vector<variable_list> states, after_reset, finals(call.has_c() ? 2 : 1);
   for (int64_t i = 0; i < call.states; ++i) states.push_back(tensors[1 + i].chunk(layers));
+  for (size_t i = first_weight + layers * each; i < tensors.size(); ++i)
+    after_reset.push_back(tensors[i].chunk(layers));
   Tensor output = tensors[0];
   for (int64_t k = 0; k < layers; ++k) {
     variable_list own{output};
     for (const variable_list& state : states) own.push_back(state[k]);
     const auto weights = tensors.begin() + first_weight + k * each;
     own.insert(own.end(), weights, weights + each);
+    for (const variable_list& state : after_reset) own.push_back(state[k]);
     const variable_list results = run_layer(call, own);
     output = results[0];
     for (size_t i = 0; i < finals.size(); ++i) finals[i].push_back(results[1 + i]);
@@ -295,15 +351,12 @@ PyObject* wrap_layer(const variable_list& results) {
   return pair;
 }
 
-void check_arguments(Py_ssize_t count) {
-  TORCH_CHECK_TYPE(count == 3 && is_plain, "expected a module, input and hx");
-}
-
 }  // namespace
 
 PyObject* plain_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  check_arguments(count);
+  TORCH_CHECK_TYPE((count == 3 || count == 5) && is_plain,
+                   "expected a module, input and hx, or resets and reset_state as well");
   if (is_watched()) Py_RETURN_NONE;
   const std::optional<Module> module = find_module(args[0], nullptr, true);
   Settings settings;
@@ -314,6 +367,7 @@ PyObject* plain_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!layer_fits(tensors, states, settings)) Py_RETURN_NONE;
 
   LayerCall call{.spec = settings.spec, .states = states};
+  if (count == 5 && !add_resets(args[3], args[4], settings, call, tensors)) Py_RETURN_NONE;
   const bool batched = tensors[0].dim() == 3;
   if (!batched) {
     call.spec.batch_first = false;

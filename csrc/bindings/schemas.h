@@ -1,19 +1,21 @@
-// The operators' schemas. The tests' operators on the simulated chip have the same. No list is ever
-// empty: ahead-of-time packages hand over an empty list of tensors as None.
+// The operators' schemas. `resets` and what follows it: see Resets in call.h. The tests' operators
+// on the simulated chip have the same. No list is ever empty: ahead-of-time packages hand over an
+// empty list of tensors as None.
 #pragma once
 #include "../core/call_spec.h"
 
 namespace rnnkern {
 
 // The gradients that a backward pass is asked for: `needs` is a sum of these.
-enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4 };
+enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4, kNeedResetState = 8 };
 
 }  // namespace rnnkern
 
+#define RNNKERN_RESETS_SCHEMA "Tensor? resets=None, Tensor? reset_h=None, Tensor? reset_c=None"
 #define RNNKERN_FORWARD_SCHEMA                                                     \
   "forward(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] " \
-  "weights, " RNNKERN_CALL_SPEC_SCHEMA                                             \
-  ", bool train) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, Tensor c_states)"
+  "weights, " RNNKERN_CALL_SPEC_SCHEMA ", bool train, " RNNKERN_RESETS_SCHEMA      \
+  ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, Tensor c_states)"
 // A layer's weights as the engine multiplies by them, opaque, for this process's instruction-set
 // level; `format` is a WeightFormat (core/prepacked.h).
 #define RNNKERN_PREPACK_SCHEMA \
@@ -26,5 +28,6 @@ enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4 };
   "backward(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, Tensor input, "     \
   "Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor output, " \
   "Tensor saved, Tensor c_states, " RNNKERN_CALL_SPEC_SCHEMA                         \
-  ", int needs, bool flow) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "  \
-  "Tensor[] grad_weights, Tensor flow_h, Tensor flow_c)"
+  ", int needs, bool flow, " RNNKERN_RESETS_SCHEMA                                   \
+  ") -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, " \
+  "Tensor flow_h, Tensor flow_c, Tensor grad_reset_h, Tensor grad_reset_c)"

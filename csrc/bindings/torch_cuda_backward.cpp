@@ -263,7 +263,8 @@ class BackwardCall {
     if (need_state_) add(dh_, dh_recurrent_, dh_0, device_);
     Tensor dc_0 = need_state_ && call_.has_c ? to_dtype(dc_, dtype_) : empty(like, dtype_, {0});
     const Tensor dx = need_input_ ? rows_.to_caller_layout(dx_) : dx_;
-    return {dx, dh_0, dc_0, grads, flow_h_, flow_c_};
+    const Tensor none = empty(like, dtype_, {0});
+    return {dx, dh_0, dc_0, grads, flow_h_, flow_c_, none, none};
   }
 
   const Call& call_;
@@ -291,6 +292,7 @@ class BackwardCall {
 
 BackwardResult cuda_backward(BackwardArgs args) {
   const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
+  STD_TORCH_CHECK(!args.resets.mask, "rnnkern: the CUDA kernels take no resets");
   call.check_backward(args, acc_dtype(args.input.scalar_type()));
   return BackwardCall(call, std::move(args)).run();
 }

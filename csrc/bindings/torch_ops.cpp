@@ -17,6 +17,7 @@
 
 #include "../cells/table.h"
 #include "../cpu/engine.h"
+#include "../cpu/runtime/plan_resets.h"
 #include "layer_params.h"
 #include "torch_pool.h"
 
@@ -66,6 +67,13 @@ void run_engine(F&& f) {
 }
 
 Tensor nothing(ScalarType dtype) { return allocate(dtype, {0}); }
+
+// Contiguous, of three or four dimensions.
+Tensor zeros_as(const Tensor& t, ScalarType dtype) {
+  Tensor zeros = t.dim() == 3 ? allocate(dtype, {t.size(0), t.size(1), t.size(2)})
+                              : allocate(dtype, {t.size(0), t.size(1), t.size(2), t.size(3)});
+  return torch::stable::zero_(zeros);
+}
 
 // A tensor of rows with `features` columns, laid out in time-major order.
 Tensor allocate_rows(const Call& call, ScalarType dtype, int64_t features) {
@@ -123,10 +131,18 @@ Tensors weights_as(Tensors&& weights) {
   return dense(converted(std::move(weights), kType<T>));
 }
 
+// The states after resets; their rows may lie anywhere.
+template <class T>
+Resets resets_as(Resets&& resets) {
+  for (size_t i = 0; i < resets.state.size(); ++i)
+    resets.state[i] = with_dense_rows(converted(resets.state[i], i ? kType<Acc<T>> : kType<T>));
+  return std::move(resets);
+}
+
 // With prepacked weights, `weights` is empty.
 template <class T>
 ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors& state,
-                            const Tensors& weights, bool train,
+                            const Tensors& weights, const Resets& resets, bool train,
                             const PrepackedHeader* prepacked = nullptr) {
   constexpr ScalarType dtype = kType<T>, wide = kType<Acc<T>>;
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
@@ -139,6 +155,7 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
   if (B > 0) {
     rnnkern::ForwardParams<T> p{};
     fill(p, call, input, state, weights);
+    if (resets.mask) fill_resets(p, call, *resets.mask, resets.state);
     p.prepacked = prepacked;
     p.y = rows_of<T>(call, output);
     p.h_n = data<T>(h_n);
@@ -153,9 +170,11 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
 ForwardResult forward_op(ForwardArgs args) {
   const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
   const ScalarType dtype = args.input.scalar_type();
+  call.check_resets(args.resets, Kind(args.input));
   auto [output, h_n, c_n, saved, c_states] = visit_type(call, dtype, [&]<class T>(T) {
     return forward_typed<T>(call, rows_as<T>(args.input), states_as<T>(std::move(args.state)),
-                            weights_as<T>(std::move(args.weights)), args.train);
+                            weights_as<T>(std::move(args.weights)),
+                            resets_as<T>(std::move(args.resets)), args.train);
   });
   return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype),
           converted(saved, dtype), c_states};
@@ -232,7 +251,7 @@ InferenceResult forward_prepacked_op(const Tensor& input, const MaybeTensor& bat
   const WeightShapes weights(spec, header);
   const Call call(input, batch_sizes, state, weights.shapes(), spec);
   const auto run = [&]<class T>(T) {
-    return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)), {}, false,
+    return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)), {}, {}, false,
                             &header);
   };
   auto [output, h_n, c_n, saved, c_states] = header.element_size == 8   ? run(double{})
@@ -264,8 +283,8 @@ struct Grads {
 template <class T>
 BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor& input,
                               const Tensors& state, const Tensors& weights, const Tensor& output,
-                              const Tensor& saved, const Tensor& c_states, int64_t needs,
-                              bool flow) {
+                              const Tensor& saved, const Tensor& c_states, const Resets& resets,
+                              int64_t needs, bool flow) {
   using S = Acc<T>;
   constexpr ScalarType dtype = kType<S>;
   const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
@@ -277,6 +296,9 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   Tensor dc_0 = when(needs & kNeedState && call.has_c, {D, B, H});
   Tensor flow_h = when(flow, {D, call.rows, call.width});
   Tensor flow_c = when(flow && call.has_c, {D, call.rows, H});
+  Tensor dreset[] = {nothing(dtype), nothing(dtype)};
+  for (size_t i = 0; i < resets.state.size() && needs & kNeedResetState; ++i)
+    dreset[i] = zeros_as(resets.state[i], dtype);
   Tensors grads;
   if (needs & kNeedWeights)
     for (const Tensor& w : weights)
@@ -284,7 +306,7 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
                                    : allocate(dtype, {w.size(0)}));
   if (B == 0) {
     for (Tensor& g : grads) torch::stable::zero_(g);
-    return {dx, dh_0, dc_0, grads, flow_h, flow_c};
+    return {dx, dh_0, dc_0, grads, flow_h, flow_c, dreset[0], dreset[1]};
   }
   rnnkern::BackwardParams<T> p{};
   fill(p, call, input, state, weights);
@@ -297,34 +319,41 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   if (needs & kNeedInput) p.dx = rows_of<S>(call, dx);
   p.dh_0 = data_or_null<S>(dh_0);
   p.dc_0 = data_or_null<S>(dc_0);
+  if (resets.mask) fill_resets(p, call, *resets.mask, resets.state);
+  if (dreset[0].numel()) p.dreset_h = reset_rows<S>(call, dreset[0]);
+  if (dreset[1].numel()) p.dreset_c = reset_rows<S>(call, dreset[1]);
   if (!grads.empty()) fill_grads(p, call, grads);
   p.flow_h = data_or_null<S>(flow_h);
   p.flow_c = data_or_null<S>(flow_c);
   run_engine([&] { backward(p, kTorchPool, int(torch::stable::get_num_threads())); });
-  return {dx, dh_0, dc_0, grads, flow_h, flow_c};
+  return {dx, dh_0, dc_0, grads, flow_h, flow_c, dreset[0], dreset[1]};
 }
 
 BackwardResult backward_op(BackwardArgs args) {
   const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
   const ScalarType dtype = args.input.scalar_type();
   call.check_backward(args, dtype);
-  auto [dx, dh_0, dc_0, grads, flow_h, flow_c] = visit_type(call, dtype, [&]<class T>(T) {
+  auto [dx, dh_0, dc_0, grads, flow_h, flow_c, dreset_h,
+        dreset_c] = visit_type(call, dtype, [&]<class T>(T) {
     const auto optional = [](const MaybeTensor& t) {
       return t ? MaybeTensor(dense(converted(*t, kType<Acc<T>>))) : t;
     };
     const Grads grads{args.grad_output ? MaybeTensor(rows_as<T>(*args.grad_output)) : MaybeTensor(),
                       optional(args.grad_h), optional(args.grad_c)};
-    return backward_typed<T>(
-        call, grads, rows_as<T>(args.input), states_as<T>(std::move(args.state)),
-        weights_as<T>(std::move(args.weights)), rows_as<T>(args.output),
-        dense(converted(args.saved, kType<T>)), dense(args.c_states), args.needs, args.flow);
+    return backward_typed<T>(call, grads, rows_as<T>(args.input),
+                             states_as<T>(std::move(args.state)),
+                             weights_as<T>(std::move(args.weights)), rows_as<T>(args.output),
+                             dense(converted(args.saved, kType<T>)), dense(args.c_states),
+                             resets_as<T>(std::move(args.resets)), args.needs, args.flow);
   });
   return {converted(dx, dtype),
           converted(dh_0, dtype),
           converted(dc_0, dtype),
           converted(std::move(grads), dtype),
           flow_h,
-          flow_c};
+          flow_c,
+          converted(dreset_h, dtype),
+          converted(dreset_c, dtype)};
 }
 
 std::string info() {
@@ -355,6 +384,13 @@ double peak(int64_t threads) {
   double best = 0;
   for (int i = 0; i < 5; ++i) best = std::max(best, time_once());
   return best;
+}
+
+// How a call with resets would run: "mask" or "episodes", and the rule.
+std::tuple<std::string, std::string> plan_resets_op(int64_t steps, int64_t batch,
+                                                    int64_t hidden_size, int64_t episodes) {
+  const rnnkern::ResetsPlan plan = rnnkern::plan_resets(steps, batch, hidden_size, episodes);
+  return {plan.mask ? "mask" : "episodes", plan.rule};
 }
 
 // How a call would be cut, as JSON.
@@ -397,6 +433,7 @@ STABLE_TORCH_LIBRARY(rnnkern, m) {
   m.def(
       "plan(int cell, int steps, int batch, int input_size, int hidden_size, int proj_size, "
       "int directions, int element_size, bool backward, int threads) -> str");
+  m.def("plan_resets(int steps, int batch, int hidden_size, int episodes) -> (str way, str rule)");
   m.def(
       "cuda_plan(Tensor input, int cell, int steps, int batch, int hidden_size, int proj_size, "
       "int directions, bool packed, bool backward) -> str");
@@ -414,4 +451,5 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkern, CompositeExplicitAutograd, m) {
   m.impl("cells", TORCH_BOX(&rnnkern::cell_table));
   m.impl("peak", TORCH_BOX(&peak));
   m.impl("plan", TORCH_BOX(&plan_op));
+  m.impl("plan_resets", TORCH_BOX(&plan_resets_op));
 }

@@ -143,6 +143,25 @@ class CallShape {
             [] { return std::string("the forward pass was not run with train=True"); });
   }
 
+  // A mask of resets, and the states after them: of all states or of none.
+  void check_resets(const Shape& mask, const Shape* state, size_t states) const {
+    require(!packed && directions == 1,
+            [] { return std::string("resets are for padded data in one direction"); });
+    const size_t wanted = has_c ? 2 : 1;
+    require(states == 0 || states == wanted,
+            [&] { return expected(wanted, "states after resets", states); });
+    const int64_t first = batch_first ? batch : steps, second = batch_first ? steps : batch;
+    check(mask, "resets", {first, second});
+    for (int i = 0; i < int(states); ++i) {
+      const int64_t features = i ? hidden_size : width;
+      if (state[i].rank == 4)
+        check(state[i], reset_name(i), {directions, first, second, features});
+      else
+        check(state[i], reset_name(i), {directions, batch, features});
+    }
+  }
+
+  static const char* reset_name(int i) { return i ? "reset_c" : "reset_h"; }
   static const char* state_name(int i) { return i ? "the state c_0" : "the state h_0"; }
   // Of a direction's i-th weight.
   const char* weight_name(int i) const {

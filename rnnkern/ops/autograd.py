@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..call_spec import CallSpec
 from . import decomposition, library
+from .library import Resets
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -28,9 +29,10 @@ _requires_grad = attrgetter("requires_grad")
 
 def _vjp(*args: Any) -> list[Tensor | None]:
     """`decomposition.vjp` for C++, which hands over the spec's fields."""
-    grads, input, batch_sizes, state, weights, fields, needed = args
+    grads, input, batch_sizes, state, weights, fields, mask, reset_state, needed = args
     spec = CallSpec(*fields)
-    return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed)
+    resets = None if mask is None else Resets(mask, reset_state)
+    return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed, resets)
 
 
 class Native(Protocol):
@@ -46,6 +48,8 @@ class Native(Protocol):
         weights: Sequence[Tensor],
         spec: CallSpec,
         cast_weights: bool,
+        resets: Tensor | None = None,
+        reset_state: Sequence[Tensor] = (),
         /,
     ) -> tuple[Tensor, ...]: ...
 
@@ -85,7 +89,9 @@ class Native(Protocol):
 
     def use_replaced_kernels(self, names: set[str], /) -> None: ...
 
-    def plain_layer(self, module: nn.Module, input: Any, hx: Any, /) -> Any: ...
+    def plain_layer(
+        self, module: nn.Module, input: Any, hx: Any, resets: Any = ..., reset_state: Any = ..., /
+    ) -> Any: ...
 
     def plain_cell(
         self, module: nn.Module, names: Sequence[str], mode: str | None, input: Any, hx: Any, /
@@ -172,10 +178,19 @@ OBSERVER: ContextVar[CallObserver | None] = ContextVar("rnnkern_observer", defau
 
 
 def _forward(
-    input: Tensor, batch_sizes: Tensor | None, state: Sequence[Tensor], *args: Any
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    spec: CallSpec,
+    train: bool,
+    resets: Resets | None,
 ) -> tuple[Tensor, ...]:
+    after = () if resets is None else resets.arguments()
     try:
-        return library.forward(input, batch_sizes, *library.optional(state), *args)
+        return library.forward(
+            input, batch_sizes, *library.optional(state), weights, *spec, train, *after
+        )
     except RuntimeError as error:
         raise library.typed(error) from None
 
@@ -186,33 +201,39 @@ def _gradients(
     grads: tuple[Tensor | None, ...],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of (input, *state, *weights), from what a forward pass left on `ctx`."""
+    """Gradients of (input, *state, *weights, *states after resets), from what a forward pass left
+    on `ctx`, and saved."""
     spec, states, train, observer, key = ctx.call
-    input, batch_sizes, *rest = tensors
-    output, saved, c_states = rest[-3:]
-    state, weights = rest[:states], _as_input(input, rest[states:-3])
+    input, *rest, output, saved, c_states, batch_sizes, mask = tensors
+    end = states + spec.directions * spec.weights_per_direction
+    state, weights = rest[:states], _as_input(input, rest[states:end])
+    resets = None if mask is None else Resets(mask, rest[end:])
     if (
         not train
         or torch.is_grad_enabled()
         or _functorch_active()
         or any(g is not None and _is_batched(g) for g in grads)
     ):
-        return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed)
+        return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed, resets)
     grad_output, grad_h, grad_c = grads
     needs = (
-        needed[0] + 2 * any(needed[1 : 1 + states]) + 4 * any(needed[1 + states :])
+        needed[0]
+        + 2 * any(needed[1 : 1 + states])
+        + 4 * any(needed[1 + states : 1 + end])
+        + 8 * any(needed[1 + end :])
     )  # operator's bits
+    after = () if resets is None else resets.arguments()
     try:
-        grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c = library.backward(
+        grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c, *of_reset = library.backward(
             grad_output, grad_h, grad_c, input, batch_sizes, *library.optional(state), weights,
-            output, saved, c_states, *spec, needs, observer is not None,
+            output, saved, c_states, *spec, needs, observer is not None, *after,
         )  # fmt: skip
     except RuntimeError as error:
         raise library.typed(error) from None
     if observer is not None:
         observer.backward(key, flow_h, flow_c)
     of_weights: Sequence[Tensor | None] = grad_weights or [None] * len(weights)
-    found = [grad_input, *(grad_h0, grad_c0)[:states], *of_weights]
+    found = [grad_input, *(grad_h0, grad_c0)[:states], *of_weights, *of_reset[: len(rest) - end]]
     return [g if need else None for g, need in zip(found, needed, strict=True)]
 
 
@@ -232,14 +253,18 @@ class _Layer(torch.autograd.Function):
         states: int,
         spec: CallSpec,
         cast_weights: bool,
+        mask: Tensor | None,
         input: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        state, weights = tensors[:states], tensors[states:]
+        state, weights, resets = tensors[:states], tensors[states:], None
+        if mask is not None:
+            count = spec.directions * spec.weights_per_direction
+            weights, resets = weights[:count], Resets(mask, weights[count:])
         with _below_autograd():
             taken = _as_input(input, weights) if cast_weights else weights
             output, h_n, c_n, saved, c_states = _forward(
-                input, batch_sizes, state, taken, *spec, True
+                input, batch_sizes, state, taken, spec, True, resets
             )
         key = None
         if observer is not None:
@@ -247,7 +272,7 @@ class _Layer(torch.autograd.Function):
                 spec, input, batch_sizes, state, output.detach(), h_n, c_n, saved, c_states
             )
         # In the order of the C++ node: a checkpoint may save for one and recompute for the other.
-        ctx.save_for_backward(input, *tensors, output, saved, c_states, batch_sizes)
+        ctx.save_for_backward(input, *tensors, output, saved, c_states, batch_sizes, mask)
         ctx.call = (spec, states, True, observer, key)
         ctx.set_materialize_grads(False)
         return _returned(spec, (output, h_n, c_n))
@@ -256,20 +281,21 @@ class _Layer(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[6:]
         grads = (grad_output, grad_h, grad_c)
-        input, *tensors, batch_sizes = ctx.saved_tensors
-        found = _gradients(ctx, (input, batch_sizes, *tensors), grads, needed)
-        leaves = (input, *tensors)[: len(found)]
+        saved = ctx.saved_tensors
+        found = _gradients(ctx, saved, grads, needed)
+        leaves = saved[: len(found)]
         found = [g if g is None else g.to(t.dtype) for g, t in zip(found, leaves, strict=True)]
-        return (*[None] * 5, *found)
+        return (*[None] * 6, *found)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, batch_sizes, h_0, c_0, weights, *fields, train = inputs
-    state = [s for s in (h_0, c_0) if s is not None]
+    input, batch_sizes, h_0, c_0, weights, *fields, train, mask, reset_h, reset_c = inputs
+    state, fresh = ([s for s in two if s is not None] for two in ((h_0, c_0), (reset_h, reset_c)))
     # In the order of `_Layer`, for a checkpoint.
-    ctx.save_for_backward(input, *state, *weights, output[0], output[3], output[4], batch_sizes)
+    kept = (output[0], output[3], output[4], batch_sizes, mask)
+    ctx.save_for_backward(input, *state, *weights, *fresh, *kept)
     ctx.call = (CallSpec(*fields), len(state), train, None, None)
     ctx.set_materialize_grads(False)
 
@@ -277,13 +303,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     spec, states, *_ = ctx.call
     input_needed, _, *state_needed, weights_needed = ctx.needs_input_grad[:5]
-    needed = [input_needed, *state_needed[:states], *weights_needed]
+    settings = [None] * (len(spec) + 2)  # the spec's fields, train and resets
+    count = 1 + states + len(weights_needed)  # of gradients but those of states after resets
+    tensors = ctx.saved_tensors
+    reset_needed = ctx.needs_input_grad[5 + len(settings) :][: len(tensors) - count - 5]
+    needed = [input_needed, *state_needed[:states], *weights_needed, *reset_needed]
     grad_c = grads[2] if len(library.CELLS[spec.cell].states) > 1 else None
-    input, *tensors, batch_sizes = ctx.saved_tensors
-    found = _gradients(ctx, (input, batch_sizes, *tensors), (grads[0], grads[1], grad_c), needed)
-    grad_h_0, grad_c_0 = library.optional(found[1 : 1 + states])
-    settings = [None] * (len(spec) + 1)  # the spec's fields and train
-    return found[0], None, grad_h_0, grad_c_0, found[1 + states :], *settings
+    found = _gradients(ctx, tensors, (grads[0], grads[1], grad_c), needed)
+    of_state = library.optional(found[1 : 1 + states])
+    of_reset = library.optional(found[count:])
+    result = (found[0], None, *of_state, found[1 + states : count], *settings, *of_reset)
+    return result[: len(ctx.needs_input_grad)]  # the dispatcher leaves out defaults at the end
 
 
 torch.library.register_autograd("rnnkern::forward", _operator_backward, setup_context=_save)
@@ -295,6 +325,7 @@ def layer_call(
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
     spec: CallSpec,
+    resets: Resets | None = None,
     cast_weights: bool = False,
 ) -> tuple[Tensor, ...]:
     """Runs one layer by the fused kernels in eager mode; differentiable.
@@ -306,9 +337,12 @@ def layer_call(
     """
     observer = OBSERVER.get()
     if observer is None and NATIVE is not None and not _function_modes():
-        return NATIVE.layer(input, batch_sizes, state, weights, spec, cast_weights)
+        if resets is None:
+            return NATIVE.layer(input, batch_sizes, state, weights, spec, cast_weights)
+        return NATIVE.layer(input, batch_sizes, state, weights, spec, cast_weights, *resets)
+    fresh = () if resets is None else resets.state
     if torch.is_grad_enabled() and (
-        input.requires_grad or any(map(_requires_grad, (*state, *weights)))
+        input.requires_grad or any(map(_requires_grad, (*state, *weights, *fresh)))
     ):
         results: tuple[Tensor, ...] = _Layer.apply(  # type: ignore[no-untyped-call]
             observer,
@@ -316,15 +350,18 @@ def layer_call(
             len(state),
             spec,
             cast_weights,
+            None if resets is None else resets.mask,
             input,
             *state,
             *weights,
+            *fresh,
         )
         return results
     with _below_autograd():
         if cast_weights:
             weights = _as_input(input, weights)
-        results = _forward(input, batch_sizes, state, weights, *spec, observer is not None)
+        train = observer is not None
+        results = _forward(input, batch_sizes, state, weights, spec, train, resets)
     if observer is not None:
         observer.forward(spec, input, batch_sizes, state, *results)
     return _returned(spec, results)
@@ -362,10 +399,12 @@ def operator_call(
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
     spec: CallSpec,
+    resets: Resets | None = None,
 ) -> tuple[Tensor, ...]:
     """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
-    train = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *state, *weights))
-    return _returned(spec, _forward(input, batch_sizes, state, list(weights), *spec, train))
+    tensors = (input, *state, *weights, *(() if resets is None else resets.state))
+    train = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return _returned(spec, _forward(input, batch_sizes, state, list(weights), spec, train, resets))
 
 
 def prepacked_call(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..call_spec import CallSpec
-from .library import CELLS
+from .library import CELLS, Resets
 
 # One step: x = W_ih x + b_ih and y = W_hh h + b_hh (B, G·H), the states before -> the states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
@@ -53,6 +53,7 @@ def layer(
     state: Sequence[Tensor],
     weights: Sequence[Tensor],
     spec: CallSpec,
+    resets: Resets | None = None,
 ) -> tuple[Tensor, ...]:
     """Runs one layer; returns (output, h_n) or, with a cell state, (output, h_n, c_n).
 
@@ -81,6 +82,8 @@ def layer(
         order = range(len(by_step)) if direction == 0 else range(len(by_step) - 1, -1, -1)
         hidden: list[Tensor] = [input] * len(by_step)
         for t in order:
+            if resets is not None:
+                states = _after_resets(states, resets, t, spec)
             # Rows whose sequence has ended (or, backwards, not begun) keep their state.
             now = states if sizes is None else [s[: sizes[t]] for s in states]
             new = list(step(linear(by_step[t], w_ih, b_ih), linear(now[0], w_hh, b_hh), *now))
@@ -99,6 +102,18 @@ def layer(
     return output, *(torch.stack(s) for s in zip(*finals, strict=True))
 
 
+def _after_resets(
+    states: Sequence[Tensor], resets: Resets, step: int, spec: CallSpec
+) -> list[Tensor]:
+    """The states (B, ·) before a step, in the one direction that there is."""
+    by_step = 1 if spec.batch_first else 0
+    reset = resets.mask.select(by_step, step)[:, None]
+    fresh = [s[0].select(by_step, step) if s.dim() == 4 else s[0] for s in resets.state]
+    if not fresh:
+        return [torch.where(reset, 0.0, s) for s in states]
+    return [torch.where(reset, new, s) for new, s in zip(fresh, states, strict=True)]
+
+
 def vjp(
     grads: Sequence[Tensor | None],
     input: Tensor,
@@ -107,17 +122,22 @@ def vjp(
     weights: Sequence[Tensor],
     spec: CallSpec,
     needed: Sequence[bool],
+    resets: Resets | None = None,
 ) -> list[Tensor | None]:
-    """Gradients of (input, *state, *weights) where `needed`, as a differentiable function of all.
+    """Gradients of (input, *state, *weights, *states after resets) where `needed`, as a
+    differentiable function of all.
 
     grads are those of what `layer` returns (None: zero). Every tensor is passed through a view of
     itself, so that a gradient is the partial one even if, say, input itself depends on a weight.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        own = [t.view_as(t) for t in (input, *state, *weights)]
+        fresh = () if resets is None else resets.state
+        own = [t.view_as(t) for t in (input, *state, *weights, *fresh)]
         n = 1 + len(state)
-        results = layer(own[0], batch_sizes, own[1:n], own[n:], spec)
+        end = n + len(weights)
+        own_resets = None if resets is None else Resets(resets.mask, own[end:])
+        results = layer(own[0], batch_sizes, own[1:n], own[n:end], spec, own_resets)
         pairs = [
             (r, g)
             for r, g in zip(results, grads, strict=False)

@@ -70,6 +70,12 @@ def _results(
     )
 
 
+def _settings(rest: Sequence[Any]) -> tuple[Any, ...]:
+    """The spec and what follows its fields; at the end defaults may be missing."""
+    count = len(CallSpec._fields)
+    return CallSpec(*rest[:count]), *rest[count:]
+
+
 @torch.library.register_fake("rnnkern::forward")  # type: ignore[untyped-decorator]
 def _forward_shapes(
     input: Tensor,
@@ -79,9 +85,8 @@ def _forward_shapes(
     weights: list[Tensor],
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *fields, train = rest
-    spec = CallSpec(*fields)
-    _check_devices(input, h_0, c_0, *weights)
+    spec, train, *resets = _settings(rest)
+    _check_devices(input, h_0, c_0, *weights, *(t for t in resets if t is not None))
     hidden, width = _sizes(weights, spec)
     results = _results(input, batch_sizes, h_0, spec, hidden, width)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
@@ -129,9 +134,9 @@ def _backward_shapes(
     saved: Tensor,
     c_states: Tensor,
     *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]:
-    *fields, needs, flow = rest
-    spec = CallSpec(*fields)
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+    spec, needs, flow, *resets = _settings(rest)
+    after_reset = [s for s in resets[1:] if s is not None and needs & 8]
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
     directions, has_c = spec.directions, len(CELLS[spec.cell].states) > 1
@@ -158,4 +163,6 @@ def _backward_shapes(
         [w.new_empty(w.shape) for w in weights] if needs & 4 else [],
         input.new_empty((directions, rows, width) if flow else 0, dtype=wide),
         input.new_empty((directions, rows, hidden) if flow and has_c else 0, dtype=wide),
+        input.new_empty(after_reset[0].shape if after_reset else 0),
+        input.new_empty(after_reset[1].shape if len(after_reset) > 1 else 0),
     )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +65,35 @@ CALL_SPECS: dict[tuple[int, int, bool, bool, bool], CallSpec] = {
     for fields in product(range(len(CELLS)), (1, 2), _FLAGS, _FLAGS, _FLAGS)
 }
 
+
+class Resets(NamedTuple):
+    """Where rows of padded data in one direction get another state before a step.
+
+    mask   bool (T, B), with batch_first (B, T)
+    state  what they get: [] for zeros, else as many states as the cell has, each (D, B, ·), or one
+           for each step, (D, T, B, ·), with batch_first (D, B, T, ·)
+    """
+
+    mask: Tensor
+    state: Sequence[Tensor] = ()
+
+    def to(self, dtype: torch.dtype) -> "Resets":
+        """With the states in that dtype."""
+        return Resets(self.mask, [s.to(dtype) for s in self.state])
+
+    def arguments(self) -> tuple[Tensor | None, ...]:
+        """(resets, reset_h, reset_c) as the operators take them."""
+        return self.mask, *optional(self.state)
+
+
 #: (output, h_n, c_n, saved, c_states)
 forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = (
     torch.ops.rnnkern.forward.default
 )
-#: (grad_input, grad_h_0, grad_c_0, grad_weights, flow_h, flow_c)
-backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor]] = (
-    torch.ops.rnnkern.backward.default
-)
+#: (grad_input, grad_h_0, grad_c_0, grad_weights, flow_h, flow_c, grad_reset_h, grad_reset_c)
+backward: Callable[
+    ..., tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor, Tensor, Tensor]
+] = torch.ops.rnnkern.backward.default
 #: A layer's weights as the engine multiplies by them: an opaque uint8 tensor, for this process.
 prepack: Callable[..., Tensor] = torch.ops.rnnkern.prepack.default
 #: (output, h_n, c_n), without a gradient
@@ -105,6 +126,12 @@ def plan(
         threads,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def plan_resets(steps: int, batch: int, hidden_size: int, episodes: int) -> tuple[str, str]:
+    """How a call with resets runs, "mask" or "episodes" (of which there are so many), and why."""
+    found: tuple[str, str] = torch.ops.rnnkern.plan_resets(steps, batch, hidden_size, episodes)
     return found
 
 

@@ -59,6 +59,13 @@ def _shapes(resets: Tensor, batch_first: bool) -> Packing:
     )  # fmt: skip
 
 
+def later_resets(resets: Tensor, batch_first: bool) -> int:
+    """How often a row is reset after its first step."""
+    with torch._C._DisableFuncTorch():
+        mask = _plain(resets)
+        return int((mask[:, 1:] if batch_first else mask[1:]).count_nonzero())
+
+
 def pack_episodes(resets: Tensor, batch_first: bool) -> Packing | None:
     """How the rows are packed by episodes; None if no row is reset after its first step.
 
@@ -68,10 +75,10 @@ def pack_episodes(resets: Tensor, batch_first: bool) -> Packing | None:
         return Packing(*torch.ops.rnnkern.pack_episodes(resets, batch_first))
     if resets.is_meta:
         return None
+    if not later_resets(resets, batch_first):
+        return None
     with torch._C._DisableFuncTorch():
-        mask = _plain(resets)
-        later = mask[:, 1:] if batch_first else mask[1:]
-        return _pack(mask, batch_first) if later.any() else None
+        return _pack(_plain(resets), batch_first)
 
 
 def _plain(mask: Tensor) -> Tensor:

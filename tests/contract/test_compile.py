@@ -184,11 +184,17 @@ def test_export(name: str, strict: bool) -> None:
 
 
 class WithResets(nn.Module):
-    def __init__(self) -> None:
+    """With the ends the rows are packed by episodes; without, the kernels take the mask."""
+
+    def __init__(self, ends: bool) -> None:
         super().__init__()
         self.lstm = rnnkern.LSTM(3, 4, 2)
+        self.ends = ends
 
     def forward(self, x: Tensor, resets: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
+        if not self.ends:
+            output, state = self.lstm(x, (h, c), resets, (h[:, 0], c[:, 0]))
+            return [output, *state]
         output, state, ends = self.lstm(x, (h, c), resets, (h[:, 0], c), return_ends=True)
         return [output, *state, *ends.state, ends.row, ends.step]
 
@@ -198,23 +204,25 @@ def resets_arguments(steps: int, batch: int, density: float) -> tuple[Tensor, ..
     return torch.randn(steps, batch, 3), resets, *torch.randn(2, 2, batch, 4)
 
 
-def test_compile_resets() -> None:
+@pytest.mark.parametrize("ends", [False, True])
+def test_compile_resets(ends: bool) -> None:
     """One graph for every mask: the number of episodes is data."""
-    model = WithResets()
+    model = WithResets(ends)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for steps, batch, density in ((5, 2, 0.5), (7, 3, 0.2), (7, 3, 0.0), (6, 5, 1.0)):
         args = resets_arguments(steps, batch, density)
         close(compiled(*args), model(*args))
-        args[0].requires_grad_()
-        wanted = torch.autograd.grad(loss(model(*args)[:3]), args[0])
-        close(torch.autograd.grad(loss(compiled(*args)[:3]), args[0]), wanted)
+        leaves = [args[k].requires_grad_() for k in (0, 2, 3)]
+        wanted = torch.autograd.grad(loss(model(*args)[:3]), leaves)
+        close(torch.autograd.grad(loss(compiled(*args)[:3]), leaves), wanted)
     assert counter.frame_count <= 4
 
 
+@pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_resets(strict: bool) -> None:
-    model = WithResets()
+def test_export_resets(strict: bool, ends: bool) -> None:
+    model = WithResets(ends)
     steps, batch = (torch.export.Dim(name, min=2) for name in ("steps", "batch"))
     program = torch.export.export(
         model,
@@ -222,6 +230,7 @@ def test_export_resets(strict: bool) -> None:
         dynamic_shapes=({0: steps, 1: batch}, {0: steps, 1: batch}, {1: batch}, {1: batch}),
         strict=strict,
     )
+    assert ("pack_episodes" in str(program.graph)) == ends
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
@@ -332,6 +341,26 @@ OPTIONS: list[dict[str, Any]] = [
     {"given": False, "n": 2, "batch_first": True},
     {"dtype": torch.bfloat16},
 ]
+
+
+@pytest.mark.parametrize("by_step", [False, True])
+@pytest.mark.parametrize("cell", range(3))
+def test_opcheck_resets(cell: int, by_step: bool) -> None:
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    args = arguments(cell, True, False, batch_first=by_step)
+    shape = (1, 2, 4, 4) if by_step else (1, 4, 4)
+    fresh = [torch.randn(shape, requires_grad=True) for _ in range(2 if cell == 0 else 1)]
+    resets = torch.rand(2, 4) < 0.5, *library.optional(fresh)
+    for given in (resets, resets[:1]):
+        extra = ("test_aot_dispatch_dynamic",) if given is resets and not by_step else ()
+        opcheck(library.forward, (*args, True, *given), test_utils=checks + extra)
+    args = arguments(cell, False, False, batch_first=by_step)
+    output, h_n, c_n, saved, c_states = library.forward(*args, True, *resets)
+    grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n))
+    fresh = [None if s is None else s.detach() for s in resets[1:]]
+    for needs in (15, 8, 1):
+        rest = (*args[:5], output, saved, c_states, *args[5:], needs, False, resets[0], *fresh)
+        opcheck(library.backward, (*grads, *rest), test_utils=checks)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "plan_resets.h"
+
 namespace rnnkern {
 namespace {
 
@@ -160,6 +162,18 @@ class Planner {
 };
 
 }  // namespace
+
+ResetsPlan plan_resets(int64_t steps, int64_t batch, int64_t hidden_size, int64_t episodes) {
+  // One measurement's numbers, those of Tuning's generic row.
+  constexpr int64_t kEpisodesPerRow = 4, kRows = 2, kUnitsOfRow = 64 << 10;
+  constexpr int64_t kRowsLarge = 4, kUnitsLarge = 512;
+  const bool long_rows = batch <= kRows && steps * hidden_size >= kUnitsOfRow;
+  const bool large = batch <= kRowsLarge && hidden_size >= kUnitsLarge;
+  if (episodes < kEpisodesPerRow * batch) return {true, "few episodes"};
+  if (long_rows) return {false, "few long rows: episodes run side by side"};
+  if (large) return {false, "few rows, large weights: episodes run side by side"};
+  return {true, "rows enough"};
+}
 
 Plan make_plan(const PlanInput& in, const Machine& machine) { return Planner(in, machine).plan(); }
 
