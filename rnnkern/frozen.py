@@ -282,6 +282,7 @@ class FrozenLayer(Frozen, layers.Layer):
         state: Sequence[Tensor],
         weights: Sequence[Tensor],
         spec: CallSpec,
+        resets: library.Resets | None = None,  # never given: they run by episodes
     ) -> Sequence[Tensor]:
         """The stack on checked arguments, in the weights' dtype, autocast or not."""
         if _any_autocast():

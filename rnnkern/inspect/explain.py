@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..backend import FUSED, PLAIN, Backend, tensors_in
 from ..nn.cells import Cell
 from ..nn.layers import Layer
+from ..nn.resets import choose_way
 from ..ops import library
 from ..ops.packing import pack_episodes
 from ..precision import takes_bfloat16
@@ -32,7 +33,8 @@ def explain(
 ) -> Backend:
     """Says which path `layer(x, hx, resets)` would take here and now (inside vmap, say), and why.
 
-    Where rows are reset after the first step, the reason adds that they are packed by episodes.
+    Where rows are reset after the first step, the reason adds whether the kernels take the mask, or
+    rows are packed by episodes.
     What is wrong with the shapes, the call itself says.
 
     >>> print(rnnkern.explain(rnnkern.LSTM(3, 4), torch.randn(5, 2, 3)))
@@ -62,15 +64,27 @@ def explain(
 
 
 def _explain_resets(layer: Layer, x: Tensor, hx: Any, resets: Tensor) -> Backend:
+    way, rule = _way(layer, x, resets)
+    whole = explain(layer, x, hx)
+    if way is None:
+        return whole
+    if way == "mask" and whole.name != "torch":
+        return Backend(whole.name, f"{whole.reason}, with the mask of resets ({rule})")
     packed = _by_episodes(layer, x, resets)
     if not isinstance(packed, PackedSequence):
-        return explain(layer, x, hx)
+        return whole
     path = explain(layer, packed)  # hx is of other sizes there
-    return Backend(path.name, f"{path.reason}, rows packed by {packed.batch_sizes[0]} episodes")
+    count = packed.batch_sizes[0]
+    return Backend(path.name, f"{path.reason}, rows packed by {count} episodes ({rule})")
+
+
+def _way(layer: Layer, x: Tensor, resets: Tensor) -> tuple[str | None, str]:
+    mask = resets.unsqueeze(1) if x.dim() == 2 else resets
+    return choose_way(layer, x, mask, layer.batch_first and x.dim() == 3)
 
 
 def _by_episodes(layer: Layer, x: Tensor, resets: Tensor) -> Tensor | PackedSequence:
-    """The input of the call that runs: packed, if a row is reset after its first step."""
+    """The input of a call by episodes: packed, if a row is reset after its first step."""
     mask = resets.unsqueeze(1) if x.dim() == 2 else resets
     packing = pack_episodes(mask, layer.batch_first and x.dim() == 3)
     if packing is None:
@@ -143,8 +157,9 @@ def plan(
     weights stay on the chip, on `blocks` blocks that exchange h, and each of `clusters` such
     clusters takes so many `rows` of the batch; directions_at_once: whether both are walked at once.
 
-    With resets after the first step x is packed by episodes. A packed input is planned by its
-    longest row and largest batch, a cell as a layer's one step. Raises TypeError for a layer that
+    With resets after the first step, resets: "mask" or "episodes", and its rule; episodes are
+    planned as the packed input that they are. A packed input is planned by its longest row and
+    largest batch, a cell as a layer's one step. Raises TypeError for a layer that
     is not rnnkern's or an input that is no tensor, ValueError for one of a wrong shape,
     RuntimeError for a call that the kernels do not take (`rnnkern.explain`).
 
@@ -153,7 +168,11 @@ def plan(
     """
     own = _plannable(layer, x)
     if resets is not None and isinstance(own, Layer) and isinstance(x, Tensor):
-        x = _by_episodes(own, x, resets)
+        way, rule = _way(own, x, resets)
+        found = plan(layer, _by_episodes(own, x, resets) if way == "episodes" else x, training)
+        if way is not None:
+            found |= {"resets": way, "rule": found.get("rule", {}) | {"resets": rule}}
+        return found
     data, batch_sizes, batch_first = call = _unpacked(own, x)
     packed = batch_sizes is not None
     if batch_sizes is not None:

@@ -16,7 +16,7 @@ from ..backend import select_backend
 from ..call_spec import CallSpec
 from ..ops import autograd, decomposition, library
 from ..ops.autograd import layer_call, operator_call
-from ..ops.library import BY_MODE, CALL_SPECS
+from ..ops.library import BY_MODE, CALL_SPECS, Resets
 from ..precision import autocast_dtype, cast_weights, takes_bfloat16
 from . import _plain, _torch_twin, _tracing, resets
 from .weights import registered_weights
@@ -30,6 +30,10 @@ Run = Callable[..., tuple[Tensor, ...]]
 
 def _all_to(dtype: torch.dtype, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.to(dtype) for t in tensors]
+
+
+def _by_layer(state: Sequence[Tensor], layers: int) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
 
 
 class Layer(_torch_twin.RNNBase):
@@ -63,12 +67,17 @@ class Layer(_torch_twin.RNNBase):
                 return results
         return self._any_call(input, hx)
 
-    def _any_call(self, input: Any, hx: Any) -> Any:
-        """A call of whatever tensors, modules and modes."""
+    def _any_call(self, input: Any, hx: Any, resets: Resets | None = None) -> Any:
+        """A call of whatever tensors, modules and modes.
+
+        `resets` are checked and go with a batch of padded data; the states are those of all layers.
+        Then None is returned where torch.nn's own code has to run, which knows no resets.
+        """
         weights: list[Tensor] | None = None
+        tensors = hx if resets is None else (*self._state(hx, None), resets.mask, *resets.state)
         if not _is_compiling():
             flat = self._flat_weights
-            weights = registered_weights(self, self._flat_weights_names, flat, input, hx)
+            weights = registered_weights(self, self._flat_weights_names, flat, input, tensors)
         usual = weights is not None
         if weights is None:
             tracer = None if _is_compiling() else _tracing.fx_tracer(input, hx)
@@ -76,11 +85,13 @@ class Layer(_torch_twin.RNNBase):
                 return _tracing.fx_leaf(tracer, self, input, hx)
             weights = self.current_weights()
 
-        path = self.select_backend(input, weights, hx, usual)
+        path = self.select_backend(input, weights, tensors, usual)
         if path is None:
             run = layer_call if usual else operator_call
         elif path.name == "decomposition":
             run = decomposition.layer
+        elif resets is not None:
+            return None
         else:
             if not _is_compiling():
                 library.check_memory(input, hx, weights, self._flat_weights_names)
@@ -99,7 +110,8 @@ class Layer(_torch_twin.RNNBase):
         else:
             raise self._rank_error(rank)
         self._check(input, state, weights, batch_first)
-        output, *states = self._run(run, input, None, state, weights, self._spec(batch_first))
+        spec = self._spec(batch_first)
+        output, *states = self._run(run, input, None, state, weights, spec, resets)
         if rank == 2:
             return output.squeeze(1), self._result([s.squeeze(1) for s in states])
         if batch_first and run is layer_call and self.mode == "LSTM" and input.is_cpu:
@@ -194,6 +206,7 @@ class Layer(_torch_twin.RNNBase):
         state: Sequence[Tensor],
         weights: Sequence[Tensor],
         spec: CallSpec,
+        resets: Resets | None = None,
     ) -> Sequence[Tensor]:
         """The stack of layers on checked arguments: (output, h_n (L·D, B, ·)[, c_n])."""
         if _any_autocast() and torch.is_autocast_enabled(input.device.type):
@@ -202,8 +215,9 @@ class Layer(_torch_twin.RNNBase):
             dtype = autocast_dtype(self, input, packed, state, weights)
             cast = cast_weights(weights, dtype) if run is layer_call else _all_to(dtype, weights)
             input, *state = _all_to(dtype, (input, *state))
+            resets = resets and resets.to(dtype)
             with torch.autocast(input.device.type, enabled=False):
-                results = self._run(run, input, batch_sizes, state, cast, spec)
+                results = self._run(run, input, batch_sizes, state, cast, spec, resets)
             if self.proj_size and input.is_cpu:  # where torch.nn's c keeps the wider type
                 output, h_n, c_n = results
                 return output, h_n, c_n.to(torch.promote_types(input.dtype, last.dtype))
@@ -213,14 +227,15 @@ class Layer(_torch_twin.RNNBase):
         ):
             run = partial(layer_call, cast_weights=True)
             input, *state = _all_to(torch.bfloat16, (input, *state))
-            results = self._run(run, input, batch_sizes, state, weights, spec)
+            resets = resets and resets.to(torch.bfloat16)
+            results = self._run(run, input, batch_sizes, state, weights, spec, resets)
             return [result.to(torch.float32) for result in results]
         layers = self.num_layers
-        if layers == 1:
+        if layers == 1 and resets is None:
             return run(input, batch_sizes, state, weights, spec)
         each = spec.directions * spec.weights_per_direction
         own = [weights[k * each : (k + 1) * each] for k in range(layers)]
-        return self._stack(run, input, batch_sizes, state, own, spec)
+        return self._stack(run, input, batch_sizes, state, own, spec, resets)
 
     def _stack(
         self,
@@ -230,10 +245,14 @@ class Layer(_torch_twin.RNNBase):
         state: Sequence[Tensor],
         weights: Sequence[Sequence[Tensor]],
         spec: CallSpec,
+        resets: Resets | None = None,
     ) -> Sequence[Tensor]:
         """The layers one after the other; weights[k] are what `run` takes for layer k."""
         layers = self.num_layers
-        states = list(zip(*(s.chunk(layers) for s in state), strict=True)) or [()] * layers
+        states = _by_layer(state, layers)
+        args: list[tuple[Resets, ...]] = [()] * layers
+        if resets is not None:
+            args = [(Resets(resets.mask, s),) for s in _by_layer(resets.state, layers)]
         drop = self.dropout if self.training else 0
         finals = []
         for k in range(layers):
@@ -241,7 +260,7 @@ class Layer(_torch_twin.RNNBase):
                 steps = input.transpose(0, 1) if spec.batch_first else input
                 steps = torch.dropout(steps, drop, True)
                 input = steps.transpose(0, 1) if spec.batch_first else steps
-            input, *final = run(input, batch_sizes, states[k], weights[k], spec)
+            input, *final = run(input, batch_sizes, states[k], weights[k], spec, *args[k])
             finals.append(final)
         return input, *map(torch.cat, zip(*finals, strict=True))
 

@@ -1,7 +1,8 @@
-"""Resets inside a sequence: a layer's rows are cut into episodes, which run as one packed batch.
+"""Resets inside a sequence, in one of two ways with the same bits.
 
-The layer itself sees an ordinary call. Letters: T steps, B batch rows, L layers, D directions,
-N episodes, R width of the state (of h: proj_size, if given).
+By the mask, the kernels replace the states of rows before a step. By episodes, a layer's rows are
+cut, and run as one packed batch: an ordinary call to the layer. Letters: T steps, B batch rows,
+L layers, D directions, N episodes, R width of the state (of h: proj_size, if given).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +14,15 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..backend import exporting_to_onnx
 from ..episodes import Ends
-from ..ops import library
-from ..ops.library import BY_MODE
-from ..ops.packing import Packing, pack_episodes
+from ..ops import autograd, library
+from ..ops.autograd import OBSERVER
+from ..ops.library import BY_MODE, Resets
+from ..ops.packing import Packing, later_resets, pack_episodes
 from ..precision import autocast_dtype
 from . import _tracing
 
 _is_compiling = torch.compiler.is_compiling
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 Call = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -39,6 +42,10 @@ def call(
     """
     if resets is None:
         raise ValueError("reset_state and return_ends belong to a call with resets")
+    if autograd.NATIVE is not None and not (return_ends or _is_compiling()):
+        results = autograd.NATIVE.plain_layer(layer, input, hx, resets, reset_state)
+        if results is not None:
+            return results
     if isinstance(input, PackedSequence):
         raise ValueError(
             "resets are for padded and unbatched input: in packed data give each episode as a "
@@ -61,6 +68,11 @@ def call(
         library.check_memory(input, hx, masks, ("resets", *["reset_state"] * (len(masks) - 1)))
     if return_ends and resets.is_meta:
         raise RuntimeError("the number of ends is in the data of resets, which meta has not")
+    way, _ = choose_way(layer, given.input, given.resets, given.batch_first)
+    if way == "mask" and not return_ends:
+        results = given.masked()
+        if results is not None:
+            return results
     plan = given.packing()
     output, state, ends = given.whole() if plan is None else given.packed(plan)
     return (output, state, ends()) if return_ends else (output, state)
@@ -150,6 +162,29 @@ class _Arguments:
             )
         return state.unsqueeze(2) if self.unbatched and state.dim() == 3 else state
 
+    def masked(self) -> tuple[Any, Any] | None:
+        """Output and final state by one call with the mask; None if torch.nn's code has to run."""
+        batch_dim = 0 if self.layer.batch_first else 1
+        input, mask = self.input, self.resets
+        if self.unbatched:
+            input, mask = input.unsqueeze(batch_dim), mask.T if batch_dim == 0 else mask
+        batch = input.shape[batch_dim]
+        fresh = [self._by_row(s, batch) for s in self.reset_state]
+        hx = self.layer._result(self.state) if self.state else None
+        results: tuple[Any, Any] | None = self.layer._any_call(input, hx, Resets(mask, fresh))
+        if results is None or not self.unbatched:
+            return results
+        output, state = results
+        return output.squeeze(batch_dim), self._hx(self._tensors(state))
+
+    def _by_row(self, state: Tensor, batch: int) -> Tensor:
+        """(L, B, ·), or (L, T, B, ·), with the layer's batch_first (L, B, T, ·)."""
+        if state.dim() == 2:
+            return state.unsqueeze(1).expand(-1, batch, -1)
+        if state.dim() == 4 and self.unbatched and self.layer.batch_first:
+            return state.transpose(1, 2)
+        return state
+
     def packing(self) -> Packing | None:
         """How the rows are packed; None if there is nothing to reset after the first step."""
         steps, batch = self.sizes
@@ -222,6 +257,36 @@ class _Arguments:
 
     def _tensors(self, state: Any) -> Sequence[Tensor]:
         return state if isinstance(state, tuple) else (state,)
+
+
+def choose_way(
+    layer: Any, input: Tensor, resets: Tensor, batch_first: bool
+) -> tuple[str | None, str]:
+    """Which way a call goes whose resets are (T, B) or (B, T): "mask" or "episodes", and why.
+
+    None: no row is reset after its first step. A compiler cannot look into the mask, nor a
+    transform: there the mask goes to the kernels, or all rows are packed. Where torch.nn's own code
+    has to run, and with `return_ends`, only episodes will do.
+    """
+    if input.device.type not in ("cpu", "meta"):
+        refusal = "the kernels of this device take no mask"
+    elif layer.bidirectional:
+        refusal = "two directions"
+    elif getattr(layer, "is_frozen", False):
+        refusal = "prepacked weights"
+    else:
+        refusal = ""
+    if _is_compiling() or type(resets) is not Tensor or resets.is_meta or _is_wrapped(resets):
+        return ("episodes", refusal) if refusal else ("mask", "the mask is not to be looked into")
+    count = later_resets(resets, batch_first)
+    if not count:
+        return None, "no reset after the first step"
+    if refusal:
+        return "episodes", refusal
+    if OBSERVER.get() is not None:  # it reads what the kernels save as rows of episodes
+        return "episodes", "an observer"
+    steps, batch = resets.shape[::-1] if batch_first else resets.shape
+    return library.plan_resets(steps, batch, layer.hidden_size, batch + count)
 
 
 def _merged(kept: Sequence[Tensor], fresh: Sequence[Tensor], keeps: Tensor) -> list[Tensor]:

@@ -172,7 +172,38 @@ def test_resets():
     assert rnnkern.explain(layer, x, None, resets) == rnnkern.explain(layer, x)
     resets[3, 1] = True
     assert str(rnnkern.explain(layer, x, None, resets)) == (
-        "fused: rnnkern's kernels, rows packed by 3 episodes"
+        "fused: rnnkern's kernels, with the mask of resets (few episodes)"
+    )
+    plan = rnnkern.plan(layer, x, resets=resets)
+    assert plan["resets"] == "mask"
+    assert plan["rule"]["resets"] == "few episodes"
+    assert plan["row_block"] == rnnkern.plan(layer, x)["row_block"]
+
+
+def test_resets_by_episodes():
+    layer, x = rnnkern.LSTM(3, 4, bidirectional=True), torch.randn(5, 2, 3)
+    resets = torch.zeros(5, 2, dtype=torch.bool)
+    resets[3, 1] = True
+    assert str(rnnkern.explain(layer, x, None, resets)) == (
+        "fused: rnnkern's kernels, rows packed by 3 episodes (two directions)"
     )
     packed = pack_padded_sequence(torch.randn(5, 3, 3), [5, 3, 2])
-    assert rnnkern.plan(layer, x, resets=resets) == rnnkern.plan(layer, packed)
+    plan = rnnkern.plan(layer, x, resets=resets)
+    assert plan.pop("resets") == "episodes"
+    assert plan["rule"].pop("resets") == "two directions"
+    assert plan == rnnkern.plan(layer, packed)
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "hidden", "way"),
+    [
+        (1000, 1, 70, "episodes"),
+        (1000, 1, 60, "mask"),
+        (1000, 4, 70, "mask"),
+        (50, 4, 512, "episodes"),
+    ],
+)
+def test_way_of_resets(steps, batch, hidden, way):
+    layer, x = rnnkern.GRU(3, hidden), torch.randn(steps, batch, 3)
+    resets = (torch.arange(steps) % 10 == 0)[:, None].expand(-1, batch)
+    assert rnnkern.plan(layer, x, resets=resets)["resets"] == way

@@ -1,7 +1,7 @@
 """Resets inside a sequence, against torch.nn in float64.
 
 In one direction torch.nn runs step by step, with torch.where on the state; in two, each episode
-alone.
+alone. A call that returns the ends runs by episodes, one that does not with the mask, if it can.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,8 @@ from twins import same_error
 
 import rnnkern
 import rnnkern.numpy
+from rnnkern.call_spec import CallSpec
+from rnnkern.ops import autograd, library
 
 FORMS = ("none", "layer", "row", "position")  # of reset_state
 F64, BF16 = torch.float64, torch.bfloat16
@@ -121,8 +123,8 @@ def leaves_of(case: Case, form: str, dtype: torch.dtype) -> Named:
     return {name: t.to(dtype).requires_grad_() for name, t in named.items()}
 
 
-def expected(case: Case, resets: Tensor, form: str) -> Named:
-    """By torch.nn in float64."""
+def expected(case: Case, resets: Tensor, form: str, ends: bool) -> Named:
+    """By torch.nn in float64; the loss depends on the ends if they are asked for."""
     layer = case.layer(torch.nn, F64)
     leaves = leaves_of(case, form, F64)
     x = leaves["x"]
@@ -140,17 +142,20 @@ def expected(case: Case, resets: Tensor, form: str) -> Named:
     outputs = run(layer, x, state, resets, fresh)
     if case.batch_first:
         outputs[0] = outputs[0].transpose(0, 1)
-    return named(case, layer, outputs, leaves)
+    return named(case, layer, outputs if ends else outputs[: 2 + case.has_c], leaves)
 
 
-def found(case: Case, resets: Tensor, form: str) -> Named:
+def found(case: Case, resets: Tensor, form: str, return_ends: bool) -> Named:
     layer = case.layer(rnnkern)
     leaves = leaves_of(case, form, case.dtype)
     state, fresh = (
         as_hx([t for name, t in leaves.items() if name.startswith(kind)])
         for kind in ("hx", "fresh")
     )
-    output, final, ends = layer(leaves["x"], state, resets, fresh, return_ends=True)
+    output, final, *ends_if_any = layer(leaves["x"], state, resets, fresh, return_ends)
+    if not return_ends:
+        return named(case, layer, [output, *as_list(final)], leaves)
+    ends = ends_if_any[0]
     by_row = resets if case.batch_first else resets.T
     of_mask = episodes(by_row.T)
     assert ends.row.tolist() == [b for b, _, _ in of_mask]
@@ -160,13 +165,19 @@ def found(case: Case, resets: Tensor, form: str) -> Named:
 
 def check(case: Case, form: str = "none", resets: Tensor | None = None) -> None:
     resets = mask(case) if resets is None else resets
-    ours, exact = found(case, resets, form), expected(case, resets, form)
+    for ends in (False, True):
+        check_call(case, form, resets, ends)
+
+
+def check_call(case: Case, form: str, resets: Tensor, ends: bool) -> None:
+    ours, exact = found(case, resets, form, ends), expected(case, resets, form, ends)
     assert ours.keys() == exact.keys()
     eps = torch.finfo(case.dtype).eps
     for name, value in exact.items():
         bound = 200 * eps * max(1.0, value.abs().max().item())
         worst = (ours[name] - value).abs().max().item()
-        assert worst <= bound, f"{case}, {form}, {name}: error {worst:.2e}, bound {bound:.2e}"
+        what = f"{case}, {form}, {ends=}, {name}"
+        assert worst <= bound, f"{what}: error {worst:.2e}, bound {bound:.2e}"
 
 
 CASES = [
@@ -240,6 +251,59 @@ def test_bits_are_those_of_each_episode_alone(threads: int) -> None:
         assert torch.equal(output[a : z + 1, b], alone)
         assert torch.equal(ends.state[0][:, k], h)
         assert torch.equal(ends.state[1][:, k], c)
+
+
+BOTH_WAYS = [
+    case
+    for cell in CELLS
+    for case in (
+        Case(cell, T=12, B=5, I=3, H=20, hx=True, L=2, batch_first=True),
+        Case(cell, T=6, B=70, I=30, H=33, hx=True),
+        Case(cell, T=7, B=150, I=20, H=40),
+        Case(cell, T=9, B=2, I=70, H=200, hx=True),
+        Case(cell, T=9, B=30, I=16, H=64, hx=True, dtype=BF16),
+        Case(cell, T=9, B=3, I=5, H=64, dtype=torch.float16),
+    )
+] + [Case("LSTM", T=9, B=9, H=40, proj=19, hx=True)]
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", BOTH_WAYS, ids=str)
+def test_both_ways_have_the_same_bits(
+    case: Case, form: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where rows are summed: in the gradients of weights and of states that rows share."""
+    torch.set_num_threads(threads)
+    resets, results = mask(case, 0.2), []
+    for way in ("mask", "episodes"):
+        monkeypatch.setattr(library, "plan_resets", lambda *_, way=way: (way, ""))
+        if way == "episodes":  # C++ does not ask Python
+            monkeypatch.setattr(autograd, "NATIVE", None)
+        assert rnnkern.plan(case.layer(rnnkern), case.inputs()[0], resets=resets)["resets"] == way
+        results.append(found(case, resets, form, False))
+    by_mask, by_episodes = results
+    summed = {"layer": ("fresh",), "row": ("fresh",)}.get(form, ())
+    eps = torch.finfo(case.dtype).eps
+    for name, value in by_mask.items():
+        if name.startswith(("weight", "bias", *summed)):
+            bound = 20 * eps * value.abs().max().item()
+            torch.testing.assert_close(value, by_episodes[name], rtol=0, atol=bound)
+        else:
+            assert torch.equal(value, by_episodes[name]), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", BOTH_WAYS, ids=str)
+def test_bits_do_not_depend_on_threads(case: Case, form: str) -> None:
+    resets, results = mask(case, 0.2), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(found(case, resets, form, False))
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+        assert torch.equal(value, results[2][name]), name
 
 
 def test_unbatched() -> None:
@@ -324,6 +388,31 @@ def test_refusals_of_a_pair() -> None:
         lstm(x, None, resets, (h, h[..., :5]))
 
 
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("padded data in one direction", {"x": (15, 4), "sizes": torch.tensor([3] * 5)}),
+        ("padded data in one direction", {"directions": 2}),
+        ("resets must have the sizes 5 3, got 3 5", {"mask": torch.ones(3, 5, dtype=torch.bool)}),
+        ("resets must be torch.bool", {"mask": torch.ones(5, 3)}),
+        ("reset_h must have the sizes 1 3 6, got 1 1 6", {"h": torch.zeros(1, 1, 6)}),
+        ("reset_h must have the sizes 1 5 3 6, got 1 3 5 6", {"h": torch.zeros(1, 3, 5, 6)}),
+        ("reset_h and input differ in dtype", {"h": torch.zeros(1, 3, 6, dtype=F64)}),
+        ("expected 1 states after resets, got 2", {"c": torch.zeros(1, 3, 6)}),
+        ("expected a mask", {"mask": None}),
+    ],
+)
+def test_refusals_of_the_operator(message: str, changes: dict[str, Any]) -> None:
+    spec = CallSpec(1, changes.get("directions", 1))
+    x = torch.randn(changes.get("x", (5, 3, 4)))
+    weights = [torch.randn(s) for s in ((18, 4), (18, 6), (18,), (18,))] * spec.directions
+    mask = changes.get("mask", torch.ones(5, 3, dtype=torch.bool))
+    fresh = changes.get("h", torch.zeros(1, 3, 6)), changes.get("c")
+    sizes = changes.get("sizes")
+    with pytest.raises(RuntimeError, match=message):
+        library.forward(x, sizes, None, None, weights, *spec, False, mask, *fresh)
+
+
 @pytest.mark.parametrize("name", ["input", "the state h_0", "resets", "reset_state"])
 def test_tensor_without_memory(name: str) -> None:
     case = Case("GRU", hx=True)
@@ -392,8 +481,12 @@ def test_transforms(small: Any) -> None:
     for b in range(x.shape[1]):
         own = torch.autograd.grad(gru(x[:, b], None, row)[0].square().sum(), gru.weight_hh_l0)[0]
         torch.testing.assert_close(of_each["weight_hh_l0"][b], own)
+
+    masks = torch.stack([resets, ~resets])
+    of_both = vmap(lambda resets: gru(x, h, resets)[0])(masks)
+    torch.testing.assert_close(of_both[1], gru(x, h, ~resets)[0])
     with pytest.raises(RuntimeError, match="the same for all that vmap maps over"):
-        vmap(lambda resets: gru(x, h, resets)[0])(torch.stack([resets] * 2))
+        vmap(lambda resets: gru(x, h, resets, return_ends=True)[0])(masks)
 
 
 def test_checkpoint(small: Any) -> None:
