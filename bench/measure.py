@@ -21,6 +21,8 @@ from timer import CpuTimer
 from torch import Tensor
 from torch.autograd.graph import increment_version, saved_tensors_hooks
 
+from rnnkern.nn.layers import Layer
+
 # Largest difference between the two results relative to the largest value. It catches a wrong
 # kernel; the tight bounds, against float64, are the test suite's.
 AGREE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2}
@@ -123,13 +125,31 @@ class Side:
         x, states = row.inputs()
         self.x, self.hx = row.arguments(x.to(device), [state.to(device) for state in states])
         self.leaf = tensor_of(self.x)
+        self.resets = row.mask().to(device) if row.resets else None
         if row.train:
             self.leaf.requires_grad_(row.input_requires_grad)
             self.gradient = row.gradient().to(device)
 
     def forward(self) -> tuple[Any, Any]:
-        results: tuple[Any, Any] = self.module(self.x, self.hx)
+        results: tuple[Any, Any]
+        if self.resets is None:
+            results = self.module(self.x, self.hx)
+        elif isinstance(self.module, Layer):
+            results = self.module(self.x, self.hx, self.resets)
+        else:
+            results = self.step_by_step()
         return results
+
+    def step_by_step(self) -> tuple[Any, Any]:
+        """What libraries do where the layer takes no resets."""
+        outputs, state = [], self.hx
+        assert isinstance(self.x, Tensor)
+        assert self.resets is not None
+        for x, keeps in zip(self.x.split(1), ~self.resets[:, None, :, None], strict=True):
+            state = tuple(keeps * s for s in state) if isinstance(state, tuple) else keeps * state
+            output, state = self.module(x, state)
+            outputs.append(output)
+        return torch.cat(outputs), state
 
     def infer(self) -> tuple[Any, Any]:
         with torch.inference_mode():

@@ -49,5 +49,5 @@ def load(names: Iterable[str]) -> dict[str, type[Peer]]:
 
 def takes(title: str, row: Row) -> bool:
     """Whether the peer has a standard form for this call."""
-    plain = row.precision is torch.float32 and not row.packed
+    plain = row.precision is torch.float32 and not (row.packed or row.resets)
     return plain and (title == "JAX" or not (row.train or row.proj))

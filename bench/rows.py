@@ -35,6 +35,7 @@ TARGETS = {
     "bf16": (1.5, "bfloat16"),
     "rounded": (1.0, "float32, torch set to round factors to bfloat16"),
     "clients": (1.0, "layer calls of well-known packages"),
+    "resets": (3.0, "episodes end inside: our mask, a loop of single steps over torch.nn"),
 }
 
 
@@ -45,6 +46,7 @@ class Row(LayerCall):
     train: bool = False
     input_requires_grad: bool = True
     loss_on: Literal["output", "h_n"] = "output"
+    resets: int = 0  # how often a row is reset after its first step
     rounded: bool = False  # torch's settings let float32 products round their factors to bfloat16
     group: str = ""
     note: str = ""
@@ -52,7 +54,8 @@ class Row(LayerCall):
     SORTED = True
 
     def __str__(self) -> str:
-        return " ".join([*self.words(), *(["rounded"] if self.rounded else [])])
+        words = [f"resets{self.resets}"] if self.resets else []
+        return " ".join([*self.words(), *words, *(["rounded"] if self.rounded else [])])
 
     @property
     def precision(self) -> torch.dtype:
@@ -82,6 +85,14 @@ class Row(LayerCall):
         lengths = torch.randint(self.T // 4, self.T + 1, (self.B,), generator=generator)
         lengths[0] = self.T
         return sorted(lengths.tolist(), reverse=True)
+
+    def mask(self) -> Tensor:
+        """Where rows are reset, (T, B), never at the first step."""
+        generator = torch.Generator().manual_seed(5)
+        mask = torch.zeros(self.T * self.B, dtype=torch.bool)
+        later = torch.randperm((self.T - 1) * self.B, generator=generator)
+        mask[self.B + later[: self.resets]] = True
+        return mask.view(self.T, self.B)
 
     def flops(self) -> float:
         """Multiplications and additions of the matrix products; a training step does three times
@@ -137,7 +148,7 @@ def rows() -> list[Row]:
     groups = {
         "course": _course(), "tiny": _tiny(), "small": _small(), "large": _large(),
         "streaming": _streaming(), "packed": _packed(), "ragged": _ragged(), "bf16": _bf16(),
-        "rounded": _rounded(), "clients": CLIENTS,
+        "rounded": _rounded(), "clients": CLIENTS, "resets": RESETS,
     }  # fmt: skip
     return [replace(row, group=group) for group, members in groups.items() for row in members]
 
@@ -260,4 +271,19 @@ CLIENTS = [
     _client("DeepAR", "LSTM", 29, 64, 10, 30, 2, packed=True, train=True),
     _client("skorch digits", "GRU", 8, 64, 8, 64, train=True, **_DATA),
     _client("Demucs", "LSTM", 21, 1, 1024, 1024, 2, **_BI, train=True),
+]
+
+
+def _resets(note: str, cell: str, T: int, B: int, I: int, H: int, resets: int) -> Row:
+    return Row(cell, T, B, I, H, train=True, hx=True, resets=resets, note=note)
+
+
+RESETS = [
+    _resets("CleanRL", "LSTM", 128, 2, 512, 128, 2),
+    _resets("sb3-contrib", "LSTM", 32, 8, 64, 256, 9),
+    _resets("TorchRL", "LSTM", 50, 16, 64, 128, 29),
+    _resets("CartPole", "LSTM", 128, 8, 64, 64, 55),
+    _resets("many short episodes", "LSTM", 128, 32, 128, 128, 396),
+    _resets("Sample Factory", "GRU", 32, 64, 512, 512, 37),
+    _resets("one environment", "LSTM", 2048, 1, 64, 256, 7),
 ]
