@@ -9,6 +9,7 @@
 #include "direct_call.h"
 #include "module_weights.h"
 #include "plain_call.h"
+#include "torch_pool.h"
 
 namespace {
 
@@ -114,7 +115,8 @@ PyObject* stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
     const Tensor rows = x.contiguous();
     y = rank == 2 ? at::detail::empty_cpu({sizes.batch, sizes.width}, x.scalar_type())
                   : at::detail::empty_cpu({x.size(0), sizes.batch, sizes.width}, x.scalar_type());
-    stream->run(rows.const_data_ptr(), rank == 2 ? 1 : x.size(0), y.mutable_data_ptr());
+    stream->run(rnnkern::kTorchPool, rows.const_data_ptr(), rank == 2 ? 1 : x.size(0),
+                y.mutable_data_ptr());
   }
   return THPVariable_Wrap(y);
   END_HANDLE_TH_ERRORS

@@ -186,7 +186,7 @@ class Stream {
   Stream(std::vector<Bytes> layers, int64_t batch, int threads) : layers_(std::move(layers)) {
     std::vector<const PrepackedHeader*> headers;
     for (const Bytes& layer : layers_) headers.push_back(&read_prepacked(layer));
-    stream_ = rnnkern::Stream::create(headers, batch, rnnkern::kOwnThreads, threads);
+    stream_ = rnnkern::Stream::create(headers, batch, threads);
   }
 
   py::array run(const py::array& x) {
@@ -199,7 +199,8 @@ class Stream {
 
   void run_at(uintptr_t x, int64_t steps, uintptr_t y) {
     py::gil_scoped_release release;
-    stream_->run(reinterpret_cast<const void*>(x), steps, reinterpret_cast<void*>(y));
+    stream_->run(rnnkern::kOwnThreads, reinterpret_cast<const void*>(x), steps,
+                 reinterpret_cast<void*>(y));
   }
 
   void reset(int64_t row) {
@@ -237,7 +238,7 @@ class Stream {
     const T* const from = rows.data();
     T* const to = y.mutable_data();
     py::gil_scoped_release release;
-    stream_->run(from, steps, to);
+    stream_->run(rnnkern::kOwnThreads, from, steps, to);
     return y;
   }
 

@@ -7,6 +7,7 @@
 //      weights that torch.nn would take: find_module();
 //   3. its tensors are of no subclass, dense, on the CPU, and fit together: the rest.
 // All of it is looked at in each call but for the class, which Python judges once per version.
+// Of a frozen module only 1 and 3: nobody but its own class has its weights.
 #include "plain_call.h"
 
 #include <ATen/Context.h>

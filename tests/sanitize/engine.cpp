@@ -80,10 +80,11 @@ void run_prepacked(const ForwardParams<T>& f, int threads) {
     // bfloat16 rounds h between runs.
     const int64_t T_ = f.sequence.steps, part = sizeof(T) == 2 ? T_ : pick(0, int(T_) - 1);
     std::vector<T> streamed(y.size());
-    const auto stream = Stream::create({weights}, B, kOwnThreads, threads);
-    if (part) stream->run(f.x.data, part, streamed.data());
+    const auto stream = Stream::create({weights}, B, threads);
+    if (part) stream->run(kOwnThreads, f.x.data, part, streamed.data());
     if (part < T_)
-      stream->run(f.x.data + part * B * f.input_size, T_ - part, streamed.data() + part * B * R);
+      stream->run(kOwnThreads, f.x.data + part * B * f.input_size, T_ - part,
+                  streamed.data() + part * B * R);
     if (bytes(streamed) != bytes(y)) finding("a stream changes the results");
     stream->reset(B - 1);
   }

@@ -17,10 +17,8 @@ class StreamOf : public Stream {
   using S = Acc<T>;
 
  public:
-  StreamOf(const Sizes& sizes, const std::vector<const PrepackedHeader*>& layers,
-           const ParallelFor& parallel, int threads)
+  StreamOf(const Sizes& sizes, const std::vector<const PrepackedHeader*>& layers, int threads)
       : Stream(sizes),
-        parallel_(parallel),
         threads_(threads),
         h_(size_t(sizes.layers * sizes.batch * sizes.width)),
         c_(size_t(sizes.has_c ? sizes.layers * sizes.batch * sizes.hidden_size : 0)) {
@@ -28,7 +26,7 @@ class StreamOf : public Stream {
     between(1);
   }
 
-  void run(const void* x, int64_t steps, void* y) override {
+  void run(const ParallelFor& parallel, const void* x, int64_t steps, void* y) override {
     between(steps);
     const T* in = static_cast<const T*>(x);
     for (size_t k = 0; k < params_.size(); ++k) {
@@ -38,7 +36,7 @@ class StreamOf : public Stream {
       p.x = {in, sizes_.batch * p.input_size, p.input_size};
       p.y = {out, sizes_.batch * sizes_.width, sizes_.width};
       if (steps != planned_steps_) plans_[k] = plan_forward(p, threads_);
-      engine_.of<T>().forward(p, plans_[k], parallel_, Workspace::of_this_thread());
+      engine_.of<T>().forward(p, plans_[k], parallel, Workspace::of_this_thread());
       in = out;
     }
     planned_steps_ = steps;
@@ -80,7 +78,6 @@ class StreamOf : public Stream {
       if (y.size() < count) y.resize(count);
   }
 
-  const ParallelFor parallel_;
   const int threads_;
   const Engine& engine_ = engine();  // whose panels the weights are
   std::vector<T> h_, between_[2];
@@ -93,7 +90,7 @@ class StreamOf : public Stream {
 }  // namespace
 
 std::unique_ptr<Stream> Stream::create(const std::vector<const PrepackedHeader*>& layers,
-                                       int64_t batch, const ParallelFor& parallel, int threads) {
+                                       int64_t batch, int threads) {
   require(!layers.empty() && batch > 0 && threads > 0,
           "a stream needs a layer, a batch and a thread");
   const PrepackedHeader& first = *layers[0];
@@ -110,9 +107,9 @@ std::unique_ptr<Stream> Stream::create(const std::vector<const PrepackedHeader*>
   const Sizes sizes{int64_t(layers.size()), batch, first.input_size, first.hidden_size, width,
                     first.element_size,     has_c};
   switch (sizes.element_size) {
-    case 2: return std::make_unique<StreamOf<bfloat16>>(sizes, layers, parallel, threads);
-    case 8: return std::make_unique<StreamOf<double>>(sizes, layers, parallel, threads);
-    default: return std::make_unique<StreamOf<float>>(sizes, layers, parallel, threads);
+    case 2: return std::make_unique<StreamOf<bfloat16>>(sizes, layers, threads);
+    case 8: return std::make_unique<StreamOf<double>>(sizes, layers, threads);
+    default: return std::make_unique<StreamOf<float>>(sizes, layers, threads);
   }
 }
 

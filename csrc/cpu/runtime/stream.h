@@ -22,11 +22,12 @@ class RNNKERN_API Stream {
   // `layers` from the input up, of one direction each. Throws std::invalid_argument where they do
   // not fit together or cannot be used by this process.
   static std::unique_ptr<Stream> create(const std::vector<const PrepackedHeader*>& layers,
-                                        int64_t batch, const ParallelFor& parallel, int threads);
+                                        int64_t batch, int threads);
   virtual ~Stream() = default;
 
-  // x (steps, batch, input_size) -> y (steps, batch, width), of the layers' type, contiguous.
-  virtual void run(const void* x, int64_t steps, void* y) = 0;
+  // x (steps, batch, input_size) -> y (steps, batch, width), of the layers' type, contiguous. On
+  // the caller's threads: two pools would get in each other's way.
+  virtual void run(const ParallelFor& parallel, const void* x, int64_t steps, void* y) = 0;
   // The states, to read and to write between runs: h (layers, batch, width) of the layers' type and
   // c (layers, batch, hidden_size) of its sums' type; null without c.
   virtual void* h() = 0;
