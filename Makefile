@@ -10,7 +10,7 @@ PYTHON   ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PIP_ARGS ?=
 ARGS     ?=
 # A process per core; ARGS="-n 0" runs all in one, where a debugger can look.
-PYTEST_ARGS := -n auto --dist loadgroup
+PYTEST_ARGS := -n auto
 
 BIN   := .venv/bin
 READY := .venv/.ready

@@ -372,8 +372,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "args",
     [
-        ("program.py", "-m", "--help", "x y"),
-        ("program.py", "fail"),
+        ("program.py", "-m", "--help", "x y", "fail"),
         ("./program.py", "exit"),
         ("-m", "package", "words", "--y"),
         ("-m", "program", "fail"),

@@ -6,6 +6,7 @@ matrix products. test_gpu.py is for that.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import product
 
@@ -14,6 +15,7 @@ import pytest
 import test_properties
 import torch
 from cases import CELLS, PERSISTENT, TABLE, Case, check, results
+from filelock import FileLock
 from hypothesis import given, settings
 from judging import judge
 from simulated import COMPILER, compile_operators, in_place, loaded
@@ -34,19 +36,22 @@ from rnnkern.ops import decomposition
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.sources("csrc"),
-    # One worker: each would compile the library, which takes minutes where the machine is busy.
-    pytest.mark.xdist_group("cuda_on_host"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(600),  # compiling takes minutes where the machine is busy
 ]
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The operators, compiled here."""
+    """The operators, compiled once for all of pytest-xdist's workers."""
     if not COMPILER:
         pytest.skip("needs a C++ compiler")
-    path = tmp_path_factory.mktemp("cuda_on_host") / "cuda_on_host.so"
-    compile_operators(path)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / "cuda_on_host.so"
+    with FileLock(folder / "cuda_on_host.lock"):
+        if not path.exists():
+            compile_operators(path)
     with loaded(path):
         yield
 

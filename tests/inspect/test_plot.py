@@ -1,8 +1,5 @@
 """rnnkern.plot: what the pictures show, their scales and labels, and errors."""
 
-import subprocess
-import sys
-
 import matplotlib
 import numpy as np
 import pytest
@@ -155,13 +152,6 @@ def test_errors():
         plot.gates(trace)
     with pytest.raises(ValueError, match="'map' or 'lines', got 'bars'"):
         plot.states(trace, kind="bars")
-
-
-@pytest.mark.slow
-def test_without_matplotlib():
-    program = "import sys; sys.modules['matplotlib'] = None; import rnnkern; rnnkern.plot"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "rnnkern.plot needs matplotlib: pip install rnnkern[plot]" in run.stderr
 
 
 def test_what_is_not_there_or_of_another_kind_is_named():

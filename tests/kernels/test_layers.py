@@ -63,6 +63,7 @@ def random_cases(draw: st.DrawFn, cells: tuple[str, ...], dtypes: tuple[torch.dt
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @settings(max_examples=150)
 @given(random_cases(CELLS, (torch.float32, torch.float64)))

@@ -51,6 +51,7 @@ def error(got: list[Tensor], exact: list[Tensor]) -> float:
     return max(float((g.double() - e).norm() / e.norm()) for g, e in zip(got, exact, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(
     "kwargs",

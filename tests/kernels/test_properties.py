@@ -79,6 +79,7 @@ def test_sizes(cell: str, letter: str, size: int) -> None:
     check(Case(cell, **({"T": 3, "B": 3, "I": 3, "H": 3} | {letter: size})))
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.every_level
 @pytest.mark.bfloat16
 @pytest.mark.parametrize("size", SIZES)

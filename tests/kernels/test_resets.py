@@ -457,6 +457,7 @@ def small() -> tuple[nn.RNNBase, list[Tensor], Tensor]:
     return case.layer(rnnkern), tensors, resets
 
 
+@pytest.mark.slow
 def test_second_derivatives_and_forward_mode(small: Any) -> None:
     gru, tensors, resets = small
 

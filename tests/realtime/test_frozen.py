@@ -71,6 +71,7 @@ def cuts(draw: st.DrawFn) -> tuple[Case, list[int]]:
     return case, chunks
 
 
+@pytest.mark.slow
 @pytest.mark.every_level
 @settings(max_examples=60)
 @given(cuts())
