@@ -1,5 +1,5 @@
 # make demo | test | test-quick | test-integrations | bench | numerics | lint | tidy | docs | cuda-check | gpu
-# make sanitize | wheel | test-matrix | clean
+# make sanitize | test-aarch64 | wheel | test-matrix | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
 # torch without CUDA on Linux:
@@ -20,7 +20,7 @@ CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
 PY     = $(shell git ls-files '*.py' '*.pyi')
 
 .PHONY: demo test test-quick test-integrations bench numerics lint tidy docs cuda-check gpu sanitize wheel \
-        test-matrix clean
+        test-aarch64 test-matrix clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -100,6 +100,10 @@ test-matrix: $(READY)
 
 sanitize:
 	bash tests/sanitize/run.sh
+
+# AArch64 on another machine, by a cross-compiler and qemu: minutes. ARGS: layers at each level.
+test-aarch64: $(READY)
+	bash tests/aarch64/run.sh $(ARGS)
 
 clean:
 	rm -rf .venv build dist site *.egg-info rnnkern/*.so

@@ -1,6 +1,11 @@
 // Drives the CPU engine with random layers on buffers of exactly the sizes that layer_params.h
 // states, so that a sanitizer sees every access. Asserts that results do not depend on the number
 // of threads. run.sh builds it and runs it at every level that the CPU has.
+//
+//   engine [layers at each level] [folder]
+//
+// With a folder, the results of a level go into the file <folder>/<level>: for each array the bytes
+// of an element, the bytes of all, and these. Every level has the same layers.
 #include "../../csrc/cpu/engine.h"
 
 #include <bit>
@@ -50,6 +55,15 @@ struct AlignedBytes {
   AlignedBytes& operator=(const AlignedBytes&) = delete;
   void* data;
 };
+
+std::FILE* results = nullptr;
+
+void record(const std::string& array, int64_t element_size) {
+  if (!results) return;
+  const int64_t sizes[] = {element_size, int64_t(array.size())};
+  std::fwrite(sizes, sizeof sizes, 1, results);
+  std::fwrite(array.data(), array.size(), 1, results);
+}
 
 [[noreturn]] void finding(const char* what) {
   std::printf("%s: %s\n", engine().name, what);
@@ -197,7 +211,7 @@ void run_case() {
     b.flow_h = flow_wanted ? flow_h.data() : nullptr;
     b.flow_c = has_c && flow_wanted ? flow_c.data() : nullptr;
     backward(b, kOwnThreads, threads);
-    std::vector<std::string> all{bytes(y), bytes(h_n), bytes(saved)};
+    std::vector<std::string> all{bytes(y), bytes(h_n), bytes(saved)};  // of T, the others of S
     for (const auto* found : {&c_n, &dx, &dh_0, &dc_0, &dreset_h, &dreset_c, &flow_h, &flow_c})
       all.push_back(bytes(*found));
     for (const auto& grad : grads) all.push_back(bytes(grad));
@@ -205,6 +219,7 @@ void run_case() {
   };
 
   const auto one = run(1);
+  for (size_t i = 0; i < one.size(); ++i) record(one[i], i < 3 ? sizeof(T) : sizeof(S));
   for (int threads : {2, 3})
     if (run(threads) != one) {
       std::printf(
@@ -223,11 +238,15 @@ int main(int argc, char** argv) {
   const Engine* const* engines = available_engines(&count);
   for (int i = 0; i < count; ++i) {
     select_engine(engines[i]->name);
+    random_engine.seed(0);
+    if (argc > 2)
+      results = std::fopen((std::string(argv[2]) + "/" + engines[i]->name).c_str(), "wb");
     for (int k = 0; k < cases; ++k)
       if (engine().bf16.forward)  // which is all that such a level adds to another
         run_case<bfloat16>();
       else
         k % 2 ? run_case<float>() : run_case<double>();
+    if (results) std::fclose(results);
     std::printf("%s: %d layers, no finding\n", engines[i]->name, cases);
   }
 }
