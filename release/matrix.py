@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from build_wheel import ROOT, pythons
+from build_wheel import ROOT, pythons, run
 
 LOGS = ROOT / "build" / "matrix"
 TABLE = ROOT / "build" / "matrix.md"
@@ -24,11 +24,16 @@ HEAD = "| date | Python | torch | autograd | level | tests |\n|:--|:--|:--|:--|:
 
 
 def environment(folder: Path, python: str, torch: str, wheel: Path, pip_args: list[str]) -> Path:
-    """An interpreter with the wheel, that torch and what the tests import."""
-    subprocess.run([python, "-m", "venv", folder], check=True)
+    """An interpreter with the wheel, that torch and what the tests import.
+
+    In a folder that is there already, pip finds torch and replaces the wheel.
+    """
     inside = folder / "bin" / "python"
+    if not inside.exists():
+        subprocess.run([python, "-m", "venv", folder], check=True)
     install = [str(inside), "-m", "pip", "install", "-q", "--disable-pip-version-check", *pip_args]
     subprocess.run([*install, f"torch=={torch}", f"{wheel}[test]"], check=True)
+    subprocess.run([*install, "--no-deps", "--force-reinstall", wheel], check=True)
     return inside
 
 
@@ -61,7 +66,9 @@ def row(python: str, torch: str, options: argparse.Namespace) -> bool:
     passed = True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inside = environment(folder / "venv", python, torch, options.wheel, options.pip_args)
+        of = run(python, "-c", "import platform; print(platform.python_version())").strip()
+        place = (options.keep or folder).resolve() / f"{of}-{torch}"
+        inside = environment(place, python, torch, options.wheel, options.pip_args)
         alone = folder / "alone"
         for part in ("tests", "bench"):  # the tests' cases derive from the benchmark's calls
             shutil.copytree(ROOT / part, alone / part)
@@ -86,6 +93,7 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, help="otherwise the newest in dist/")
     parser.add_argument("--python", nargs="*", help="interpreters; otherwise one per version found")
     parser.add_argument("--torch", nargs="*", default=TORCHES, help="releases")
+    parser.add_argument("--keep", type=Path, help="where environments stay, for the next run")
     parser.add_argument("--every-level", action="store_true", help="not the highest level alone")
     parser.add_argument("--pip-args", type=str.split, default=[])
     parser.add_argument("pytest_args", nargs="*", help="after --")
