@@ -145,7 +145,7 @@ class Side:
         outputs, state = [], self.hx
         assert isinstance(self.x, Tensor)
         assert self.resets is not None
-        for x, keeps in zip(self.x.split(1), ~self.resets[:, None, :, None], strict=True):
+        for x, keeps in zip(self.x[:, None], ~self.resets[:, None, :, None], strict=True):
             state = tuple(keeps * s for s in state) if isinstance(state, tuple) else keeps * state
             output, state = self.module(x, state)
             outputs.append(output)

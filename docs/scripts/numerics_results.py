@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from results import PALETTE, LogAxis, Svg, folded, load, table
+from results import folded, table
+from runs import load
+from svg import PALETTE, LogAxis, Svg
 
 RUN = "numerics"
 #: Distance from 1 to the next number of the dtype: the unit of every error on the page.

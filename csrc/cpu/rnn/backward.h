@@ -64,9 +64,9 @@ class BackwardCall {
   const BackwardParams<T>& p_;
   const Plan& plan_;
   BackwardShared<Cell, T> shared_[kMaxDirections];
-  char* scratches_;  // one per block in progress
+  char* scratches_;           // one per block in progress
   int64_t scratch_size_ = 0;  // of the largest block
-  S* buffers_;  // one per thread
+  S* buffers_;                // one per thread
   int64_t buffer_size_;
   S* dx_;  // of the second direction, where both run at once
 };
