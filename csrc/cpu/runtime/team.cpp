@@ -124,7 +124,7 @@ const pid_t loading_process = getpid();
 
 // A forked child has none of its parent's threads, and a pool that does not know it waits for them
 // for ever, as torch's does with libgomp. There the engine's own threads take its place.
-const ParallelFor& alive(const ParallelFor& parallel) {
+ParallelFor alive(const ParallelFor& parallel) {
   return getpid() == loading_process ? parallel : kOwnThreads;
 }
 
