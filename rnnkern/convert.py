@@ -194,6 +194,12 @@ def class_of(module: nn.Module) -> type:
     return type(module).__bases__[0] if is_parametrized(module) else type(module)
 
 
+def user_class(module: nn.Module) -> type:
+    """The module's class without parametrisations and conversions."""
+    cls = class_of(module)
+    return cls._original if issubclass(cls, Converted) else cls
+
+
 def _is_torchs(cls: type) -> bool:
     """Whether it is one of torch's classes, or the user's own on one of them; not rnnkern's."""
     return issubclass(cls, tuple(OURS)) and not issubclass(cls, (*_TORCHS, Converted))

@@ -11,8 +11,8 @@ from torch import nn
 
 from ._frozen_weights import copied, current_values, refusal_of, weights_of
 from .call_spec import weight_format
-from .convert import derive, reduce_by
-from .frozen import FROZEN, RECURRENT, Frozen, frozen_base, obstacle, user_class
+from .convert import derive, reduce_by, user_class
+from .frozen import FROZEN, RECURRENT, Frozen, frozen_base, obstacle
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -17,9 +17,9 @@ from torch.autograd import forward_ad
 from ._frozen_weights import copied, current_values, refusal_of, weight_names, weights_of
 from .backend import PLAIN, Backend, select_backend, tensors_in
 from .call_spec import WEIGHT_FORMATS, CallSpec
-from .convert import class_of, refusal
+from .convert import refusal, user_class
 from .nn import cells, layers
-from .nn._torch_twin import CLASSES, Converted
+from .nn._torch_twin import CLASSES
 from .nn._tracing import fx_tracing
 from .ops import decomposition, library
 from .ops.autograd import NATIVE, OBSERVER, frozen_call, layer_call, prepacked_call
@@ -252,21 +252,13 @@ class FrozenLayer(Frozen, layers.Layer):
         state: Sequence[Tensor],
         spec: CallSpec,
     ) -> Sequence[Tensor]:
-        sizes = (self.hidden_size, self.proj_size)
+        H, P = self.hidden_size, self.proj_size
         if self.num_layers == 1:
-            return call(input, batch_sizes, state, self._prepacked[0], spec, *sizes)
-
-        def run(
-            input: Tensor,
-            batch_sizes: Tensor | None,
-            state: Sequence[Tensor],
-            packed: Sequence[Tensor],
-            spec: CallSpec,
-        ) -> tuple[Tensor, ...]:
-            return call(input, batch_sizes, state, packed[0], spec, *sizes)
-
-        packed = [[p] for p in self._prepacked]
-        return self._stack(run, input, batch_sizes, state, packed, spec)
+            return call(input, batch_sizes, state, self._prepacked[0], spec, H, P)
+        return self._stack(
+            lambda x, sizes, s, packed, spec: call(x, sizes, s, packed[0], spec, H, P),
+            *(input, batch_sizes, state, [[p] for p in self._prepacked], spec),
+        )
 
     def stream(self, batch_size: int = 1, threads: int = 1) -> Stream:
         """The stack with its state inside, as a cell's; ValueError for two directions."""
@@ -388,12 +380,6 @@ RECURRENT = tuple(FROZEN)
 def frozen_base(cls: type) -> type[Frozen]:
     """The frozen class for the one of torch's that `cls` derives from."""
     return next(FROZEN[kind] for kind in cls.__mro__ if kind in FROZEN)
-
-
-def user_class(module: nn.Module) -> type:
-    """The module's class without parametrisations and conversions."""
-    cls = class_of(module)
-    return cls._original if issubclass(cls, Converted) else cls
 
 
 def obstacle(module: nn.Module) -> str | None:
