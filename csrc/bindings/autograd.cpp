@@ -1,5 +1,5 @@
-// A layer call with its gradient as one C++ node of torch's autograd: what rnnkern/autograd.py does
-// in Python, at a fraction of the cost of a small call.
+// A layer call with its gradient as one C++ node of torch's autograd: what
+// rnnkern/ops/autograd.py does in Python, at a fraction of the cost of a small call.
 //
 // torch has no stable ABI for autograd, so this library is built for one version of torch, which
 // its name says; under any other version rnnkern uses the Python functions.

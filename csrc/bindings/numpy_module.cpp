@@ -1,6 +1,6 @@
 // The CPU engine on NumPy arrays: no torch. The arguments mean what those of the torch operators
-// mean (torch_ops.cpp); rnnkern/numpy.py is the public face and has checked the sizes
-// that users get wrong.
+// mean (torch_ops.cpp); rnnkern/numpy is the public face and has checked the sizes that users get
+// wrong.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
