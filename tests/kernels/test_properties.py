@@ -361,13 +361,13 @@ LEVELS = json.loads(torch.ops.rnnkern.info())["available"]
 @pytest.mark.skipif("RNNKERN_CPU" in os.environ, reason="a level is already forced")
 @pytest.mark.parametrize("level", LEVELS[:-1])
 def test_lower_levels(level: str) -> None:
-    """The table, the sizes, the invariances and prepacked weights once more at each lower
+    """The table, the sizes, the invariances, resets and prepacked weights once more at each lower
     instruction set; where it is another one's with native bfloat16, all that runs in bfloat16. The
     level is chosen when the library loads: in a process of its own."""
     chosen = "bfloat16" if level.endswith(("_bf16", "_amx")) else "every_level"
     command = [sys.executable, "-m", "pytest", "-q", "-m", chosen]
     done = subprocess.run(
-        [*command, "test_layers.py", "test_properties.py", "../realtime"],
+        [*command, "test_layers.py", "test_properties.py", "test_resets.py", "../realtime"],
         cwd=Path(__file__).parent,
         env=os.environ | {"RNNKERN_CPU": level},
         capture_output=True,
