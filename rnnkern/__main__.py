@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 
 from . import __version__
-from ._missing import NO_TORCH, found
+from ._missing import NO_TORCH, built, found
 
 _NO_TORCH = NO_TORCH.removeprefix("torch is ") + "; rnnkern.numpy and rnnkern.reference work"
 
@@ -31,7 +31,7 @@ def _torch_lines() -> Iterator[tuple[str, str]]:
     yield "threads", str(torch.get_num_threads())
     slower = f"Python, slower for small calls: no C++ for torch {torch.__version__} in this build"
     yield "autograd", "C++" if autograd.NATIVE is not None else slower
-    yield "CUDA", _cuda(torch.cuda, "cuda" in library.DEVICES, library.built("_C_cuda") is not None)
+    yield "CUDA", _cuda(torch.cuda, "cuda" in library.DEVICES, built("_C_cuda") is not None)
 
 
 def _cuda(cuda: Any, loaded: bool, built: bool) -> str:

@@ -16,6 +16,14 @@ def found(package: str) -> bool:
         return True
 
 
+def built(name: str) -> Path | None:
+    """The file `rnnkern/<name>.*so`, if the package has it.
+
+    Python's own finder is not asked: a free-threaded Python passes over the "abi3" of the name.
+    """
+    return next(Path(__file__).parent.glob(f"{name}.*so"), None)
+
+
 def not_built(part: str) -> str:
     """Why `rnnkern/<part>*.so` is not there, and what to do."""
     package = Path(__file__).parent

@@ -64,7 +64,7 @@ class Stream:
     width: int  # R
     hidden_size: int
     layers: int
-    has_c: bool
+    c_width: int
     dtype: str  # "float32", "float64" or "bfloat16"
     h_address: int  # of h (L, B, R) in that type
     c_address: int  # of c (L, B, H), float64 or float32; 0 without c

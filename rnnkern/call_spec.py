@@ -21,10 +21,6 @@ class CallSpec(NamedTuple):
     projection: bool = False
     batch_first: bool = False
 
-    @property
-    def weights_per_direction(self) -> int:
-        return (4 if self.bias else 2) + self.projection
-
 
 #: What prepacked weights may be rounded to, by the number that crosses the bindings' `format`.
 #: "float32" rounds nothing, whatever the dtype is; the others are for float32 layers.

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 class Cell:
     """One kind of recurrent cell.
 
-    mode    torch.nn's name of it (`RNNBase.mode`)
+    mode    torch.nn's name of it (`RNNBase.mode`); of an added cell its own
     id      the number that crosses the bindings (enum class CellId)
     gates   gates in the order of torch's weight rows; the weights have `len(gates) * hidden_size`
     saved   what the kernels save per unit and step for the backward pass, in their order
-    states  the states a step hands to the next one
+    states  the states a step hands to the next one: h and others
+    params  learned values per unit, (len(params), H) in each direction
     projects  whether h may be projected before it is handed on (proj_size)
     """
 
@@ -22,11 +23,17 @@ class Cell:
     saved: tuple[str, ...]
     states: tuple[str, ...]
     projects: bool
+    params: tuple[str, ...] = ()
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of torch.nn's; the mode of an added cell has an @ (own_cell.py)."""
+        return "@" not in self.mode
 
 
-def exported(table: str) -> tuple[Cell, ...]:
-    """The cells by id; `table` is the JSON that the library exports (csrc/cells/table.h)."""
-    return tuple(
+def exported(table: str) -> list[Cell]:
+    """The cells by id; `table` is the JSON that the library exports (csrc/core/cell_table.h)."""
+    return [
         Cell(
             mode=facts["mode"],
             id=id,
@@ -34,6 +41,7 @@ def exported(table: str) -> tuple[Cell, ...]:
             saved=tuple(facts["saved"]),
             states=tuple(facts["states"]),
             projects=facts["projects"],
+            params=tuple(facts["params"]),
         )
         for id, facts in enumerate(json.loads(table))
-    )
+    ]

@@ -124,7 +124,7 @@ class Frozen(nn.Module):
             self._init_flat_weights()
         format = WEIGHT_FORMATS[self._format]
         spec = self._spec(False)
-        each = spec.directions * spec.weights_per_direction
+        each = spec.directions * library.weights_per_direction(spec)
         self._specs = (spec, self._spec(True))
         with torch.inference_mode(False), torch.no_grad():
             self._prepacked = [

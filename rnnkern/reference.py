@@ -389,7 +389,7 @@ def _check(
     for w in weights:
         width, hidden = np.shape(w.w_hh)[-1], len(w.w_ih) // cell.gates
         shapes: list[tuple[int, ...]] = [(cell.gates * hidden, n) for n in (x.shape[1], width)]
-        shapes += [(cell.gates * hidden,)] * 2 + [(width, hidden)]
+        shapes += [(cell.gates * hidden,)] * 2 + [(width, hidden), (0, hidden)]  # no params
         for name, array, shape in zip(w._fields, w, shapes, strict=True):
             if array is not None:
                 _require_shape(name, array, shape)

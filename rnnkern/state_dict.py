@@ -1,7 +1,8 @@
 """The arrays of a layer's state_dict, layer by layer and direction by direction.
 
 Names and shapes are torch.nn's: weight_ih_l0 (G·H, I), weight_hh_l0 (G·H, R), bias_ih_l0 and
-bias_hh_l0 (G·H), weight_hr_l0 (P, H), with the suffix _reverse for the second direction. Letters:
+bias_hh_l0 (G·H), weight_hr_l0 (P, H), for an added cell's learned values per unit
+params_l0 (their number, H), with the suffix _reverse for the second direction. Letters:
 I inputs, H hidden units, G gates, R width of h (H, or P with a projection). Needs no torch.
 """
 
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l(\d+)(_reverse)?$")
+_NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh|params)_l(\d+)(_reverse)?$")
 
 
 class Weights(NamedTuple):
@@ -22,6 +23,7 @@ class Weights(NamedTuple):
     b_ih: np.ndarray | None = None
     b_hh: np.ndarray | None = None
     w_hr: np.ndarray | None = None
+    params: np.ndarray | None = None
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -54,7 +56,7 @@ def layers(state_dict: Mapping[str, Any], prefix: str = "") -> list[list[Weights
         match = _NAME.match(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if match:
             role, layer, reverse = match.groups()
-            name = "w" + role[6:] if role.startswith("weight") else "b" + role[4:]
+            name = role.replace("weight", "w").replace("bias", "b")
             found.setdefault((int(layer), int(bool(reverse))), {})[name] = _array(key, value)
         elif not prefix:
             raise ValueError(
@@ -87,4 +89,4 @@ def _array(key: str, value: Any) -> np.ndarray:
 
 
 def _torch_name(name: str) -> str:
-    return ("weight" if name.startswith("w") else "bias") + name[1:]
+    return name.replace("w_", "weight_").replace("b_", "bias_")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import rnnkern.ops.autograd
 import rnnkern.ops.library
+from rnnkern._missing import built
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = Path(torch.__file__).parent
@@ -26,7 +27,7 @@ def compile_operators(path: Path) -> None:
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
     flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
     flags += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
-    link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", str(built("_engine"))]
     objects = [str(path.with_name(f"{Path(source).stem}.o")) for source in sources]
     made = zip(sources, objects, strict=True)
     runs = [subprocess.Popen([COMPILER, *flags, "-c", source, "-o", out]) for source, out in made]

@@ -5,8 +5,7 @@
 
 #include <optional>
 
-#include "../cells/registry.h"
-#include "../core/call_spec.h"
+#include "../core/call_shape.h"
 
 namespace rnnkern {
 
@@ -24,9 +23,10 @@ struct LayerCall {
   bool direct = false;        // whether direct_call.h may take it, as of the forward pass
 
   bool has_c() const {
-    return visit_cell(CellId(spec.cell), [](auto c) { return c.kStates > 1; });
+    const CellFacts* const facts = cell_facts(spec.cell);
+    return facts && facts->states > 1;
   }
-  int64_t weights() const { return spec.directions * spec.weights_per_direction(); }
+  int64_t weights() const { return spec.directions * weights_per_direction(spec); }
   // Whether the tensor in this place, of (input, *state, *weights), has no time or direction.
   bool lifts(int64_t place) const { return step && place <= states; }
 };

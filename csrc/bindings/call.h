@@ -242,7 +242,7 @@ struct Call : CallShape {
     check_rows(args.output, "output");
     if (args.grad_output) check_rows(*args.grad_output, "grad_output");
     check_sizes(args.grad_h, "grad_h", width);
-    if (has_c) check_sizes(args.grad_c, "grad_c", hidden_size);
+    if (has_c) check_sizes(args.grad_c, "grad_c", c_width);
     const ScalarType dtype = args.input.scalar_type();
     check_saved(args.saved.numel(), args.c_states.numel());
     STD_TORCH_CHECK(

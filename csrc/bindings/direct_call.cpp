@@ -104,7 +104,7 @@ Tensor allocate_rows(const CallShape& call, at::ScalarType dtype, int64_t featur
 
 Tensor allocate_state(const LayerCall& given, const CallShape& call, at::ScalarType dtype,
                       int64_t which) {
-  const int64_t features = which ? call.hidden_size : call.width;
+  const int64_t features = which ? call.c_width : call.width;
   return given.step ? allocate(dtype, {call.batch, features})
                     : allocate(dtype, {call.directions, call.batch, features});
 }
@@ -169,7 +169,7 @@ void check_grads(const CallShape& call, TensorList grads, TensorList kept) {
   call.check_saved(kept[1].numel(), kept[2].numel());
   if (grads[0].defined()) call.check_output(shape_of(grads[0]), "");
   for (size_t i = 1; i < 3; ++i) {
-    const int64_t features = i == 1 ? call.width : call.hidden_size;
+    const int64_t features = i == 1 ? call.width : call.c_width;
     if (grads[i].defined())
       call.check(shape_of(grads[i]), "", {call.directions, call.batch, features});
   }

@@ -38,10 +38,12 @@ void fill(LayerParams<T>& p, const CallShape& call, const AnyTensor& input, cons
   p.x = rows_of<const T>(call, input);
   for (int d = 0; d < call.directions && !weights.empty(); ++d) {
     const AnyTensor* w = &weights[d * call.per_direction];
-    p.weights[d] = {data<const T>(w[0]), data<const T>(w[1]),
+    p.weights[d] = {data<const T>(w[0]),
+                    data<const T>(w[1]),
                     call.bias ? data<const T>(w[2]) : nullptr,
                     call.bias ? data<const T>(w[3]) : nullptr,
-                    call.proj_size ? data<const T>(w[call.per_direction - 1]) : nullptr};
+                    call.proj_size ? data<const T>(w[call.per_direction - 1]) : nullptr,
+                    call.params ? data<const T>(w[call.per_direction - 1]) : nullptr};
   }
   p.h0 = state.empty() ? nullptr : data<const T>(state[0]);
   p.c0 = state.size() < 2 ? nullptr : data<const Acc<T>>(state[1]);
@@ -69,9 +71,12 @@ void fill_grads(BackwardParams<T>& p, const CallShape& call, const AnyTensors& g
   using S = Acc<T>;
   for (int d = 0; d < call.directions; ++d) {
     const auto* g = &grads[d * call.per_direction];
-    p.grads[d] = {data<S>(g[0]), data<S>(g[1]), call.bias ? data<S>(g[2]) : nullptr,
+    p.grads[d] = {data<S>(g[0]),
+                  data<S>(g[1]),
+                  call.bias ? data<S>(g[2]) : nullptr,
                   call.bias ? data<S>(g[3]) : nullptr,
-                  call.proj_size ? data<S>(g[call.per_direction - 1]) : nullptr};
+                  call.proj_size ? data<S>(g[call.per_direction - 1]) : nullptr,
+                  call.params ? data<S>(g[call.per_direction - 1]) : nullptr};
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -16,8 +17,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "../cells/table.h"
 #include "../core/call_shape.h"
+#include "../core/cell_table.h"
 #include "../cpu/engine.h"
 #include "../cpu/runtime/stream.h"
 #include "../cpu/runtime/thread_pool.h"
@@ -96,9 +97,12 @@ struct Call : rnnkern::CallShape {
     p.x = rows_of(input.data(), input_size);
     for (int64_t d = 0; d < directions && !weights.empty(); ++d) {
       const auto* w = &weights[d * per_direction];
-      p.weights[d] = {w[0].data(), w[1].data(), bias ? w[2].data() : nullptr,
+      p.weights[d] = {w[0].data(),
+                      w[1].data(),
+                      bias ? w[2].data() : nullptr,
                       bias ? w[3].data() : nullptr,
-                      proj_size ? w[per_direction - 1].data() : nullptr};
+                      proj_size ? w[per_direction - 1].data() : nullptr,
+                      params ? w[per_direction - 1].data() : nullptr};
     }
     p.h0 = state.empty() ? nullptr : state[0].data();
     p.c0 = state.size() < 2 ? nullptr : state[1].data();
@@ -115,9 +119,9 @@ template <class T>
 py::tuple run_forward(const Call<T>& call, const Array<T>& input,
                       const std::vector<Array<T>>& state, const std::vector<Array<T>>& weights,
                       bool train, const PrepackedHeader* prepacked = nullptr) {
-  const int64_t D = call.directions, B = call.batch, H = call.hidden_size, R = call.width;
+  const int64_t D = call.directions, B = call.batch, C = call.c_width, R = call.width;
   Array<T> output(call.row_shape(D * R)), h_n({D, B, R});
-  Array<T> c_n(call.has_c ? std::vector<int64_t>{D, B, H} : std::vector<int64_t>{0});
+  Array<T> c_n(call.has_c ? std::vector<int64_t>{D, B, C} : std::vector<int64_t>{0});
   // Opaque: rnnkern/saved_layout.py reads them.
   Array<T> saved(train ? call.saved_size() : 0), c_states(train ? call.c_states_size() : 0);
   rnnkern::ForwardParams<T> p{};
@@ -253,17 +257,17 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
                    std::vector<Array<T>> weights, Array<T> output, Array<T> saved,
                    Array<T> c_states, py::tuple spec) {
   const Call<T> call(input, batch_sizes, state, shapes_of(weights), read_spec(spec));
-  const int64_t D = call.directions, B = call.batch, H = call.hidden_size, R = call.width;
+  const int64_t D = call.directions, B = call.batch, C = call.c_width, R = call.width;
   const int64_t rows = call.rows;
   call.check_output(shape_of(output), "output");
   call.check_saved(saved.size(), c_states.size());
   if (grad_output) call.check_output(shape_of(*grad_output), "grad_output");
   if (grad_h) call.check(shape_of(*grad_h), "grad_h", {D, B, R});
-  if (grad_c && call.has_c) call.check(shape_of(*grad_c), "grad_c", {D, B, H});
+  if (grad_c && call.has_c) call.check(shape_of(*grad_c), "grad_c", {D, B, C});
   using Sizes = std::vector<int64_t>;
   const Sizes none{0};
   Array<T> dx(Sizes{rows, call.input_size}), dh_0(Sizes{D, B, R}), flow_h(Sizes{D, rows, R}),
-      dc_0(call.has_c ? Sizes{D, B, H} : none), flow_c(call.has_c ? Sizes{D, rows, H} : none);
+      dc_0(call.has_c ? Sizes{D, B, C} : none), flow_c(call.has_c ? Sizes{D, rows, C} : none);
   std::vector<Array<T>> grads;
   for (const auto& w : weights)
     grads.emplace_back(std::vector<int64_t>(w.shape(), w.shape() + w.ndim()));
@@ -280,10 +284,12 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
   p.dc_0 = data_or_null(dc_0);
   for (int64_t d = 0; d < D; ++d) {
     auto* g = &grads[d * call.per_direction];
-    p.grads[d] = {g[0].mutable_data(), g[1].mutable_data(),
+    p.grads[d] = {g[0].mutable_data(),
+                  g[1].mutable_data(),
                   call.bias ? g[2].mutable_data() : nullptr,
                   call.bias ? g[3].mutable_data() : nullptr,
-                  call.proj_size ? g[call.per_direction - 1].mutable_data() : nullptr};
+                  call.proj_size ? g[call.per_direction - 1].mutable_data() : nullptr,
+                  call.params ? g[call.per_direction - 1].mutable_data() : nullptr};
   }
   p.flow_h = flow_h.mutable_data();
   p.flow_c = data_or_null(flow_c);
@@ -302,12 +308,14 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
 template <class T>
 Array<T> math(const std::string& name, Array<T> in) {
   using rnnkern::MathFunction;
-  require(name == "exp" || name == "sigmoid" || name == "tanh", "no such function");
-  const MathFunction function = name == "exp"       ? MathFunction::exp
-                                : name == "sigmoid" ? MathFunction::sigmoid
-                                                    : MathFunction::tanh;
+  static const std::map<std::string, MathFunction> functions{
+      {"exp", MathFunction::exp},           {"sigmoid", MathFunction::sigmoid},
+      {"tanh", MathFunction::tanh},         {"log", MathFunction::log},
+      {"softplus", MathFunction::softplus}, {"log_sigmoid", MathFunction::log_sigmoid}};
+  const auto found = functions.find(name);
+  require(found != functions.end(), "no such function");
   Array<T> out(std::vector<int64_t>(in.shape(), in.shape() + in.ndim()));
-  rnnkern::engine().of<T>().math(function, in.data(), out.mutable_data(), in.size());
+  rnnkern::engine().of<T>().math(found->second, in.data(), out.mutable_data(), in.size());
   return out;
 }
 
@@ -343,7 +351,7 @@ void define_stream(py::module_& m) {
       .def_property_readonly("input_size", size(&Sizes::input_size))
       .def_property_readonly("hidden_size", size(&Sizes::hidden_size))
       .def_property_readonly("width", size(&Sizes::width))
-      .def_property_readonly("has_c", [](const Stream& s) { return s.sizes().has_c; })
+      .def_property_readonly("c_width", size(&Sizes::c_width))
       .def_property_readonly("dtype", &Stream::dtype)
       .def_property_readonly("address", &Stream::address)
       .def_property_readonly("h_address", &Stream::h)

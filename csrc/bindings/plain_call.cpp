@@ -23,7 +23,7 @@
 #include <string_view>
 #include <unordered_map>
 
-#include "../cells/table.h"
+#include "../core/cell_facts.h"
 #include "../cpu/runtime/plan_resets.h"
 #include "autograd.h"
 #include "direct_call.h"
@@ -118,7 +118,7 @@ struct Settings {
 bool read_mode(PyObject* value, int64_t& cell) {
   if (!value || !PyUnicode_Check(value)) return false;
   for (cell = 0; cell < kCellCount; ++cell)
-    if (!PyUnicode_CompareWithASCIIString(value, mode_name(CellId(cell)))) return true;
+    if (!PyUnicode_CompareWithASCIIString(value, kCellFacts[cell].mode)) return true;
   return false;
 }
 
@@ -245,7 +245,7 @@ bool layer_fits(const variable_list& tensors, int64_t states, const Settings& se
   const int64_t rank = input.dim(), finals = settings.layers * settings.spec.directions;
   if (rank != 2 && rank != 3) return false;
   if (input.scalar_type() == at::kFloat && may_round(settings.spec)) return false;
-  const int64_t weights = finals * settings.spec.weights_per_direction();
+  const int64_t weights = finals * weights_per_direction(settings.spec);
   if (int64_t(tensors.size()) != 1 + states + weights) return false;
   const bool swapped = rank == 3 && settings.spec.batch_first;
   const int64_t batch = rank == 2 ? 1 : input.size(swapped ? 0 : 1);

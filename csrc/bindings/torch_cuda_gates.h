@@ -15,6 +15,8 @@ struct GateOrder {
   std::vector<GateRange> input, hidden;
 
   explicit GateOrder(CellId id) {
+    STD_TORCH_CHECK(int(id) < kCellCount,
+                    "rnnkern: cells that are not built in have no CUDA kernels yet");
     visit_cell(id, [&](auto cell) {
       using Cell = decltype(cell);
       preacts = Cell::kPreacts;

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "../cells/table.h"
+#include "../core/cell_table.h"
 #include "../cpu/engine.h"
 #include "../cpu/runtime/plan_resets.h"
 #include "layer_params.h"
@@ -106,7 +106,7 @@ auto visit_type(const Call& call, ScalarType dtype, F&& f) {
                   "rnnkern: unsupported dtype");
   if (dtype == ScalarType::Double) return f(double{});
   if (dtype == ScalarType::BFloat16 &&
-      supports<bfloat16>(call.input_size, call.hidden_size, call.proj_size))
+      supports<bfloat16>(call.cell, call.input_size, call.hidden_size, call.proj_size))
     return f(bfloat16{});
   return f(float{});
 }
@@ -145,10 +145,10 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
                             const Tensors& weights, const Resets& resets, bool train,
                             const PrepackedHeader* prepacked = nullptr) {
   constexpr ScalarType dtype = kType<T>, wide = kType<Acc<T>>;
-  const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
+  const int64_t D = call.directions, B = call.batch;
   Tensor output = allocate_rows(call, dtype, D * call.width);
   Tensor h_n = allocate(dtype, {D, B, call.width});
-  Tensor c_n = call.has_c ? allocate(wide, {D, B, H}) : nothing(wide);
+  Tensor c_n = call.has_c ? allocate(wide, {D, B, call.c_width}) : nothing(wide);
   // Opaque: their layout is that of saved_layout.h, rnnkern/saved_layout.py reads it.
   Tensor saved = allocate(dtype, {train ? call.saved_size() : 0});
   Tensor c_states = allocate(wide, {train ? call.c_states_size() : 0});
@@ -287,15 +287,15 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
                               int64_t needs, bool flow) {
   using S = Acc<T>;
   constexpr ScalarType dtype = kType<S>;
-  const int64_t D = call.directions, B = call.batch, H = call.hidden_size;
+  const int64_t D = call.directions, B = call.batch;
   const auto when = [&](bool wanted, std::initializer_list<int64_t> sizes) {
     return wanted ? allocate(dtype, sizes) : nothing(dtype);
   };
   Tensor dx = needs & kNeedInput ? allocate_rows(call, dtype, call.input_size) : nothing(dtype);
   Tensor dh_0 = when(needs & kNeedState, {D, B, call.width});
-  Tensor dc_0 = when(needs & kNeedState && call.has_c, {D, B, H});
+  Tensor dc_0 = when(needs & kNeedState && call.has_c, {D, B, call.c_width});
   Tensor flow_h = when(flow, {D, call.rows, call.width});
-  Tensor flow_c = when(flow && call.has_c, {D, call.rows, H});
+  Tensor flow_c = when(flow && call.has_c, {D, call.rows, call.c_width});
   Tensor dreset[] = {nothing(dtype), nothing(dtype)};
   for (size_t i = 0; i < resets.state.size() && needs & kNeedResetState; ++i)
     dreset[i] = zeros_as(resets.state[i], dtype);
@@ -397,13 +397,14 @@ std::tuple<std::string, std::string> plan_resets_op(int64_t steps, int64_t batch
 std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_size,
                     int64_t hidden_size, int64_t proj_size, int64_t directions,
                     int64_t element_size, bool backward, int64_t threads) {
-  STD_TORCH_CHECK(cell >= 0 && cell < rnnkern::kCellCount, "rnnkern: no cell ", cell);
-  const bool as_they_are = rnnkern::supports<rnnkern::bfloat16>(input_size, hidden_size, proj_size);
+  const CellFacts* const facts = cell_facts(cell);
+  STD_TORCH_CHECK(facts, "rnnkern: no cell ", cell);
+  const bool as_they_are =
+      supports<rnnkern::bfloat16>(CellId(cell), input_size, hidden_size, proj_size);
   if (element_size == 2 && !as_they_are) element_size = sizeof(float);
-  rnnkern::PlanInput in{
-      steps, batch, steps * batch,   input_size,        hidden_size, proj_size,
-      0,     0,     int(directions), int(element_size), backward,    int(threads)};
-  rnnkern::visit_cell(CellId(cell), [&](auto c) { in.gates = c.kGates, in.preacts = c.kPreacts; });
+  const rnnkern::PlanInput in{
+      steps,        batch,          steps * batch,   input_size,        hidden_size, proj_size,
+      facts->gates, facts->preacts, int(directions), int(element_size), backward,    int(threads)};
   const rnnkern::Plan plan = rnnkern::make_plan(in);
   const auto text = [](const char* s) { return std::string("\"") + s + '"'; };
   const rnnkern::PlanRules& rules = plan.rules;

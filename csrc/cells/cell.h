@@ -1,4 +1,4 @@
-// What a cell is, and the one macro its functions need.
+// What a cell is, the defaults that most cells share, and the one macro its functions need.
 //
 // A cell is a struct of constants and two static functions, nothing else: no pointers into
 // tensors, no indices, no threads. Both engines are templates over it; V is one SIMD vector of
@@ -13,9 +13,12 @@
 //   kHiddenPreact first of the kGates consecutive pre-activations that take W_hh h + b_hh
 //   input_gate(s), hidden_gate(s)
 //                 the gate, in torch's order, of the s-th of those consecutive pre-activations
-//   kStates       1: h;  2: h and c
+//   kStates       states per unit: h, which W_hh multiplies and the layer puts out, and others
+//   kStateNames   their names, h first
 //   kSaved        values per unit that backward needs besides the states
 //   kSavedNames   their names; those of gates are the gates' own
+//   kParams       learned values per unit, as a peephole's weights: params (kParams, H)
+//   kParamNames   their names
 //   kProjects     whether h may be projected before it is handed on (torch.nn.LSTM's proj_size).
 //                 Such a cell reads neither prev[0] nor, in backward, next[0], and has a third
 //                 function, hidden(saved, next): next[0] as forward made it, once more.
@@ -27,9 +30,16 @@
 //       what uses it later; where a state also feeds another of the same step (LSTM's c feeds h)
 //       its part is added, so that dnext holds total derivatives afterwards. dprev[0] leaves out
 //       what flows through W_hh (the engine adds it).
+//   With kParams > 0:
+//   forward(preact, prev, params[kParams], next, saved)
+//   backward(saved, prev, params, next, dnext, dprev, dgates, dparams[kParams])
+//       dparams of this row and step alone: the engine sums them.
 //
-// The engine brings sigmoid(V), tanh(V), relu(V) and where_positive(V x, V y) (0 where x <= 0,
-// else y, as for NaN), the operators + - *, and V(scalar).
+// The engine brings sigmoid(V), tanh(V), relu(V), exp(V), log(V), softplus(V), log_sigmoid(V),
+// max(V, V) and where_positive(V x, V y) (0 where x <= 0, else y, as for NaN), the operators
+// + - * /, and V(scalar).
+//
+// limits.h says which cells the engines take.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -37,3 +47,17 @@
 #else
 #define RNNKERN_HD inline __attribute__((always_inline))
 #endif
+
+namespace rnnkern {
+
+// A cell derives from it and declares anew what differs.
+struct CellDefaults {
+  static constexpr int kInputPreact = 0, kHiddenPreact = 0, kParams = 0;
+  static constexpr const char* const* kSavedNames = nullptr;
+  static constexpr const char* const* kParamNames = nullptr;
+  static constexpr bool kProjects = false;
+  static constexpr int input_gate(int s) { return s; }
+  static constexpr int hidden_gate(int s) { return s; }
+};
+
+}  // namespace rnnkern

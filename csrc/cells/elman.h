@@ -5,14 +5,10 @@
 
 namespace rnnkern {
 
-struct Elman {
+struct Elman : CellDefaults {
   static constexpr const char* kGateNames[] = {"hidden"};
-  static constexpr const char* const* kSavedNames = nullptr;
-  static constexpr int kGates = 1, kPreacts = 1, kInputPreact = 0, kHiddenPreact = 0;
-  static constexpr int kStates = 1, kSaved = 0;
-  static constexpr bool kProjects = false;
-  static constexpr int input_gate(int s) { return s; }
-  static constexpr int hidden_gate(int s) { return s; }
+  static constexpr const char* kStateNames[] = {"h"};
+  static constexpr int kGates = 1, kPreacts = 1, kStates = 1, kSaved = 0;
 };
 
 struct ElmanTanh : Elman {

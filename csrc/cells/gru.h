@@ -8,14 +8,13 @@
 
 namespace rnnkern {
 
-struct Gru {
+struct Gru : CellDefaults {
   static constexpr const char* kGateNames[] = {"reset", "update", "new"};
+  static constexpr const char* kStateNames[] = {"h"};
   static constexpr const char* kSavedNames[] = {"new", "reset", "update", "q"};
   static constexpr int kGates = 3, kPreacts = 4, kInputPreact = 0, kHiddenPreact = 1;
   static constexpr int kStates = 1, kSaved = 4;
-  static constexpr bool kProjects = false;
   static constexpr int input_gate(int s) { return (s + 2) % 3; }  // here n, r, z; torch r, z, n
-  static constexpr int hidden_gate(int s) { return s; }           // here r, z, q
 
   template <class V>
   RNNKERN_HD static void forward(const V* preact, const V* prev, V* next, V* saved) {

@@ -6,14 +6,12 @@
 
 namespace rnnkern {
 
-struct Lstm {
+struct Lstm : CellDefaults {
   static constexpr const char* kGateNames[] = {"input", "forget", "cell", "output"};
+  static constexpr const char* kStateNames[] = {"h", "c"};
   static constexpr const char* kSavedNames[] = {"input", "forget", "cell", "output"};
-  static constexpr int kGates = 4, kPreacts = 4, kInputPreact = 0, kHiddenPreact = 0;
-  static constexpr int kStates = 2, kSaved = 4;
+  static constexpr int kGates = 4, kPreacts = 4, kStates = 2, kSaved = 4;
   static constexpr bool kProjects = true;
-  static constexpr int input_gate(int s) { return s; }
-  static constexpr int hidden_gate(int s) { return s; }
 
   template <class V>
   RNNKERN_HD static void forward(const V* preact, const V* prev, V* next, V* saved) {

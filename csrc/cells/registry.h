@@ -1,7 +1,10 @@
-// The table of cells: the number that crosses the bindings, and the struct it stands for.
-// The library exports the table (table.h), which rnnkern/cell_spec.py reads.
+// The built-in cells: the number that crosses the bindings, the struct it stands for, and its
+// facts. Numbers from kCellCount on are cells that users' libraries add (core/cell_facts.h).
 #pragma once
+#include <cstdint>
+
 #include "elman.h"
+#include "facts.h"
 #include "gru.h"
 #include "lstm.h"
 
@@ -10,7 +13,15 @@ namespace rnnkern {
 enum class CellId : int { lstm, gru, rnn_tanh, rnn_relu };
 constexpr int kCellCount = 4;
 
-// Calls f(Cell{}) with the cell that id stands for.
+// By CellId. The modes are torch.nn's.
+inline constexpr CellFacts kCellFacts[kCellCount] = {
+    facts_of<Lstm>("LSTM"),
+    facts_of<Gru>("GRU"),
+    facts_of<ElmanTanh>("RNN_TANH"),
+    facts_of<ElmanRelu>("RNN_RELU"),
+};
+
+// Calls f(Cell{}) with the built-in cell that id stands for.
 template <class F>
 auto visit_cell(CellId id, F&& f) {
   switch (id) {

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "../cells/registry.h"
 #include "call_spec.h"
+#include "cell_facts.h"
 #include "prepacked.h"
 
 namespace rnnkern {
@@ -27,6 +27,12 @@ struct Shape {
   }
 };
 
+// A layer's weights are (w_ih, w_hh[, b_ih, b_hh][, w_hr or params]) for each direction.
+inline int weights_per_direction(const CallSpec& spec) {
+  const CellFacts* const facts = cell_facts(spec.cell);
+  return (spec.bias ? 4 : 2) + (spec.projection || (facts && facts->params));
+}
+
 // Whether prepacked weights are those of such a layer.
 inline bool is_of(const PrepackedHeader& header, const CallSpec& spec, int64_t hidden_size,
                   int64_t proj_size) {
@@ -40,8 +46,8 @@ class WeightShapes {
  public:
   WeightShapes(const CallSpec& spec, const PrepackedHeader& header) {
     const int64_t hidden_size = header.hidden_size, proj_size = header.proj_size;
-    int64_t rows = hidden_size;
-    visit_cell(CellId(header.cell), [&](auto cell) { rows *= cell.kGates; });
+    const CellFacts& facts = *cell_facts(header.cell);
+    const int64_t rows = facts.gates * hidden_size;
     const auto add = [&](int64_t rank, int64_t rows, int64_t columns) {
       sizes_.insert(sizes_.end(), {rows, columns}), ranks_.push_back(rank);
     };
@@ -49,6 +55,7 @@ class WeightShapes {
       add(2, rows, header.input_size), add(2, rows, proj_size ? proj_size : hidden_size);
       for (int i = 0; i < 2 && spec.bias; ++i) add(1, rows, 1);
       if (spec.projection) add(2, proj_size, hidden_size);
+      if (facts.params) add(2, facts.params, hidden_size);
     }
   }
   std::vector<Shape> shapes() const {
@@ -66,11 +73,12 @@ class CallShape {
   static constexpr int kMaxStates = 2, kMaxWeights = 2 * 5;
 
   CellId cell;
-  int gates, saved_values;
+  int gates, saved_values, params;
   bool has_c, bias, packed, batch_first;
   int directions, per_direction;  // per_direction: weights
   int64_t steps, batch, rows, input_size, hidden_size;
   int64_t proj_size, width;      // P, 0 without a projection; R, of h
+  int64_t c_width;               // of c: the values of all states but h, H each
   std::vector<int64_t> offsets;  // packed: the first row of each step, and their number
 
   // The numbers of weights and states come first: read() looks at as many shapes.
@@ -80,19 +88,18 @@ class CallShape {
         packed(packed),
         batch_first(spec.batch_first && !packed),
         directions(int(spec.directions)),
-        per_direction(spec.weights_per_direction()),
+        per_direction(weights_per_direction(spec)),
         projection_(spec.projection),
         states_(int(states)),
         fail_(fail) {
-    require(spec.cell >= 0 && spec.cell < kCellCount,
-            [&] { return "no cell " + std::to_string(spec.cell); });
-    bool projects = false;
-    visit_cell(cell, [&](auto c) {
-      gates = c.kGates, saved_values = c.kSaved, has_c = c.kStates > 1, projects = c.kProjects;
-    });
+    const CellFacts* const facts = cell_facts(spec.cell);
+    require(facts, [&] { return "no cell " + std::to_string(spec.cell); });
+    gates = facts->gates, saved_values = facts->saved, params = facts->params;
+    c_values_ = facts->states - 1, has_c = c_values_ > 0;
     require(spec.directions == 1 || spec.directions == 2,
             [&] { return "expected 1 or 2 directions, got " + std::to_string(spec.directions); });
-    require(projects || !projection_, [] { return std::string("only LSTM has a projection"); });
+    require(facts->projects || !projection_,
+            [] { return std::string("only LSTM has a projection"); });
     const size_t wanted = directions * per_direction, wanted_states = has_c ? 2 : 1;
     require(weights == wanted, [&] { return expected(wanted, "weights", weights); });
     require(states == 0 || states == wanted_states,
@@ -106,6 +113,7 @@ class CallShape {
     require(input.rank == rank, [&] { return "input must have " + expected_rank(rank, input); });
     input_size = input[rank - 1];
     read_sizes(weights, state);
+    c_width = c_values_ * hidden_size;
     if (packed) {
       read_offsets(batch_sizes, step_count, input[0]);
     } else {
@@ -116,7 +124,7 @@ class CallShape {
     if (steps <= 0) fail_("Expected sequence length to be larger than 0 in RNN");
     check_weights(weights);
     for (int i = 0; i < states_; ++i)
-      check(state[i], state_name(i), {directions, batch, i ? hidden_size : width});
+      check(state[i], state_name(i), {directions, batch, i ? c_width : width});
   }
 
   void check(const Shape& shape, const char* name, std::initializer_list<int64_t> wanted) const {
@@ -137,7 +145,7 @@ class CallShape {
   }
 
   int64_t saved_size() const { return units() * saved_values; }
-  int64_t c_states_size() const { return has_c ? units() : 0; }
+  int64_t c_states_size() const { return c_values_ * units(); }
   void check_saved(int64_t saved, int64_t c_states) const {
     require(saved == saved_size() && c_states == c_states_size(),
             [] { return std::string("the forward pass was not run with train=True"); });
@@ -147,6 +155,8 @@ class CallShape {
   void check_resets(const Shape& mask, const Shape* state, size_t states) const {
     require(!packed && directions == 1,
             [] { return std::string("resets are for padded data in one direction"); });
+    require(c_values_ <= 1,
+            [] { return std::string("resets by a mask are for the states h and c alone"); });
     const size_t wanted = has_c ? 2 : 1;
     require(states == 0 || states == wanted,
             [&] { return expected(wanted, "states after resets", states); });
@@ -166,7 +176,7 @@ class CallShape {
   // Of a direction's i-th weight.
   const char* weight_name(int i) const {
     static constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
-    return projection_ && i == per_direction - 1 ? "weight_hr" : kNames[i];
+    return i < (bias ? 4 : 2) ? kNames[i] : projection_ ? "weight_hr" : "params";
   }
 
  private:
@@ -208,7 +218,7 @@ class CallShape {
       if (projection_) widths.push_back(w[per_direction - 1][0]);
     }
     for (int i = 0; i < states_; ++i)
-      (projection_ && i == 0 ? widths : hidden).push_back(state[i][2]);
+      (projection_ && i == 0 ? widths : hidden).push_back(state[i][2] / (i ? c_values_ : 1));
     hidden_size = majority(hidden);
     width = projection_ ? majority(widths) : hidden_size;
   }
@@ -246,11 +256,13 @@ class CallShape {
       check(w[1], weight_name(1), {gate_rows, width});
       for (int i = 2; i < 4 && bias; ++i) check(w[i], weight_name(i), {gate_rows});
       if (projection_) check(w[per_direction - 1], "weight_hr", {proj_size, hidden_size});
+      if (params) check(w[per_direction - 1], "params", {params, hidden_size});
     }
   }
 
   bool projection_;
-  int states_;
+  int states_;    // given
+  int c_values_;  // states besides h
   Fail fail_;
 };
 

@@ -23,9 +23,6 @@ struct CallSpec {
   void each(F&& f) {
     f(cell), f(directions), f(bias), f(projection), f(batch_first);
   }
-
-  // A layer's weights are (w_ih, w_hh[, b_ih, b_hh][, w_hr]) for each direction.
-  int weights_per_direction() const { return (bias ? 4 : 2) + projection; }
 };
 
 }  // namespace rnnkern

@@ -2,8 +2,9 @@
 // owns every buffer; inputs are never written.
 //
 // Letters: T steps, B batch rows, I input features, H hidden units, D directions, G gates, P units
-// of a projection, R width of h (P with a projection, else H). T is also the element type of the
-// tensors; Acc<T> is the type of sums and of what is carried over time.
+// of a projection, R width of h (P with a projection, else H), C width of c: H for each state but
+// h, one after the other. T is also the element type of the tensors; Acc<T> is the type of sums and
+// of what is carried over time.
 //
 // A "row" is one (step, batch row) pair. Rows are in time-major order, t * B + b, or as packed.
 // `saved` and `c_states` have steps in that order and the layout of saved_layout.h within a step.
@@ -89,11 +90,12 @@ struct Weights {
   const T *ih, *hh;            // (G H, I), (G H, R)
   const T *bias_ih, *bias_hh;  // (G H) or null
   const T* hr;                 // (P, H), null without a projection
+  const T* params;             // (kParams, H), null without
 };
 
 template <class T>
 struct WeightGrads {
-  T *ih, *hh, *bias_ih, *bias_hh, *hr;  // shapes as Weights; null where not wanted
+  T *ih, *hh, *bias_ih, *bias_hh, *hr, *params;  // shapes as Weights; null where not wanted
 };
 
 constexpr int kMaxDirections = 2;
@@ -107,12 +109,12 @@ struct LayerParams {
   SequenceView<const T> x;
   Weights<T> weights[kMaxDirections];
   const T* h0;       // (D, B, R) or null for zeros
-  const Acc<T>* c0;  // (D, B, H) or null for zeros
+  const Acc<T>* c0;  // (D, B, C) or null for zeros
   // Where `resets` is not 0, a row takes reset_h and reset_c for its states before the step, also
   // before the first; null: zeros. Their strides may be 0. For padded data in one direction.
   SequenceView<const uint8_t> resets;  // (T, B), or null
   SequenceView<const T> reset_h;       // (T, B, R)
-  SequenceView<const Acc<T>> reset_c;  // (T, B, H)
+  SequenceView<const Acc<T>> reset_c;  // (T, B, C)
   // The weights as prepack() left them, for forward passes: `weights` is not read then. Or null.
   const PrepackedHeader* prepacked;
 
@@ -124,9 +126,9 @@ template <class T>
 struct ForwardParams : LayerParams<T> {
   SequenceView<T> y;  // features (D, R)
   T* h_n;             // (D, B, R)
-  Acc<T>* c_n;        // (D, B, H), null where the cell has no c
+  Acc<T>* c_n;        // (D, B, C), null where the cell has no c
   T* saved;           // D * rows * kSaved * H, null in inference
-  Acc<T>* c_states;   // D * rows * H: every c_t; null in inference
+  Acc<T>* c_states;   // D * rows * C: every c_t; null in inference
 };
 
 template <class T>
@@ -141,7 +143,7 @@ struct BackwardParams : LayerParams<T> {
   WeightGrads<Acc<T>> grads[kMaxDirections];
   // Those of reset_h and reset_c are added to what is there; null where not wanted.
   SequenceView<Acc<T>> dreset_h, dreset_c;
-  Acc<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, H): dL/dh_t and dL/dc_t; or null
+  Acc<T>*flow_h, *flow_c;  // (D, rows, R), (D, rows, C): dL/dh_t and dL/dc_t; or null
 };
 
 }  // namespace rnnkern

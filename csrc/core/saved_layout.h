@@ -49,11 +49,16 @@ struct SavedStep {
   }
 };
 
-// c: in the saved layout, or in plain rows, as c_0 and c_n are.
+// The states but h: in the saved layout, or in plain rows, as c_0 and c_n are.
 template <class S>
 struct CStates {
   SavedValues<S> saved;
   StridedRows<S> plain{};
+  int64_t plain_stride = 0;  // elements from one value of a unit to the next
+
+  RNNKERN_INLINE int64_t value_stride(int64_t unit) const {
+    return saved.data ? saved.value_stride(unit) : plain_stride;
+  }
 
   RNNKERN_INLINE StridedRows<S> of(int64_t unit) const {
     return saved.data ? saved.of(unit) : StridedRows<S>{plain.data + unit, plain.stride};

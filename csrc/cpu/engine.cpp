@@ -34,9 +34,16 @@ void math(MathFunction function, const T* in, T* out, int64_t count) {
   for (int64_t i = 0; i < count; i += V::kLanes) {
     const int lanes = int(min<int64_t>(count - i, V::kLanes));
     const V x = V::load(in + i, lanes);
-    const V y = function == MathFunction::exp       ? exp(x)
-                : function == MathFunction::sigmoid ? sigmoid(x)
-                                                    : tanh(x);
+    const auto y = [&] {
+      switch (function) {
+        case MathFunction::sigmoid: return sigmoid(x);
+        case MathFunction::tanh: return tanh(x);
+        case MathFunction::log: return log(x);
+        case MathFunction::softplus: return softplus(x);
+        case MathFunction::log_sigmoid: return log_sigmoid(x);
+        default: return exp(x);
+      }
+    }();
     y.store(out + i, lanes);
   }
 }

@@ -1,5 +1,6 @@
 // The engine as bindings see it: one table of functions per instruction set, and the choice of one.
 #pragma once
+#include "../core/cell_facts.h"
 #include "../core/layer_params.h"
 #include "runtime/plan.h"
 #include "runtime/team.h"
@@ -7,7 +8,7 @@
 
 namespace rnnkern {
 
-enum class MathFunction : int { exp, sigmoid, tanh };
+enum class MathFunction : int { exp, sigmoid, tanh, log, softplus, log_sigmoid };
 
 template <class T>
 struct KernelTable {
@@ -44,10 +45,22 @@ RNNKERN_API const Engine* const* available_engines(int* count);
 // The fastest available level, or the one that RNNKERN_CPU names.
 RNNKERN_API const Engine& engine();
 
+// A cell that is not built in, with kernels for it alone: a library of its own has them, at one
+// level (cpu/added_cell.h), and lives as long as the process.
+struct AddedCell {
+  CellFacts facts;
+  Engine engine;  // `name` is of the level; math and peak_fma_loop are null
+};
+// Returns its number, a CellId; -1 where there is no room for more.
+RNNKERN_API int add_cell(const AddedCell& cell);
+
+// The engine that computes layers of this cell.
+RNNKERN_API const Engine& engine_of(CellId cell);
+
 // Whether the engine computes layers of T without conversion. bf16 pairs need even sizes.
 template <class T>
-bool supports(int64_t input_size, int64_t hidden_size, int64_t proj_size) {
-  return engine().of<T>().forward &&
+bool supports(CellId cell, int64_t input_size, int64_t hidden_size, int64_t proj_size) {
+  return engine_of(cell).of<T>().forward &&
          (kVnniFactor<T> == 1 || (input_size % 2 == 0 && hidden_size % 2 == 0 && !proj_size));
 }
 

@@ -1,5 +1,5 @@
-// The arithmetic of a cell on the device: sigmoid, tanh and relu of its value type, which is one
-// float or double (csrc/cells/cell.h says what a cell asks for), the accumulation type of each
+// The arithmetic of a cell on the device: the functions of its value type, which is one float or
+// double (csrc/cells/cell.h says what a cell asks for), the accumulation type of each
 // storage type, and then the cells. The order matters: a cell finds only what is declared before.
 //
 // For float and double, sigmoid and tanh are those of the CUDA math library (at most 3 ulp in
@@ -14,9 +14,16 @@
 namespace rnnkern {
 
 RNNKERN_HD static float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
-RNNKERN_HD static double sigmoid(double x) { return 1. / (1. + exp(-x)); }
+RNNKERN_HD static double sigmoid(double x) { return 1. / (1. + ::exp(-x)); }
 RNNKERN_HD static float tanh(float x) { return ::tanhf(x); }
 RNNKERN_HD static double tanh(double x) { return ::tanh(x); }
+
+RNNKERN_HD static float exp(float x) { return expf(x); }
+RNNKERN_HD static double exp(double x) { return ::exp(x); }
+RNNKERN_HD static float log(float x) { return logf(x); }
+RNNKERN_HD static double log(double x) { return ::log(x); }
+RNNKERN_HD static float softplus(float x) { return (x > 0 ? x : 0.f) + log1pf(expf(-fabsf(x))); }
+RNNKERN_HD static double softplus(double x) { return (x > 0 ? x : 0.) + log1p(::exp(-fabs(x))); }
 
 // A float whose functions use the approximations of the special function unit.
 struct FastMathFloat {
@@ -36,6 +43,10 @@ RNNKERN_HD static FastMathFloat operator-(FastMathFloat a, FastMathFloat b) {
 RNNKERN_HD static FastMathFloat operator*(FastMathFloat a, FastMathFloat b) {
   return FastMathFloat(a.value * b.value);
 }
+RNNKERN_HD static FastMathFloat operator/(FastMathFloat a, FastMathFloat b) {
+  return FastMathFloat(a.value / b.value);
+}
+RNNKERN_HD static FastMathFloat operator-(FastMathFloat a) { return FastMathFloat(-a.value); }
 RNNKERN_HD static bool operator<(FastMathFloat a, FastMathFloat b) { return a.value < b.value; }
 RNNKERN_HD static bool operator<=(FastMathFloat a, FastMathFloat b) { return a.value <= b.value; }
 
@@ -71,6 +82,22 @@ RNNKERN_HD static FastMathFloat tanh(FastMathFloat x) {
   const float near =
       a + a * s * (-1.f / 3 + s * (2.f / 15 + s * (-17.f / 315 + s * (62.f / 2835))));
   return FastMathFloat(copysignf(a < 0.25f ? near : far, x.value));
+}
+
+// For those that cells rarely use, the library's are fast enough.
+RNNKERN_HD static FastMathFloat exp(FastMathFloat x) { return FastMathFloat(expf(x.value)); }
+RNNKERN_HD static FastMathFloat log(FastMathFloat x) { return FastMathFloat(logf(x.value)); }
+RNNKERN_HD static FastMathFloat softplus(FastMathFloat x) {
+  return FastMathFloat(softplus(x.value));
+}
+template <class V>
+RNNKERN_HD static V log_sigmoid(V x) {
+  return -softplus(-x);
+}
+// The larger one; NaN if either is.
+template <class V>
+RNNKERN_HD static V max(V x, V y) {
+  return y < x || !(x <= x) ? x : y;
 }
 
 // NaN stays NaN.

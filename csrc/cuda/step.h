@@ -13,6 +13,7 @@ template <class Cell, class T>
 RNNKERN_HD static void cell_forward(const Acc<T>* preact, const Acc<T>* prev, Acc<T>* next,
                                     Acc<T>* saved) {
   using V = CellMath<T>;
+  static_assert(check_cuda_limits<Cell>());
   V x[Cell::kPreacts], from[Cell::kStates], to[Cell::kStates], kept[Cell::kSaved + 1];
   for (int i = 0; i < Cell::kPreacts; ++i) x[i] = V(preact[i]);
   for (int i = 0; i < Cell::kStates; ++i) from[i] = V(prev[i]);

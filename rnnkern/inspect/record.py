@@ -27,13 +27,16 @@ class Steps:
     batch_first, or (T, H) without a batch.
 
     hidden  h_t
-    cell    c_t, None unless LSTM
-    gates   by name: LSTM "input", "forget", "cell", "output"; GRU "reset", "update", "new"; RNN {}
+    cell    c_t, None unless the cell has a state c
+    gates   by name: LSTM "input", "forget", "cell", "output"; GRU "reset", "update", "new"; RNN {};
+            of an added cell those that it saves
+    states  all states by name, h and c too
     """
 
     hidden: Tensor
     cell: Tensor | None
     gates: dict[str, Tensor]
+    states: dict[str, Tensor]
 
 
 @dataclass
@@ -51,14 +54,12 @@ class RecordedCall:
         cell = CELLS[self.spec.cell]
         states = self._by_name(self.c_states, cell.states[1:])
         saved = self._by_name(self.saved, cell.saved)
-        return [
-            Steps(
-                present(hidden),
-                present(states[d]["c"]) if "c" in states[d] else None,
-                {name: present(saved[d][name]) for name in cell.gates if name in saved[d]},
-            )
-            for d, hidden in enumerate(self.by_direction)
-        ]
+        found = []
+        for d, hidden in enumerate(self.by_direction):
+            shown = {name: present(s) for name, s in ({"h": hidden} | states[d]).items()}
+            gates = {name: present(saved[d][name]) for name in cell.gates if name in saved[d]}
+            found.append(Steps(shown["h"], shown.get("c"), gates, shown))
+        return found
 
     def _by_name(self, workspace: Tensor, names: Sequence[str]) -> list[dict[str, Tensor]]:
         if self.batch_sizes is not None:
@@ -87,7 +88,7 @@ class RecordedCall:
         """flow_h and flow_c of a loss that does not depend on the layer."""
         by_h = torch.zeros_like(self.by_direction)
         by_c = torch.zeros_like(self.c_states)
-        return by_h, by_c.reshape(*by_h.shape[:2], self.units) if len(by_c) else by_c
+        return by_h, by_c.reshape(*by_h.shape[:2], -1) if len(by_c) else by_c
 
 
 @dataclass

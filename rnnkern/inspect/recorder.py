@@ -1,18 +1,19 @@
 """The observer of a layer's call: it keeps what the kernels save for the backward pass anyway."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import repeat
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..call_spec import CallSpec
 from ..nn.layers import Layer
 from ..ops.autograd import OBSERVER, CallObserver
+from ..ops.library import CELLS
 from .explain import explain
 from .record import Input, Layout, RecordedCall
 from .results import Flow, Norms, Trace
@@ -72,15 +73,16 @@ class Recorder:
         return Trace(self.layer.mode, output, state, layout, self.calls)
 
     def flow(self, layout: Layout) -> Flow:
-        norms = []
+        norms: list[list[Norms]] = []
         for k, call in enumerate(self.calls):
             # A layer that the loss does not depend on is not reached.
             flow_h, flow_c = self.flows.get(k) or call.zero_flow()
-            by_h = [layout.over_time(by) for by in flow_h.norm(dim=-1)]
-            by_c: Iterable[Tensor | None] = repeat(None)
-            if flow_c.numel():
-                by_c = [layout.over_time(by) for by in flow_c.norm(dim=-1)]
-            norms.append([Norms(*one) for one in zip(by_h, by_c, strict=False)])
+            flows = [flow_h, *(torch.split(flow_c, call.units, -1) if flow_c.numel() else ())]
+            names = CELLS[call.spec.cell].states
+            norms.append([])
+            for by_state in zip(*(flow.norm(dim=-1) for flow in flows), strict=True):
+                shown = dict(zip(names, map(layout.over_time, by_state), strict=True))
+                norms[-1].append(Norms(shown["h"], shown.get("c"), shown))
         return Flow(self.layer.mode, layout.lengths, norms)
 
 

@@ -74,11 +74,13 @@ class Norms:
     derivative by the state at every step, each (T, B), or (T,) without a batch.
 
     hidden  ‖∂L/∂h_t‖
-    cell    ‖∂L/∂c_t‖, along every path, that through h_t too; None unless LSTM
+    cell    ‖∂L/∂c_t‖, along every path, that through h_t too; None unless the cell has a state c
+    states  of each state by name, h and c too
     """
 
     hidden: Tensor
     cell: Tensor | None
+    states: dict[str, Tensor]
 
 
 @dataclass(frozen=True)

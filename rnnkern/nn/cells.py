@@ -24,6 +24,7 @@ class Cell(_torch_twin.RNNCellBase):
 
     select_backend = select_backend
     proj_size = 0
+    _names: Sequence[str] = _NAMES
 
     @property
     def _mode(self) -> str | None:
@@ -32,18 +33,18 @@ class Cell(_torch_twin.RNNCellBase):
 
     def current_weights(self) -> list[Tensor]:
         """w_ih, w_hh[, b_ih, b_hh], whatever has been put in the parameters' place."""
-        weights = [getattr(self, name) for name in _NAMES]
-        return weights[:2] if weights[2] is weights[3] is None else weights
+        weights = [getattr(self, name) for name in self._names]
+        return weights[:2] if weights[2:4] == [None, None] else weights
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """torch.nn's forward: the same arguments, results and errors."""
         weights: list[Tensor] | None = None
         if not _is_compiling():
             if autograd.NATIVE is not None:
-                results = autograd.NATIVE.plain_cell(self, _NAMES, self._mode, input, hx)
+                results = autograd.NATIVE.plain_cell(self, self._names, self._mode, input, hx)
                 if results is not None:
                     return results
-            weights = registered_weights(self, _NAMES, None, input, hx)
+            weights = registered_weights(self, self._names, None, input, hx)
         usual = weights is not None
         if weights is None:
             tracer = None if _is_compiling() else _tracing.fx_tracer(input, hx)
@@ -59,10 +60,9 @@ class Cell(_torch_twin.RNNCellBase):
         if mode is None or not self._regular(input, rank, hx, weights):
             return self._torch_forward(input, hx)
 
-        cell = BY_MODE[mode]
-        pair = len(cell.states) == 2
-        spec = CALL_SPECS[cell.id, 1, len(weights) > 2, False, False]
-        state = () if hx is None else hx if pair else (hx,)
+        spec = CALL_SPECS[BY_MODE[mode].id, 1, self._has_bias(weights), False, False]
+        given = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
+        state: Sequence[Tensor] = self._joined(given)
         if rank == 1:
             input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]
         states: Sequence[Tensor]
@@ -75,7 +75,19 @@ class Cell(_torch_twin.RNNCellBase):
             states = [without_first(s) for s in states]
         if rank == 1:
             states = [s.squeeze(0) for s in states]
-        return (states[0], states[1]) if pair else states[0]
+        return self._result(states)
+
+    # What an added cell overrides.
+
+    def _has_bias(self, weights: Sequence[Tensor]) -> bool:
+        return len(weights) > 2
+
+    def _joined(self, state: Sequence[Tensor]) -> Sequence[Tensor]:
+        """[], [h] or [h, c], as the operators take them."""
+        return state
+
+    def _result(self, states: Sequence[Tensor]) -> Any:
+        return (states[0], states[1]) if len(states) == 2 else states[0]
 
     def _operator_call(
         self,
@@ -94,7 +106,7 @@ class Cell(_torch_twin.RNNCellBase):
     def _torch_forward(self, input: Any, hx: Any) -> Any:
         """torch.nn's own code, kept from what it would read past."""
         if not _is_compiling():
-            library.check_memory(input, hx, self.current_weights(), _NAMES)
+            library.check_memory(input, hx, self.current_weights(), self._names)
         if isinstance(input, Tensor) and input.dim() == 1:
             for k, s in enumerate(tensors_in(hx)):
                 if s.dim() == 2:
@@ -120,13 +132,11 @@ class Cell(_torch_twin.RNNCellBase):
         if hx is None:
             return True
         shape = (*input.shape[:-1], self.hidden_size)
-        if len(BY_MODE[self._mode].states) == 1:
+        count = len(BY_MODE[self._mode].states)
+        if count == 1:
             return isinstance(hx, Tensor) and hx.shape == shape
         return (
-            isinstance(hx, (tuple, list))
-            and len(hx) == 2
-            and hx[0].shape == shape
-            and hx[1].shape == shape
+            isinstance(hx, (tuple, list)) and len(hx) == count and all(s.shape == shape for s in hx)
         )
 
 

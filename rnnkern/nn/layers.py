@@ -152,8 +152,8 @@ class Layer(_torch_twin.RNNBase):
         good = features == self.input_size and (input.dtype == weights[0].dtype or _any_autocast())
         if good and state:
             count = 2 * self.num_layers if self.bidirectional else self.num_layers
-            good = state[0].shape == (count, batch, self.proj_size or self.hidden_size) and (
-                len(state) == 1 or state[1].shape == (count, batch, self.hidden_size)
+            good = state[0].shape == (count, batch, self.proj_size or self.hidden_size) and all(
+                s.shape == (count, batch, self.hidden_size) for s in state[1:]
             )
         if not good:
             if batch_first != self.batch_first:
@@ -233,7 +233,7 @@ class Layer(_torch_twin.RNNBase):
         layers = self.num_layers
         if layers == 1 and resets is None:
             return run(input, batch_sizes, state, weights, spec)
-        each = spec.directions * spec.weights_per_direction
+        each = spec.directions * library.weights_per_direction(spec)
         own = [weights[k * each : (k + 1) * each] for k in range(layers)]
         return self._stack(run, input, batch_sizes, state, own, spec, resets)
 

@@ -89,9 +89,8 @@ class _Arguments:
         self.batch_first = layer.batch_first and not self.unbatched
         self.resets = self._mask(resets)
         layers = layer.num_layers * (2 if layer.bidirectional else 1)
-        widths = (layer.proj_size or layer.hidden_size, layer.hidden_size)
-        names = BY_MODE[layer.mode].states
-        self.shapes = {n: (layers, w) for n, w in zip(names, widths, strict=False)}
+        self.shapes = dict.fromkeys(BY_MODE[layer.mode].states, (layers, layer.hidden_size))
+        self.shapes["h"] = (layers, layer.proj_size or layer.hidden_size)
         self.state = self._initial(hx)
         self.reset_state = self._after_reset(reset_state)
 
@@ -274,6 +273,8 @@ def choose_way(
         refusal = "two directions"
     elif getattr(layer, "is_frozen", False):
         refusal = "prepacked weights"
+    elif len(BY_MODE[layer.mode].states) > 2:
+        refusal = "more states than h and c"
     else:
         refusal = ""
     if _is_compiling() or type(resets) is not Tensor or resets.is_meta or _is_wrapped(resets):

@@ -1,5 +1,6 @@
 """Layer: a stack of layers on arrays. Letters as in __init__.py."""
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -8,15 +9,16 @@ import numpy as np
 
 from .. import episodes
 from ..call_spec import CallSpec, weight_format
-from ..cell_spec import Cell
+from ..cell_spec import Cell, exported
 from ..episodes import Ends, Episodes
+from ..own_cell import add
 from ..saved_layout import saved_values
 from ..state_dict import Weights, layers
 from .library import CELLS, _numpy
 from .stream import Stream
 
 Array = np.ndarray
-State = Array | tuple[Array, Array]
+State = Array | tuple[Array, ...]
 
 
 class Layer:
@@ -28,12 +30,14 @@ class Layer:
     nonlinearity  "tanh" or "relu", for an RNN: the weights do not tell
     weights       what float32 weights are rounded to: "bfloat16" or "int8"; "float32" rounds
                   nothing, whatever their dtype is
+    cell          the header of a cell that is not built in, as `rnnkern.cells.load` takes it: its
+                  weights may look like those of another cell. It is compiled at its first use
 
     The weights are packed here, once: calls and streams do not see later changes of the arrays.
     `record` reads the arrays.
 
     Raises ValueError where the arrays are not those of one stack of layers, and for `weights` that
-    are unknown or do not go with the arrays' dtype.
+    are unknown or do not go with the arrays' dtype; for a cell what `rnnkern.cells.load` raises.
     """
 
     def __init__(
@@ -44,11 +48,13 @@ class Layer:
         batch_first: bool = False,
         nonlinearity: str = "tanh",
         weights: str = "float32",
+        cell: str | os.PathLike[str] | None = None,
     ) -> None:
         self.batch_first = batch_first
         self.weights = layers(state_dict, prefix)
         first = self.weights[0][0]
-        self.cell = _cell(first, nonlinearity)
+        self._header = None if cell is None else os.fspath(cell)
+        self.cell = _cell(first, nonlinearity) if cell is None else _added_cell(cell)
         self.hidden_size = first.w_hh.shape[0] // len(self.cell.gates)
         self.proj_size = 0 if first.w_hr is None else first.w_hr.shape[0]
         self.input_size = first.w_ih.shape[1]
@@ -66,11 +72,14 @@ class Layer:
         return [_numpy.prepack(_arrays(layer), spec, format) for layer in self.weights]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the packed weights, which belong to this process."""
-        return {name: value for name, value in vars(self).items() if name != "_packed"}
+        """Without what belongs to this process: packed weights, the number of an added cell."""
+        own = {"_packed"} if self._header is None else {"_packed", "cell"}
+        return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        if self._header is not None:
+            self.cell = _added_cell(self._header)
         self._packed = self._pack()
 
     def __repr__(self) -> str:
@@ -165,7 +174,7 @@ class Layer:
         finals, steps = [], []
         for k, layer in enumerate(self.weights):
             rows = slice(k * self.directions, (k + 1) * self.directions)
-            state = [s[rows] for s in states]
+            state = self._joined([s[rows] for s in states])
             if not train:
                 x, h_n, c_n = _numpy.forward_prepacked(
                     x, batch_sizes, state, self._packed[k], spec, self.hidden_size, self.proj_size
@@ -174,14 +183,14 @@ class Layer:
                 x, h_n, c_n, saved, c_states = _numpy.forward(
                     x, batch_sizes, state, _arrays(layer), spec, True
                 )
-            finals.append((h_n, c_n)[: len(self.cell.states)])
+            finals.append([h_n, *self._others(c_n)])
             if train:
                 sizes = [batch] * x.shape[batch_first] if batch_sizes is None else batch_sizes
                 steps.append(self._steps(x, sizes, saved, c_states, batch_first))
         final = [np.concatenate(s) for s in zip(*finals, strict=True)]
         if unbatched:
             x, final = x[:, 0], [s[:, 0] for s in final]
-        return x, (final[0], final[1]) if len(final) > 1 else final[0], steps
+        return x, tuple(final) if len(final) > 1 else final[0], steps
 
     def _by_episodes(
         self, x: Array, hx: State | None, resets: Array, reset_state: State | None
@@ -214,7 +223,17 @@ class Layer:
 
     def _hx(self, states: Sequence[Array]) -> Any:
         """States as a call takes and returns them."""
-        return None if not states else (states[0], states[1]) if len(states) > 1 else states[0]
+        return None if not states else tuple(states) if len(states) > 1 else states[0]
+
+    def _joined(self, states: Sequence[Array]) -> list[Array]:
+        """All states as the kernels take them: h, and the others side by side."""
+        if len(states) < 3:
+            return list(states)
+        return [states[0], np.concatenate(states[1:], axis=-1)]
+
+    def _others(self, c: Array) -> list[Array]:
+        """The states but h, of what the kernels return."""
+        return np.split(c, len(self.cell.states) - 1, axis=-1) if c.size else []
 
     def _after_reset(
         self, reset_state: State | None, by_step: tuple[int, ...], plan: Episodes, unbatched: bool
@@ -226,8 +245,7 @@ class Layer:
         if len(given) != len(self.cell.states):
             raise ValueError(f"reset_state must be {', '.join(self.cell.states)}")
         count, found = len(plan.row), []
-        widths = (self.proj_size or self.hidden_size, self.hidden_size)
-        for s, width in zip(map(np.asarray, given), widths, strict=False):
+        for s, width in zip(map(np.asarray, given), self._widths, strict=True):
             if s.shape[:1] + s.shape[-1:] != (len(self.weights) * self.directions, width):
                 raise ValueError(f"reset_state cannot have the shape {s.shape}")
             if s.dtype != self.dtype:
@@ -257,7 +275,8 @@ class Layer:
     ) -> list[dict[str, Array]]:
         cell, shape = self.cell, (self.directions, self.hidden_size, sizes)
         gates = saved_values(saved, cell.saved, *shape)
-        cell_states = saved_values(c_states, ("cell_state",), *shape)
+        names = ["cell_state" if name == "c" else name for name in cell.states[1:]]
+        cell_states = saved_values(c_states, names, *shape)
         rows = output.swapaxes(0, 1) if batch_first else output
         hidden = np.split(rows.reshape(-1, rows.shape[-1]), self.directions, axis=1)
         return [
@@ -272,9 +291,8 @@ class Layer:
         names = [f"{name}_0" for name in self.cell.states]
         if len(given) != len(names):
             raise ValueError(f"hx must be {', '.join(names)}, got {len(given)} arrays")
-        widths = (self.proj_size or self.hidden_size, self.hidden_size)
         states = []
-        for name, s, width in zip(names, given, widths, strict=False):
+        for name, s, width in zip(names, given, self._widths, strict=True):
             wanted = (len(self.weights) * self.directions, batch, width)
             s = np.asarray(s)[:, None] if unbatched and np.ndim(s) == 2 else np.asarray(s)
             if s.shape != wanted:
@@ -284,13 +302,22 @@ class Layer:
             states.append(s)
         return states
 
+    @property
+    def _widths(self) -> list[int]:
+        """Of each state."""
+        width = self.proj_size or self.hidden_size
+        return [width] + [self.hidden_size] * (len(self.cell.states) - 1)
+
     def _check_weights(self) -> None:
         gate_rows = len(self.cell.gates) * self.hidden_size
         width = self.proj_size or self.hidden_size
+        if (self.weights[0][0].params is not None) != bool(self.cell.params):
+            which = "lacks" if self.cell.params else "has"
+            raise ValueError(f"the state_dict {which} params_l0")
         for k, layer in enumerate(self.weights):
             inputs = self.directions * width if k else self.input_size
             wanted = [(gate_rows, inputs), (gate_rows, width), *[(gate_rows,)] * 2]
-            wanted.append((width, self.hidden_size))
+            wanted += [(width, self.hidden_size), (len(self.cell.params), self.hidden_size)]
             for given in (w for direction in layer for w in direction.arrays):
                 if given.dtype != self.dtype:
                     raise ValueError(f"the weights are both {self.dtype} and {given.dtype}")
@@ -301,6 +328,11 @@ class Layer:
                             f"{name} of layer {k}, direction {d} must have the shape {shape}, "
                             f"got {w.shape}"
                         )
+
+
+def _added_cell(header: str | os.PathLike[str]) -> Cell:
+    id = add(header, _numpy.isa()).id
+    return exported(_numpy.cells())[id]
 
 
 def _arrays(layer: Sequence[Weights]) -> list[Array]:

@@ -16,7 +16,7 @@ except ImportError:
         raise  # it says what is wrong
     raise ImportError(not_built("_numpy")) from None
 
-CELLS = exported(_numpy.cells())
+CELLS = [cell for cell in exported(_numpy.cells()) if cell.built_in]
 
 
 def set_threads(count: int) -> None:

@@ -28,10 +28,11 @@ class Stream:
         self._states = [
             self._memory(engine.h_address, engine.dtype, (engine.layers, batch, engine.width))
         ]
-        if engine.has_c:
+        if engine.c_width:
             wide = "float64" if engine.dtype == "float64" else "float32"
-            sizes = (engine.layers, batch, engine.hidden_size)
-            self._states.append(self._memory(engine.c_address, wide, sizes))
+            sizes = (engine.layers, batch, engine.c_width // self.hidden_size, self.hidden_size)
+            others = self._memory(engine.c_address, wide, sizes)
+            self._states += [others[:, :, k] for k in range(sizes[2])]
 
     def __repr__(self) -> str:
         engine = self._engine
@@ -54,14 +55,15 @@ class Stream:
 
     @property
     def state(self) -> Any:
-        """A copy of the state: h (L, B, R), of an LSTM the pair of it and c (L, B, H).
+        """A copy of the state: h (L, B, R), of an LSTM the pair of it and c (L, B, H), of an added
+        cell with several states the tuple of them.
 
         Assigned, it goes on from there; None is zeros.
 
         Raises ValueError for wrong shapes or dtypes.
         """
         states = [self._copy(s) for s in self._states]
-        return (states[0], states[1]) if len(states) > 1 else states[0]
+        return tuple(states) if len(states) > 1 else states[0]
 
     @state.setter
     def state(self, value: Any) -> None:
@@ -70,7 +72,8 @@ class Stream:
             return
         given = value if isinstance(value, (tuple, list)) else (value,)
         if len(given) != len(self._states):
-            wanted = "a pair (h, c)" if len(self._states) > 1 else "one array, h"
+            count = len(self._states)
+            wanted = {1: "one array, h", 2: "a pair (h, c)"}.get(count, f"{count} arrays")
             raise ValueError(f"the state must be {wanted}, got {len(given)}")
         checked = [self._check_state(*pair) for pair in zip(given, self._states, strict=True)]
         for memory, s in zip(self._states, checked, strict=True):

@@ -205,7 +205,7 @@ def _gradients(
     on `ctx`, and saved."""
     spec, states, train, observer, key = ctx.call
     input, *rest, output, saved, c_states, batch_sizes, mask = tensors
-    end = states + spec.directions * spec.weights_per_direction
+    end = states + spec.directions * library.weights_per_direction(spec)
     state, weights = rest[:states], _as_input(input, rest[states:end])
     resets = None if mask is None else Resets(mask, rest[end:])
     if (
@@ -259,7 +259,7 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         state, weights, resets = tensors[:states], tensors[states:], None
         if mask is not None:
-            count = spec.directions * spec.weights_per_direction
+            count = spec.directions * library.weights_per_direction(spec)
             weights, resets = weights[:count], Resets(mask, weights[count:])
         with _below_autograd():
             taken = _as_input(input, weights) if cast_weights else weights
@@ -369,7 +369,7 @@ def layer_call(
 
 def _returned(spec: CallSpec, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """output and the final states, of the operator's results."""
-    return results[: 1 + len(library.CELLS[spec.cell].states)]
+    return results[: 3 if len(library.CELLS[spec.cell].states) > 1 else 2]
 
 
 def step_call(

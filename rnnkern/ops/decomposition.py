@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..call_spec import CallSpec
-from .library import CELLS, Resets
+from .library import CELLS, Resets, weights_per_direction
 
-# One step: x = W_ih x + b_ih and y = W_hh h + b_hh (B, G·H), the states before -> the states after.
+# One step: x = W_ih x + b_ih and y = W_hh h + b_hh (B, G·H), the states before, and the learned
+# values per unit (H), if the cell has any -> the states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
 
 
@@ -39,12 +40,33 @@ def _rnn_relu(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor]:
     return (torch.relu(x + y),)
 
 
-_STEPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+Step = Callable[..., tuple[Tensor, ...]]
+
+_STEPS: dict[str, Step] = {
     "LSTM": _lstm,
     "GRU": _gru,
     "RNN_TANH": _rnn_tanh,
     "RNN_RELU": _rnn_relu,
 }
+
+
+def use_step(mode: str, step: Step) -> None:
+    """The step of an added cell: step(x, y, *states, *params) -> the states after."""
+    _STEPS[mode] = step
+
+
+def step_of(mode: str) -> Step | None:
+    """A cell's step, if there is one."""
+    return _STEPS.get(mode)
+
+
+def _required_step(mode: str) -> Step:
+    if mode not in _STEPS:
+        raise RuntimeError(
+            f"{mode.partition('@')[0]} has no step in torch's operations, which double backward, "
+            "torch.func and forward-mode AD need: give one, rnnkern.cells.load(header, step=step)"
+        )
+    return _STEPS[mode]
 
 
 def layer(
@@ -54,13 +76,15 @@ def layer(
     weights: Sequence[Tensor],
     spec: CallSpec,
     resets: Resets | None = None,
+    step: Step | None = None,
 ) -> tuple[Tensor, ...]:
     """Runs one layer; returns (output, h_n) or, with a cell state, (output, h_n, c_n).
 
-    Shapes, dtypes and strides are those of `rnnkern::forward` (library.py).
+    step is the cell's own, if None. Shapes, dtypes and strides are those of `rnnkern::forward`
+    (library.py).
     """
-    kind, each = CELLS[spec.cell], spec.weights_per_direction
-    step = _STEPS[kind.mode]
+    kind, each = CELLS[spec.cell], weights_per_direction(spec)
+    step = step or _required_step(kind.mode)
     if batch_sizes is None:
         by_step = (input.transpose(0, 1) if spec.batch_first else input).unbind(0)
         sizes = None
@@ -75,10 +99,15 @@ def layer(
         w_ih, w_hh, *others = weights[direction * each : (direction + 1) * each]
         b_ih, b_hh = others[:2] if spec.bias else (None, None)
         w_hr = others[-1] if spec.projection else None
+        params = others[-1] if kind.params else ()
         states = [s[direction] for s in state]
+        others_of_h = len(kind.states) - 1
         if not states:
-            widths = (w_hh.shape[1], w_ih.shape[0] // len(kind.gates))
-            states = [input.new_zeros(batch, n) for n in widths[: len(kind.states)]]
+            hidden_size = w_ih.shape[0] // len(kind.gates)
+            states = [input.new_zeros(batch, w_hh.shape[1])]
+            states += [input.new_zeros(batch, hidden_size) for _ in range(others_of_h)]
+        elif others_of_h > 1:
+            states = [states[0], *states[1].chunk(others_of_h, -1)]
         order = range(len(by_step)) if direction == 0 else range(len(by_step) - 1, -1, -1)
         hidden: list[Tensor] = [input] * len(by_step)
         for t in order:
@@ -86,7 +115,8 @@ def layer(
                 states = _after_resets(states, resets, t, spec)
             # Rows whose sequence has ended (or, backwards, not begun) keep their state.
             now = states if sizes is None else [s[: sizes[t]] for s in states]
-            new = list(step(linear(by_step[t], w_ih, b_ih), linear(now[0], w_hh, b_hh), *now))
+            x, y = linear(by_step[t], w_ih, b_ih), linear(now[0], w_hh, b_hh)
+            new = list(step(x, y, *now, *params))
             if w_hr is not None:
                 new[0] = linear(new[0], w_hr)
             hidden[t] = new[0]
@@ -94,7 +124,7 @@ def layer(
                 new = [torch.cat([n, s[sizes[t] :]]) for n, s in zip(new, states, strict=True)]
             states = new
         outputs.append(torch.stack(hidden) if sizes is None else torch.cat(hidden))
-        finals.append(states)
+        finals.append([states[0], torch.cat(states[1:], -1)] if others_of_h > 1 else states)
 
     output = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
     if spec.batch_first and batch_sizes is None:

@@ -51,7 +51,7 @@ def _results(
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """output, h_n and c_n of a layer."""
-    directions, has_c = spec.directions, len(CELLS[spec.cell].states) > 1
+    directions, c_values = spec.directions, len(CELLS[spec.cell].states) - 1
     batch: int | torch.SymInt
     if batch_sizes is None:
         steps, batch = input.shape[:2]
@@ -66,7 +66,7 @@ def _results(
     return (
         output,
         input.new_empty(directions, batch, width),
-        input.new_empty((directions, batch, hidden) if has_c else 0),
+        input.new_empty((directions, batch, c_values * hidden) if c_values else 0),
     )
 
 
@@ -92,12 +92,11 @@ def _forward_shapes(
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     units = spec.directions * rows * hidden if train else 0
     cell = CELLS[spec.cell]
-    has_c = len(cell.states) > 1
     wide = _wide(input.dtype)
     return (
         *results,
         input.new_empty(units * len(cell.saved), dtype=wide if input.is_cuda else input.dtype),
-        input.new_empty(units if has_c else 0, dtype=wide),
+        input.new_empty(units * (len(cell.states) - 1), dtype=wide),
     )
 
 
@@ -139,7 +138,7 @@ def _backward_shapes(
     after_reset = [s for s in resets[1:] if s is not None and needs & 8]
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
-    directions, has_c = spec.directions, len(CELLS[spec.cell].states) > 1
+    directions, c_values = spec.directions, len(CELLS[spec.cell].states) - 1
     wide = _wide(input.dtype)
     packed = batch_sizes is not None
     rows = input.shape[0] if packed else input.shape[0] * input.shape[1]
@@ -159,10 +158,12 @@ def _backward_shapes(
     return (
         grad_input,
         input.new_empty((directions, batch, width) if needs & 2 else 0),
-        input.new_empty((directions, batch, hidden) if needs & 2 and has_c else 0),
+        input.new_empty((directions, batch, c_values * hidden) if needs & 2 and c_values else 0),
         [w.new_empty(w.shape) for w in weights] if needs & 4 else [],
         input.new_empty((directions, rows, width) if flow else 0, dtype=wide),
-        input.new_empty((directions, rows, hidden) if flow and has_c else 0, dtype=wide),
+        input.new_empty(
+            (directions, rows, c_values * hidden) if flow and c_values else 0, dtype=wide
+        ),
         input.new_empty(after_reset[0].shape if after_reset else 0),
         input.new_empty(after_reset[1].shape if len(after_reset) > 1 else 0),
     )

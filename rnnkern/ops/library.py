@@ -9,24 +9,15 @@ D directions, G gates, N rows of packed data.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .._missing import not_built
+from .._missing import built, not_built
 from ..call_spec import CallSpec
 from ..cell_spec import Cell, exported
-
-
-def built(name: str) -> Path | None:
-    """The file `rnnkern/<name>.*so`, if the package has it.
-
-    Python's own finder is not asked: a free-threaded Python passes over the "abi3" of the name.
-    """
-    return next(Path(__file__).parents[1].glob(f"{name}.*so"), None)
 
 
 def _load(name: str) -> bool:
@@ -55,15 +46,30 @@ DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}
 #: Device types whose kernels know LSTM's projection (proj_size); elsewhere torch runs such layers.
 PROJECTION = frozenset({"cpu", "cuda", "meta"})
 
-#: The cells by id, as the library has them.
-CELLS: tuple[Cell, ...] = exported(torch.ops.rnnkern.cells())
-BY_MODE: dict[str, Cell] = {cell.mode: cell for cell in CELLS}
+#: The cells by id, as the library has them; `read_cells` brings those that were added since.
+CELLS: list[Cell] = []
+BY_MODE: dict[str, Cell] = {}
 _FLAGS = (False, True)
 #: Every spec there is, by its fields: to look one up costs a third of making it.
-CALL_SPECS: dict[tuple[int, int, bool, bool, bool], CallSpec] = {
-    fields: CallSpec(*fields)
-    for fields in product(range(len(CELLS)), (1, 2), _FLAGS, _FLAGS, _FLAGS)
-}
+CALL_SPECS: dict[tuple[int, int, bool, bool, bool], CallSpec] = {}
+
+
+def read_cells() -> None:
+    """Reads the library's table of cells."""
+    added = exported(torch.ops.rnnkern.cells())[len(CELLS) :]
+    CELLS.extend(added)
+    BY_MODE.update((cell.mode, cell) for cell in added)
+    for cell in added:
+        for fields in product((cell.id,), (1, 2), _FLAGS, _FLAGS, _FLAGS):
+            CALL_SPECS[fields] = CallSpec(*fields)
+
+
+read_cells()
+
+
+def weights_per_direction(spec: CallSpec) -> int:
+    """How many: (w_ih, w_hh[, b_ih, b_hh][, w_hr or params])."""
+    return (4 if spec.bias else 2) + (spec.projection or bool(CELLS[spec.cell].params))
 
 
 class Resets(NamedTuple):

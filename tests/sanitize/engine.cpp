@@ -109,11 +109,9 @@ void run_case() {
   using S = Acc<T>;
   const int even = kVnniFactor<T>;  // what sizes are multiples of
   const auto cell = CellId(pick(0, kCellCount - 1));
-  int64_t G = 0, V = 0;
-  bool has_c = false, projects = false;
-  visit_cell(cell, [&](auto c) {
-    G = c.kGates, V = c.kSaved, has_c = c.kStates > 1, projects = c.kProjects;
-  });
+  const CellFacts& facts = *cell_facts(cell);
+  const int64_t G = facts.gates, V = facts.saved;
+  const bool has_c = facts.states > 1, projects = facts.projects;
   int64_t T_ = pick(1, 9), I = even * pick(1, 40), D = pick(1, 2);
   int64_t H = even * (pick(0, 5) ? pick(1, 70) : 64 * pick(1, 3));  // above 64 in blocks of columns
   int64_t B = pick(0, 9) ? pick(1, 20) : pick(140, 300);            // many rows: blocks of rows

@@ -29,7 +29,8 @@ class BackwardBlock {
       std::conditional_t<std::is_same_v<T, S>, BackwardProjection<Cell, S>, NoProjection>;
   using Shared = BackwardShared<Cell, T>;
   static constexpr int kLanes = V::kLanes, kPanel = kMaxNR * kLanes;
-  static constexpr bool kHasC = Cell::kStates > 1, kSaves = Cell::kSaved > 0 || kHasC;
+  static constexpr int kCValues = Cell::kStates - 1;  // states besides h
+  static constexpr bool kHasC = kCValues > 0, kSaves = Cell::kSaved > 0 || kHasC;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   static constexpr bool kSharesPreacts = Cell::kInputPreact == Cell::kHiddenPreact;
   static_assert(Cell::kGates <= kMaxBatch);
@@ -62,12 +63,14 @@ class BackwardBlock {
         dx_(dx),
         accumulate_dx_(accumulate_dx),
         units_(unit_layout(p.hidden_size, p, plan)),
-        dgates_(chunk_rows(p, plan), Cell::kPreacts * p.hidden_size, is_blocked(p, plan), scratch),
+        dgates_(chunk_rows(p, plan), (Cell::kPreacts + Cell::kParams) * p.hidden_size,
+                is_blocked(p, plan), scratch),
         dh_{nullptr, pad_to_odd_lines<S>(hh_.panels.padded_cols())},
-        dc_{nullptr, units_.padded_cols()},
+        dc_{nullptr, kCValues * units_.padded_cols()},
         projection_(p, seq_, direction, shared.hr, shared.grads[block].hr, chunk_rows(p, plan),
                     scratch),
-        wgrad_(make_wgrad(p, shared.grads[block], scratch)) {
+        wgrad_(make_wgrad(p, shared.grads[block], scratch)),
+        params_wgrad_(make_params_wgrad(p, shared.grads[block], scratch)) {
     dh_.data = scratch.alloc<S>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.alloc<S>(seq_.batch * dc_.stride);
   }
@@ -106,6 +109,9 @@ class BackwardBlock {
 
   bool projects() const { return kProjects && p_.proj_size; }
 
+  // Elements of dc_ from one value of a unit to the next.
+  int64_t c_stride() const { return units_.padded_cols(); }
+
   // The row of batch row b in h_n, c_n and their like.
   int64_t state_row(int64_t b) const { return d_ * p_.sequence.batch + seq_.first + b; }
 
@@ -123,27 +129,34 @@ class BackwardBlock {
   // step is not touched.
   void start(Team team) {
     const int64_t H = p_.hidden_size;
-    const auto load = [&](const S* given, int64_t width, StridedRows<S> carried) {
-      for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
-        const int64_t copied = given ? width : 0;
-        if (given) std::memcpy(carried[b], given + state_row(b) * width, copied * sizeof(S));
-        std::memset(carried[b] + copied, 0, (carried.stride - copied) * sizeof(S));
-      }
+    const auto load = [&](const S* given, int64_t width, StridedRows<S> carried, int values) {
+      const int64_t copied = given ? width : 0, stride = carried.stride / values;
+      for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b)
+        for (int k = 0; k < values; ++k) {
+          S* const to = carried[b] + k * stride;
+          if (given)
+            std::memcpy(to, given + (state_row(b) * values + k) * width, copied * sizeof(S));
+          std::memset(to + copied, 0, (stride - copied) * sizeof(S));
+        }
     };
-    load(p_.dh_n, p_.h_size(), dh_);
-    if (kHasC) load(p_.dc_n, H, dc_);
+    load(p_.dh_n, p_.h_size(), dh_, 1);
+    if constexpr (kHasC) load(p_.dc_n, H, dc_, kCValues);
     if constexpr (kProjects)
       if (projects()) projection_.start(team);
   }
 
   void finish(Team team) const {
     for (const Wgrad<T>& wgrad : wgrad_.of) wgrad.write(team);
+    if constexpr (Cell::kParams > 0) params_wgrad_.write(team);
     if constexpr (kProjects)
       if (projects()) projection_.write_wgrad(team);
     const int64_t H = p_.hidden_size, R = p_.h_size();
     for (int64_t b = team.begin(seq_.batch); b < team.end(seq_.batch); ++b) {
       if (p_.dh_0) std::memcpy(p_.dh_0 + state_row(b) * R, dh_[b], R * sizeof(S));
-      if (kHasC && p_.dc_0) std::memcpy(p_.dc_0 + state_row(b) * H, dc_[b], H * sizeof(S));
+      if (p_.dc_0)
+        for (int k = 0; k < kCValues; ++k)
+          std::memcpy(p_.dc_0 + (state_row(b) * kCValues + k) * H, dc_[b] + k * c_stride(),
+                      H * sizeof(S));
     }
   }
 
@@ -256,25 +269,26 @@ class BackwardBlock {
   // `carried`: the rows have a previous step; else the states before are the initial ones.
   StepOperands step_operands(int64_t s, bool carried, BlockedMatrix<F> dgates) const {
     const int64_t H = p_.hidden_size, t = time(s), t_prev = carried ? time(s - 1) : 0;
-    const int64_t state = state_row(0) * H, y_row = p_.y.b_stride;
+    const int64_t C = kCValues * H, y_row = p_.y.b_stride;
     const int64_t row = d_ * p_.sequence.rows() + seq_.row(t);
-    const auto initial = [&]<class U>(const U* given) {
-      if (given) return StridedRows<const U>{given + state, H};
+    const auto initial = [&]<class U>(const U* given, int64_t width) {
+      if (given) return StridedRows<const U>{given + state_row(0) * width, width};
       return StridedRows<const U>{reinterpret_cast<const U*>(shared_.zeros), 0};
     };
     StepOperands step{};
     step.h = {p_.y.at(seq_, t) + d_ * H, y_row};
     step.h_prev = {p_.y.at(seq_, t_prev) + d_ * H, y_row};
-    if (!carried) step.h_prev = initial(p_.h0);
+    if (!carried) step.h_prev = initial(p_.h0, H);
     const SavedStep saved(p_.sequence, d_, t, H);
     step.saved = saved.of(p_.saved, seq_.first, Cell::kSaved);
-    step.c_next = saved.of(p_.c_states, seq_.first);
+    step.c_next = saved.of(p_.c_states, seq_.first, kCValues);
     if (carried)
-      step.c_prev.saved = SavedStep(p_.sequence, d_, t_prev, H).of(p_.c_states, seq_.first);
+      step.c_prev.saved =
+          SavedStep(p_.sequence, d_, t_prev, H).of(p_.c_states, seq_.first, kCValues);
     else
-      step.c_prev.plain = initial(p_.c0);
+      step.c_prev.plain = initial(p_.c0, C), step.c_prev.plain_stride = p_.c0 ? H : 0;
     step.dh = dh_, step.dc = dc_, step.dgates = dgates;
-    if (p_.flow_c) step.flow_c = {p_.flow_c + row * H, H};
+    if (p_.flow_c) step.flow_c = {p_.flow_c + row * C, C};
     if constexpr (kProjects)
       if (projects()) {  // which has taken dy, and written flow_h
         step.dh = projection_.dm();
@@ -289,7 +303,7 @@ class BackwardBlock {
   struct UnitOperands {
     StridedRows<const T> saved;
     StridedRows<const S> c_prev, c_next;
-    int64_t value_stride;
+    int64_t value_stride, c_prev_stride, c_next_stride;  // from one value of a unit to the next
   };
 
   // The adjoint of the cell for batch rows [b0, b1) of a step. Panel by panel, as the forward pass
@@ -319,6 +333,9 @@ class BackwardBlock {
     UnitOperands of;
     if (Cell::kSaved) of.saved = step.saved.of(u), of.value_stride = step.saved.value_stride(u);
     if (kHasC) of.c_prev = step.c_prev.of(u), of.c_next = step.c_next.of(u);
+    if (kCValues > 1)
+      of.c_prev_stride = step.c_prev.value_stride(u),
+      of.c_next_stride = step.c_next.value_stride(u);
     return of;
   }
 
@@ -329,7 +346,9 @@ class BackwardBlock {
     using A = VecArray<S, kVectors>;
     const int64_t H = p_.hidden_size;
     S *const dh = step.dh[b], *const dc = step.dc[b];
-    A saved[Cell::kSaved + 1], prev[2], next[2], dnext[2], dprev[2], dgates[Cell::kPreacts];
+    A saved[Cell::kSaved + 1], prev[Cell::kStates], next[Cell::kStates], dnext[Cell::kStates],
+        dprev[Cell::kStates], dgates[Cell::kPreacts], params[Cell::kParams + 1],
+        dparams[Cell::kParams + 1];
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
       const int64_t u = unit + i * kLanes;
@@ -341,23 +360,31 @@ class BackwardBlock {
       }
       dnext[0].v[i] = V::load(dh + u);
       if (step.dy.data) dnext[0].v[i] = dnext[0].v[i] + V::load(step.dy[b] + u, lanes);
-      if constexpr (kHasC) {
-        prev[1].v[i] = V::load(of[i].c_prev[b], lanes);
-        next[1].v[i] = V::load(of[i].c_next[b], lanes);
-        dnext[1].v[i] = V::load(dc + u);
+      for (int k = 0; k < kCValues; ++k) {
+        prev[1 + k].v[i] = V::load(of[i].c_prev[b] + k * of[i].c_prev_stride, lanes);
+        next[1 + k].v[i] = V::load(of[i].c_next[b] + k * of[i].c_next_stride, lanes);
+        dnext[1 + k].v[i] = V::load(dc + k * c_stride() + u);
       }
+      for (int k = 0; k < Cell::kParams; ++k)
+        params[k].v[i] = V::load(p_.weights[d_].params + k * H + u, lanes);
     }
-    Cell::backward(saved, prev, next, dnext, dprev, dgates);
+    if constexpr (Cell::kParams > 0)
+      Cell::backward(saved, prev, params, next, dnext, dprev, dgates, dparams);
+    else
+      Cell::backward(saved, prev, next, dnext, dprev, dgates);
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
       const int64_t u = unit + i * kLanes;
       for (int k = 0; k < Cell::kPreacts; ++k)
         dgates[k].v[i].store(GateGrads<T>::element(step.dgates, b, k * H + u), lanes);
+      for (int k = 0; k < Cell::kParams; ++k)
+        dparams[k].v[i].store(GateGrads<T>::element(step.dgates, b, (Cell::kPreacts + k) * H + u),
+                              lanes);
       if (step.flow_h.data) dnext[0].v[i].store(step.flow_h[b] + u, lanes);
       dprev[0].v[i].store(dh + u);
-      if constexpr (kHasC) {
-        if (step.flow_c.data) dnext[1].v[i].store(step.flow_c[b] + u, lanes);
-        dprev[1].v[i].store(dc + u);
+      for (int k = 0; k < kCValues; ++k) {
+        if (step.flow_c.data) dnext[1 + k].v[i].store(step.flow_c[b] + k * H + u, lanes);
+        dprev[1 + k].v[i].store(dc + k * c_stride() + u);
       }
     }
   }
@@ -438,6 +465,15 @@ class BackwardBlock {
                make(2, 2, Cell::kHiddenPreact, Cell::hidden_gate)}};
   }
 
+  // The learned values' gradients are summed over all rows, as a bias's: their parts are columns of
+  // dgates behind the pre-activations.
+  static Wgrad<T> make_params_wgrad(const BackwardParams<T>& p, const WeightGrads<S>& g,
+                                    Arena& arena) {
+    const WgradTarget<S> target{g.params, 1};
+    return Wgrad<T>(&target, Cell::kParams > 0, Cell::kPreacts, Cell::kParams, p.hidden_size,
+                    CellDefaults::input_gate, arena);
+  }
+
   void wgrad(const WgradArgs<T>& chunk) {
     const auto x = [&](int64_t, int64_t t, int64_t b) {
       return p_.x.at(seq_, t) + b * p_.x.b_stride;
@@ -455,6 +491,7 @@ class BackwardBlock {
       wgrad_.of[0].accumulate(chunk, x, Ones());
       wgrad_.of[1].accumulate(chunk, h_prev, Ones());
     }
+    if constexpr (Cell::kParams > 0) params_wgrad_.accumulate(chunk, Ones());
     if constexpr (kProjects)
       if (projects()) projection_.wgrad(chunk);
   }
@@ -473,6 +510,7 @@ class BackwardBlock {
   StridedRows<S> dh_, dc_;  // gradients of the states, carried back; rows of whole vectors
   Projection projection_;
   Wgrads wgrad_;
+  Wgrad<T> params_wgrad_;
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -67,6 +67,7 @@ struct BackwardShared {
     f(&WeightGrads<S>::bias_ih, gate_rows);
     f(&WeightGrads<S>::bias_hh, gate_rows);
     f(&WeightGrads<S>::hr, p.proj_size * p.hidden_size);
+    f(&WeightGrads<S>::params, Cell::kParams * p.hidden_size);
   }
 
   void pack(const BackwardParams<T>& p, Team team) {

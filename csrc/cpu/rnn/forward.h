@@ -41,7 +41,8 @@ class ForwardDirection {
   using V = Vec<S>;
   using Projection = std::conditional_t<std::is_same_v<T, S>, ForwardProjection<S>, NoProjection>;
   static constexpr int kLanes = V::kLanes;
-  static constexpr bool kHasC = Cell::kStates > 1;
+  static constexpr int kCValues = Cell::kStates - 1;  // states besides h
+  static constexpr bool kHasC = kCValues > 0;
   // Whether h is also carried unrounded.
   static constexpr bool kKeepsFp32H = !Cell::kProjects && !std::is_same_v<T, S>;
   static_assert(kUnitBlock % kLanes == 0);
@@ -180,7 +181,7 @@ class ForwardDirection {
 
   StepOperands<T> step_operands(int64_t s, int64_t r0, bool carried) const {
     const int64_t H = p_.hidden_size, R = p_.h_size(), t = time(s);
-    const int64_t state_row = d_ * seq_.batch + r0, state = state_row * H;
+    const int64_t state_row = d_ * seq_.batch + r0, C = kCValues * H;
     StepOperands<T> step{};
     step.h_next = h_rows(t, r0);
     if constexpr (kProjects)
@@ -191,23 +192,25 @@ class ForwardDirection {
     }
     const SavedStep saved(seq_, d_, t, H);
     if (Cell::kSaved) step.saved = saved.of(p_.saved, r0, Cell::kSaved);
-    if (kHasC) step.c_next = {saved.of(p_.c_states, r0), {p_.c_n + state, H}};
+    const StridedRows<S> c_n{p_.c_n + state_row * C, C};
+    if (kHasC) step.c_next = {saved.of(p_.c_states, r0, kCValues), c_n, H};
     if (!carried) {
       const T* const zeros = reinterpret_cast<const T*>(shared_.zeros);
       step.h_prev =
           p_.h0 ? StridedRows<const T>{p_.h0 + state_row * R, R} : StridedRows<const T>{zeros, 0};
       if (p_.c0)
-        step.c_prev.plain = {p_.c0 + state, H};
+        step.c_prev = {{}, {p_.c0 + state_row * C, C}, H};
       else
-        step.c_prev.plain = {shared_.zeros, 0};
+        step.c_prev = {{}, {shared_.zeros, 0}, 0};
       return step;
     }
     const int64_t previous = time(s - 1);
     const StridedRows<T> h_prev = h_rows(previous, r0);
     step.h_prev = {h_prev.data, h_prev.stride};
     if (kHasC)
-      step.c_prev = {SavedStep(seq_, d_, previous, H).of<const S>(p_.c_states, r0),
-                     {p_.c_n + state, H}};
+      step.c_prev = {SavedStep(seq_, d_, previous, H).of<const S>(p_.c_states, r0, kCValues),
+                     {c_n.data, c_n.stride},
+                     H};
     return step;
   }
 
@@ -282,6 +285,12 @@ class ForwardDirection {
         bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
       UnitOperands of{};
       if (kHasC) of.c_prev = step.c_prev.of(unit), of.c_next = step.c_next.of(unit);
+      if (kCValues > 1) {
+        of.c_prev_stride = step.c_prev.value_stride(unit);
+        of.c_next_stride = step.c_next.value_stride(unit);
+      }
+      if (Cell::kParams > 0)
+        of.params = shared_.weights.params(panel) + w * kLanes, of.params_stride = width * kLanes;
       if (step.saved.data)
         of.saved = step.saved.of(unit), of.value_stride = step.saved.value_stride(unit);
       const auto over_rows = [&](int lanes) __attribute__((always_inline)) {
@@ -300,7 +309,9 @@ class ForwardDirection {
     StridedRows<const S> c_prev;
     StridedRows<S> c_next;
     StridedRows<T> saved;
-    int64_t value_stride;
+    int64_t value_stride, c_prev_stride, c_next_stride;  // from one value of a unit to the next
+    const S* params;
+    int64_t params_stride;
   };
 
   // The cell for one vector of units of kRows rows.
@@ -308,7 +319,8 @@ class ForwardDirection {
   RNNKERN_INLINE void epilogue_rows(const StepOperands<T>& step, const UnitOperands& of, int64_t r,
                                     int64_t unit, int lanes, const S* preacts, int64_t preacts_ld,
                                     int gate_stride, const V* bias) const {
-    VecArray<S, kRows> preact[Cell::kPreacts], prev[2], next[2], saved[Cell::kSaved + 1];
+    VecArray<S, kRows> preact[Cell::kPreacts], prev[Cell::kStates], next[Cell::kStates],
+        saved[Cell::kSaved + 1];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       for (int k = 0; k < Cell::kPreacts; ++k)
@@ -317,14 +329,23 @@ class ForwardDirection {
         prev[0].v[i] = V::load(step.h_fp32_prev[r + i] + unit, lanes);
       else if constexpr (!Cell::kProjects)
         prev[0].v[i] = V::load(step.h_prev[r + i] + unit, lanes);
-      if constexpr (kHasC) prev[1].v[i] = V::load(of.c_prev[r + i], lanes);
+      for (int k = 0; k < kCValues; ++k)
+        prev[1 + k].v[i] = V::load(of.c_prev[r + i] + k * of.c_prev_stride, lanes);
     }
-    Cell::forward(preact, prev, next, saved);
+    if constexpr (Cell::kParams > 0) {
+      VecArray<S, kRows> params[Cell::kParams];
+      for (int k = 0; k < Cell::kParams; ++k)
+        for (int i = 0; i < kRows; ++i) params[k].v[i] = V::load(of.params + k * of.params_stride);
+      Cell::forward(preact, prev, params, next, saved);
+    } else {
+      Cell::forward(preact, prev, next, saved);
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       next[0].v[i].store(step.h_next[r + i] + unit, lanes);
       if constexpr (kKeepsFp32H) next[0].v[i].store(step.h_fp32_next[r + i] + unit, lanes);
-      if constexpr (kHasC) next[1].v[i].store(of.c_next[r + i], lanes);
+      for (int k = 0; k < kCValues; ++k)
+        next[1 + k].v[i].store(of.c_next[r + i] + k * of.c_next_stride, lanes);
       if (Cell::kSaved > 0 && of.saved.data)
         for (int k = 0; k < Cell::kSaved; ++k)
           saved[k].v[i].store(of.saved[r + i] + k * of.value_stride, lanes);
@@ -353,9 +374,13 @@ class ForwardDirection {
         const int64_t state = d_ * seq_.batch + b;
         std::memcpy(p_.h_n + state * R + h0, h_rows(last, b).data + h0, (h1 - h0) * sizeof(T));
         if (kHasC && p_.c_states)
-          for (int64_t u = u0; u < u1; u += kLanes)
-            std::memcpy(p_.c_n + state * H + u, saved.of(p_.c_states, b).of(u).data,
-                        min<int64_t>(u1 - u, kLanes) * sizeof(S));
+          for (int64_t u = u0; u < u1; u += kLanes) {
+            const SavedValues<S> c = saved.of(p_.c_states, b, kCValues);
+            for (int k = 0; k < kCValues; ++k)
+              std::memcpy(p_.c_n + (state * kCValues + k) * H + u,
+                          c.of(u).data + k * c.value_stride(u),
+                          min<int64_t>(u1 - u, kLanes) * sizeof(S));
+          }
       }
       ended = active;
       if (ended >= seq_.batch) break;

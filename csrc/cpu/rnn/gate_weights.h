@@ -37,6 +37,7 @@ class PackedGateWeights {
     allocate(ih_, input_k_, arena);
     allocate(hh_, hidden_k_, arena);
     bias_ = arena.alloc<S>(Cell::kPreacts * panels_.unit_blocks() * kLanes);
+    if (Cell::kParams) params_ = arena.alloc<S>(Cell::kParams * panels_.unit_blocks() * kLanes);
     const int64_t split = plan.split_units ? plan.team(p.directions) : 1;
     prefetch_to_l2_ =
         panels_.bytes(hidden_k_ + (fused_input_ ? input_k_ : 0)) > l2_budget_bytes() * split &&
@@ -51,6 +52,8 @@ class PackedGateWeights {
 
   // The sum of both biases for each pre-activation of the panel's units.
   S* bias(int64_t panel) const { return bias_ + panels_.first_unit(panel) * Cell::kPreacts; }
+  // The learned values of the panel's units, in the same layout.
+  S* params(int64_t panel) const { return params_ + panels_.first_unit(panel) * Cell::kParams; }
 
   void pack(int64_t begin, int64_t end) {
     const int64_t H = panels_.units;
@@ -73,6 +76,10 @@ class PackedGateWeights {
             sum += to_acc(weights_.bias_hh[Cell::hidden_gate(hidden) * H + unit]);
           bias[s * width + l] = sum;
         }
+      for (int k = 0; k < Cell::kParams; ++k)
+        for (int l = 0; l < width; ++l)
+          params(panel)[k * width + l] =
+              first + l < H ? to_acc(weights_.params[k * H + first + l]) : S(0);
     }
   }
 
@@ -269,7 +276,7 @@ class PackedGateWeights {
   const bool unpacked_, fused_input_;
   bool prefetch_to_l2_;  // those of a step exceed the L2
   Packed ih_, hh_;
-  S* bias_;  // packed: one row of all pre-activations
+  S *bias_, *params_ = nullptr;  // packed: one row of all pre-activations, and of all params
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

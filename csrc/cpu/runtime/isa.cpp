@@ -131,7 +131,8 @@ PlanInput plan_input(const LayerParams<T>& p, bool backward, int threads) {
   in.directions = p.directions, in.element_size = sizeof(T);
   in.backward = backward, in.threads = threads;
   in.prepacked = p.prepacked, in.int8 = p.weight_format() == WeightFormat::int8;
-  visit_cell(p.cell, [&](auto cell) { in.gates = cell.kGates, in.preacts = cell.kPreacts; });
+  const CellFacts& facts = *cell_facts(p.cell);
+  in.gates = facts.gates, in.preacts = facts.preacts;
   return in;
 }
 
@@ -159,21 +160,21 @@ size_t prepacked_bytes(const LayerParams<T>& layer, WeightFormat format) {
   header.format = format;
   ForwardParams<T> p = of_layer(layer);
   p.prepacked = &header;
-  return engine().of<T>().prepack(p, nullptr);
+  return engine_of(p.cell).template of<T>().prepack(p, nullptr);
 }
 
 template <class T>
 void prepack(const LayerParams<T>& layer, WeightFormat format, int tag, void* memory) {
   auto* const header = new (memory) PrepackedHeader{};
   header->magic = PrepackedHeader::kMagic;
-  std::strncpy(header->level, engine().name, sizeof header->level - 1);
+  std::strncpy(header->level, engine_of(layer.cell).name, sizeof header->level - 1);
   header->cell = int32_t(layer.cell), header->directions = layer.directions;
   header->element_size = sizeof(T), header->format = format, header->tag = tag;
   header->input_size = layer.input_size, header->hidden_size = layer.hidden_size;
   header->proj_size = layer.proj_size;
   ForwardParams<T> p = of_layer(layer);
   p.prepacked = header;
-  header->bytes = int64_t(engine().of<T>().prepack(p, header));
+  header->bytes = int64_t(engine_of(p.cell).template of<T>().prepack(p, header));
 }
 
 const char* prepacked_refusal(const void* memory, size_t bytes) {
@@ -183,7 +184,8 @@ const char* prepacked_refusal(const void* memory, size_t bytes) {
   if (size_t(header->bytes) > bytes) return "prepacked weights were cut";
   if (reinterpret_cast<uintptr_t>(memory) % PrepackedHeader::kAlignment)
     return "prepacked weights are not aligned to 64 bytes";
-  if (std::strcmp(header->level, engine().name) != 0)
+  if (!cell_facts(header->cell)) return "the weights are of a cell that this process does not have";
+  if (std::strcmp(header->level, engine_of(CellId(header->cell)).name) != 0)
     return "the weights were packed at another instruction-set level";
   return nullptr;
 }
@@ -196,13 +198,13 @@ Plan plan_forward(const ForwardParams<T>& p, int threads) {
 template <class T>
 void forward(const ForwardParams<T>& p, const ParallelFor& parallel, int threads) {
   const Plan plan = plan_forward(p, threads);
-  engine().of<T>().forward(p, plan, parallel, Workspace::of_this_thread());
+  engine_of(p.cell).template of<T>().forward(p, plan, parallel, Workspace::of_this_thread());
 }
 
 template <class T>
 void backward(const BackwardParams<T>& p, const ParallelFor& parallel, int threads) {
   const Plan plan = make_plan(plan_input(p, true, threads));
-  engine().of<T>().backward(p, plan, parallel, Workspace::of_this_thread());
+  engine_of(p.cell).template of<T>().backward(p, plan, parallel, Workspace::of_this_thread());
 }
 
 template size_t prepacked_bytes(const LayerParams<float>&, WeightFormat);

@@ -19,9 +19,10 @@ class StreamOf : public Stream {
  public:
   StreamOf(const Sizes& sizes, const std::vector<const PrepackedHeader*>& layers, int threads)
       : Stream(sizes),
+        engine_(engine_of(CellId(layers[0]->cell))),
         threads_(threads),
         h_(size_t(sizes.layers * sizes.batch * sizes.width)),
-        c_(size_t(sizes.has_c ? sizes.layers * sizes.batch * sizes.hidden_size : 0)) {
+        c_(size_t(sizes.layers * sizes.batch * sizes.c_width)) {
     for (size_t k = 0; k < layers.size(); ++k) params_.push_back(params(*layers[k], k));
     between(1);
   }
@@ -49,7 +50,7 @@ class StreamOf : public Stream {
     for (int64_t k = 0; k < sizes_.layers; ++k) {
       const int64_t at = k * sizes_.batch + row;
       std::fill_n(h_.begin() + at * sizes_.width, sizes_.width, T{});
-      if (sizes_.has_c) std::fill_n(c_.begin() + at * sizes_.hidden_size, sizes_.hidden_size, S{});
+      std::fill_n(c_.begin() + at * sizes_.c_width, sizes_.c_width, S{});
     }
   }
 
@@ -65,7 +66,7 @@ class StreamOf : public Stream {
     p.prepacked = &layer;
     p.h_n = h_.data() + k * size_t(sizes_.batch * sizes_.width);
     p.h0 = p.h_n;
-    if (sizes_.has_c) p.c_n = c_.data() + k * size_t(sizes_.batch * sizes_.hidden_size);
+    if (sizes_.c_width) p.c_n = c_.data() + k * size_t(sizes_.batch * sizes_.c_width);
     p.c0 = p.c_n;
     plans_.emplace_back();
     return p;
@@ -78,8 +79,8 @@ class StreamOf : public Stream {
       if (y.size() < count) y.resize(count);
   }
 
+  const Engine& engine_;  // whose panels the weights are
   const int threads_;
-  const Engine& engine_ = engine();  // whose panels the weights are
   std::vector<T> h_, between_[2];
   std::vector<S> c_;
   std::vector<ForwardParams<T>> params_;
@@ -95,8 +96,7 @@ std::unique_ptr<Stream> Stream::create(const std::vector<const PrepackedHeader*>
           "a stream needs a layer, a batch and a thread");
   const PrepackedHeader& first = *layers[0];
   const int64_t width = first.proj_size ? first.proj_size : first.hidden_size;
-  bool has_c = false;
-  visit_cell(CellId(first.cell), [&](auto cell) { has_c = cell.kStates > 1; });
+  const int64_t c_width = (cell_facts(first.cell)->states - 1) * first.hidden_size;
   for (const PrepackedHeader* const layer : layers) {
     require(layer->directions == 1, "a stream runs in one direction");
     require(layer->cell == first.cell && layer->element_size == first.element_size &&
@@ -104,8 +104,8 @@ std::unique_ptr<Stream> Stream::create(const std::vector<const PrepackedHeader*>
                 layer->input_size == (layer == &first ? first.input_size : width),
             "the layers of a stream are not those of one stack");
   }
-  const Sizes sizes{int64_t(layers.size()), batch, first.input_size, first.hidden_size, width,
-                    first.element_size,     has_c};
+  const Sizes sizes{int64_t(layers.size()), batch,  first.input_size, first.hidden_size, width,
+                    first.element_size,     c_width};
   switch (sizes.element_size) {
     case 2: return std::make_unique<StreamOf<bfloat16>>(sizes, layers, threads);
     case 8: return std::make_unique<StreamOf<double>>(sizes, layers, threads);

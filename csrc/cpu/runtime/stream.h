@@ -16,7 +16,7 @@ class RNNKERN_API Stream {
   struct Sizes {
     int64_t layers, batch, input_size, hidden_size, width;  // width: of h
     int element_size;
-    bool has_c;
+    int64_t c_width;  // of c; 0 without
   };
 
   // `layers` from the input up, of one direction each. Throws std::invalid_argument where they do
@@ -29,7 +29,7 @@ class RNNKERN_API Stream {
   // the caller's threads: two pools would get in each other's way.
   virtual void run(const ParallelFor& parallel, const void* x, int64_t steps, void* y) = 0;
   // The states, to read and to write between runs: h (layers, batch, width) of the layers' type and
-  // c (layers, batch, hidden_size) of its sums' type; null without c.
+  // c (layers, batch, c_width) of its sums' type; null without c.
   virtual void* h() = 0;
   virtual void* c() = 0;
   // Zeros the states of one batch row.

@@ -18,7 +18,7 @@ struct ParallelFor {
   void (*run)(int count, void (*body)(void* context, int begin, int end), void* context);
 };
 
-class Barrier {
+class RNNKERN_API Barrier {
  public:
   void wait(int size);
   // Time for which waiting threads were descheduled, in ticks of steady_clock.
@@ -50,7 +50,7 @@ struct Team {
 };
 
 // Runs body(context, team) on a team of 1 to `threads` threads.
-void run_team(const ParallelFor& parallel, int threads, void (*body)(void* context, Team team),
-              void* context);
+RNNKERN_API void run_team(const ParallelFor& parallel, int threads,
+                          void (*body)(void* context, Team team), void* context);
 
 }  // namespace rnnkern

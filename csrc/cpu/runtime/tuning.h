@@ -70,10 +70,10 @@ struct Machine {
 RNNKERN_API const Machine& this_machine();
 
 // Of this machine. Not inline: engine.cpp is compiled for several instruction sets.
-int64_t l2_budget_bytes();
+RNNKERN_API int64_t l2_budget_bytes();
 
 // Whether to prefetch weights by software, for a GEMM of so many rows. Prepacked weights lie still:
 // the caches hold those that fit.
-bool use_software_prefetch(int64_t rows, bool prepacked = false);
+RNNKERN_API bool use_software_prefetch(int64_t rows, bool prepacked = false);
 
 }  // namespace rnnkern

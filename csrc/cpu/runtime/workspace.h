@@ -18,7 +18,7 @@ RNNKERN_API void* allocate_block(size_t bytes);
 
 // A block that the thread keeps between calls, so that a call costs no page faults. Contents are
 // undefined. trim() frees a block over kKeep bytes after the call.
-class Workspace {
+class RNNKERN_API Workspace {
  public:
   static Workspace& of_this_thread();
   ~Workspace();

@@ -1,6 +1,6 @@
-// exp, sigmoid and tanh of a vector. Error: at most 2 ulp in float over the whole range, with
-// subnormal results, infinities and NaN; at most 4 ulp in double. tests/kernels/test_math.py sweeps
-// the range.
+// The functions of a vector that cells compute with. Error: at most 2 ulp in float over the whole
+// range, with subnormal results, infinities and NaN; at most 4 ulp in double, 2 from log on.
+// tests/kernels/test_math.py sweeps the range.
 //
 // exp(x) = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and r in two pieces (Cody & Waite
 // 1980); e^r - 1 is a polynomial. sigmoid and tanh use exp of a negative argument, which keeps
@@ -190,6 +190,70 @@ RNNKERN_INLINE Vec<T> where_positive(Vec<T> x, Vec<T> y) {
   return Vec<T>::select(x.v <= Vec<T>(0).v, Vec<T>(0), y);
 }
 
+// log(1 + f) of the reduced argument, f in [sqrt(1/2) - 1, sqrt(2) - 1], plus k ln 2, as fdlibm's
+// log has it: with s = f / (2 + f), log(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)).
+template <class T>
+constexpr T kLog[] = {0.66666662693f, 0.40000972152f, 0.28498786688f, 0.24279078841f};
+template <>
+constexpr double kLog<double>[] = {6.666666666666735130e-01, 3.999999999940941908e-01,
+                                   2.857142874366239149e-01, 2.222219843214978396e-01,
+                                   1.818357216161805012e-01, 1.531383769920937332e-01,
+                                   1.479819860511658591e-01};
+
+template <class T>
+RNNKERN_INLINE Vec<T> reduced_log(Vec<T> f, Vec<T> k) {
+  using V = Vec<T>;
+  using C = ExpConstants<T>;
+  const V s = f / (V(2) + f), z = s * s, half = V(T(0.5)) * f * f;
+  constexpr int kTerms = sizeof(kLog<T>) / sizeof(T);
+  V r{kLog<T>[kTerms - 1]};
+  for (int i = kTerms - 2; i >= 0; --i) r = r * z + V(kLog<T>[i]);
+  return k * V(C::kLn2High) - ((half - (s * (half + r * z) + k * V(C::kLn2Low))) - f);
+}
+
+// Negative: NaN; 0: -infinity.
+template <class T>
+RNNKERN_INLINE Vec<T> log(Vec<T> x) {
+  using V = Vec<T>;
+  using C = ExpConstants<T>;
+  const V smallest = V::from_bits((V(0).bits() + 1) << C::kMantissa);
+  const auto subnormal = x.v < smallest.v;
+  const V scaled = V::select(subnormal, x * V(T(int64_t(1) << C::kMantissa)), x);
+  // Of x = 2^k m, m in [sqrt(1/2), sqrt(2)): k in the exponent of x / sqrt(1/2).
+  const auto base = V(T(0.70710678118654752440)).bits();
+  const auto exponent = (scaled.bits() - base) >> C::kMantissa;
+  const V m = V::from_bits(scaled.bits() - (exponent << C::kMantissa));
+  // k as a number: the low bits of kRound + k are those of kRound, and k's.
+  const V k = V::from_bits(V(C::kRound).bits() + exponent) - V(C::kRound) -
+              V::select(subnormal, V(C::kMantissa), V(0));
+  V y = reduced_log(m - V(1), k);
+  const V infinity(__builtin_huge_val());
+  y = V::select(x.v == infinity.v, infinity, y);
+  y = V::select(x.v == V(0).v, -infinity, y);
+  return V::select(x.v >= V(0).v, y, V(T(__builtin_nan(""))));
+}
+
+// log(1 + e) for e in [0, 1] without the rounding of 1 + e.
+template <class T>
+RNNKERN_INLINE Vec<T> log1p_to_one(Vec<T> e) {
+  using V = Vec<T>;
+  const auto large = e.v > V(T(0.41421356237309504880)).v;
+  return reduced_log(V::select(large, (e - V(1)) * V(T(0.5)), e), V::select(large, V(1), V(0)));
+}
+
+// log(1 + e^x).
+template <class T>
+RNNKERN_INLINE Vec<T> softplus(Vec<T> x) {
+  const Vec<T> e = exp_negative(at_least(-absolute(x), ExpConstants<T>::kLow));
+  return relu(x) + log1p_to_one(e);
+}
+
+// log(sigmoid(x)).
+template <class T>
+RNNKERN_INLINE Vec<T> log_sigmoid(Vec<T> x) {
+  return -softplus(-x);
+}
+
 template <class T, int n>
 RNNKERN_INLINE VecArray<T, n> sigmoid(const VecArray<T, n>& x) {
   return x.each([](Vec<T> v) __attribute__((always_inline)) { return sigmoid(v); });
@@ -203,6 +267,22 @@ RNNKERN_INLINE VecArray<T, n> relu(const VecArray<T, n>& x) {
   return x.each([](Vec<T> v) __attribute__((always_inline)) { return relu(v); });
 }
 
+template <class T, int n>
+RNNKERN_INLINE VecArray<T, n> exp(const VecArray<T, n>& x) {
+  return x.each([](Vec<T> v) __attribute__((always_inline)) { return exp(v); });
+}
+template <class T, int n>
+RNNKERN_INLINE VecArray<T, n> log(const VecArray<T, n>& x) {
+  return x.each([](Vec<T> v) __attribute__((always_inline)) { return log(v); });
+}
+template <class T, int n>
+RNNKERN_INLINE VecArray<T, n> softplus(const VecArray<T, n>& x) {
+  return x.each([](Vec<T> v) __attribute__((always_inline)) { return softplus(v); });
+}
+template <class T, int n>
+RNNKERN_INLINE VecArray<T, n> log_sigmoid(const VecArray<T, n>& x) {
+  return x.each([](Vec<T> v) __attribute__((always_inline)) { return log_sigmoid(v); });
+}
 template <class T, int n>
 RNNKERN_INLINE VecArray<T, n> where_positive(const VecArray<T, n>& x, const VecArray<T, n>& y) {
   return x.each(

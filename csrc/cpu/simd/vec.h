@@ -177,7 +177,10 @@ struct Vec {
   friend RNNKERN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   friend RNNKERN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
   friend RNNKERN_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend RNNKERN_INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
   friend RNNKERN_INLINE Vec operator-(Vec a) { return -a.v; }
+  // The larger one; NaN if either is.
+  friend RNNKERN_INLINE Vec max(Vec a, Vec b) { return select((a.v > b.v) | (a.v != a.v), a, b); }
 
   RNNKERN_INLINE Bits bits() const { return Bits(v); }
   RNNKERN_INLINE static Vec from_bits(Bits b) { return Raw(b); }
@@ -306,6 +309,15 @@ struct VecArray {
   }
   friend RNNKERN_INLINE VecArray operator*(const VecArray& a, const VecArray& b) {
     return a.each([](Vec<T> x, Vec<T> y) { return x * y; }, b);
+  }
+  friend RNNKERN_INLINE VecArray operator/(const VecArray& a, const VecArray& b) {
+    return a.each([](Vec<T> x, Vec<T> y) { return x / y; }, b);
+  }
+  friend RNNKERN_INLINE VecArray operator-(const VecArray& a) {
+    return a.each([](Vec<T> x) { return -x; });
+  }
+  friend RNNKERN_INLINE VecArray max(const VecArray& a, const VecArray& b) {
+    return a.each([](Vec<T> x, Vec<T> y) { return max(x, y); }, b);
   }
 };
 

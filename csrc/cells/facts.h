@@ -1,0 +1,31 @@
+// The facts of a cell as values, for code that is no template over cells: shape checks, plans,
+// bindings, and through them Python.
+#pragma once
+#include "limits.h"
+
+namespace rnnkern {
+
+struct CellFacts {
+  const char* mode;  // its name in Python; of torch.nn's cells, RNNBase.mode
+  int gates, preacts, states, saved, params;
+  bool projects;
+  const char *const *gate_names, *const *state_names, *const *saved_names, *const *param_names;
+};
+
+template <class Cell>
+constexpr CellFacts facts_of(const char* mode) {
+  static_assert(check_limits<Cell>());
+  return {mode,
+          Cell::kGates,
+          Cell::kPreacts,
+          Cell::kStates,
+          Cell::kSaved,
+          Cell::kParams,
+          Cell::kProjects,
+          Cell::kGateNames,
+          Cell::kStateNames,
+          Cell::kSavedNames,
+          Cell::kParamNames};
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,63 @@
+// Which cells the engines take. A cell beyond a limit does not compile, and the message says why.
+#pragma once
+#include "cell.h"
+
+namespace rnnkern {
+
+// The vectors of a register tile: one for each pre-activation of a unit.
+constexpr int kMaxPreacts = 4;
+
+template <class Names>
+constexpr int count_of(const Names&) {
+  return -1;  // a pointer: not known
+}
+template <class Name, int count>
+constexpr int count_of(Name (&)[count]) {
+  return count;
+}
+// Whether there is a name for each.
+template <class Names>
+constexpr bool names_all(const Names& names, int count) {
+  return count_of(names) == count || (count_of(names) < 0 && count == 0);
+}
+
+template <class Cell>
+constexpr bool check_limits() {
+  constexpr int gates = Cell::kGates, preacts = Cell::kPreacts;
+  constexpr int input = Cell::kInputPreact, hidden = Cell::kHiddenPreact;
+  static_assert(gates >= 1 && gates <= kMaxPreacts, "a cell has 1 to 4 gates");
+  static_assert(preacts >= gates && preacts <= kMaxPreacts,
+                "a cell has at least a pre-activation for each gate, and at most 4");
+  static_assert(input >= 0 && input + gates <= preacts,
+                "kInputPreact + kGates must not exceed kPreacts");
+  static_assert(hidden >= 0 && hidden + gates <= preacts,
+                "kHiddenPreact + kGates must not exceed kPreacts");
+  static_assert((input < hidden ? hidden : input) + gates == preacts &&
+                    (input == 0 || hidden == 0) &&
+                    (input < hidden ? hidden - input : input - hidden) <= gates,
+                "each pre-activation takes W_ih x, W_hh h or both");
+  static_assert(Cell::kStates >= 1, "a cell has at least one state, h");
+  static_assert(Cell::kSaved >= 0, "kSaved is the number of saved values, 0 or more");
+  static_assert(Cell::kParams >= 0, "kParams is the number of learned values per unit, 0 or more");
+  static_assert(!Cell::kProjects || (Cell::kStates == 2 && Cell::kParams == 0),
+                "a cell that projects h has two states and no learned values per unit");
+  static_assert(names_all(Cell::kGateNames, gates), "kGateNames must name each gate");
+  static_assert(names_all(Cell::kStateNames, Cell::kStates), "kStateNames must name each state");
+  static_assert(names_all(Cell::kSavedNames, Cell::kSaved),
+                "kSavedNames must name each saved value");
+  static_assert(names_all(Cell::kParamNames, Cell::kParams),
+                "kParamNames must name each learned value");
+  return true;
+}
+
+// The CUDA engine keeps W_ih x where a step's saved values will be, and has one c.
+template <class Cell>
+constexpr bool check_cuda_limits() {
+  static_assert(Cell::kStates <= 2, "on CUDA a cell has the states h and c");
+  static_assert(Cell::kSaved == 0 || Cell::kSaved >= Cell::kGates,
+                "on CUDA a cell saves nothing, or at least as many values as it has gates");
+  static_assert(Cell::kParams == 0, "on CUDA a cell has no learned values per unit");
+  return check_limits<Cell>();
+}
+
+}  // namespace rnnkern
