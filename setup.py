@@ -20,6 +20,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError, PlatformError
 
 NO_TORCH = (
@@ -302,6 +303,20 @@ class Build(BuildExtension):
             self.warn(f"left out, as it does not compile: {ext.name}\n{error}")
 
 
+class BuildPy(build_py):
+    """The package with the engine's headers, which users' cells are compiled with."""
+
+    def run(self) -> None:
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return  # the headers are found beside the package
+        for folder in ("cells", "core", "cpu"):
+            for path in (*Path("csrc", folder).rglob("*.h"), *Path("csrc", folder).rglob("*.txt")):
+                target = Path(self.build_lib, "rnnkern", path)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(path), str(target))
+
+
 def readme() -> str:
     """README.md as PyPI shows it: without the links and pictures of the source tree."""
     text = Path("README.md").read_text(encoding="utf-8")
@@ -314,5 +329,5 @@ setup(
     long_description_content_type="text/markdown",
     libraries=libraries,
     ext_modules=[engine, torch_ops, *autograd(), numpy_module, *cuda_ops()],
-    cmdclass={"build_ext": Build, "build_clib": BuildLibraries},
+    cmdclass={"build_ext": Build, "build_clib": BuildLibraries, "build_py": BuildPy},
 )

@@ -29,7 +29,7 @@ _HOMES = {
     "watch": "inspect.watch",
     "Stream": "stream",
 }
-_ROOMS = ("numpy", "plot", "reference", "rl")
+_ROOMS = ("cells", "numpy", "plot", "reference", "rl")
 _WITHOUT_TORCH = ("numpy", "reference")
 
 

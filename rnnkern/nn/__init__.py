@@ -2,6 +2,7 @@
 
 layers       LSTM, GRU, RNN: checks, layouts, the stack of layers; no arithmetic
 cells        LSTMCell, GRUCell, RNNCell: one step of a layer
+added        layers and cells of cells that are not built in
 resets       resets inside a sequence: a layer's rows as a packed batch of episodes
 weights      which weights a call uses
 _plain       which classes the C++ functions for the usual call serve

@@ -124,6 +124,18 @@ def test_wavernn(tmp_path):
     assert_drawn(result)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("added_cells")
+def test_own_cell(monkeypatch):
+    import own_cell
+
+    monkeypatch.setenv("CXXFLAGS", "-O0")
+    found = own_cell.main(steps=10, epochs=40)
+    assert found["loss at last"] < 0.5 * found["loss at first"]
+    assert found["difference from the loop"] < 1e-5
+
+
 def test_samples_that_differ_are_refused():
     from wavernn import differing
 

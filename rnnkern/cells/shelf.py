@@ -1,0 +1,70 @@
+"""The cells that the package ships as headers and compiles at their first use.
+
+For each its equations once more, as a step in torch's operations: x = W_ih x + b_ih and
+y = W_hh h + b_hh (B, G·H), the states before, the learned values per unit -> the states after.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+FOLDER = Path(__file__).parent / "headers"
+
+
+def _cifg(x: Tensor, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    f, g, o = (x + y).chunk(3, -1)
+    f, g = torch.sigmoid(f), torch.tanh(g)
+    c = f * c + (1 - f) * g
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _li_gru(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    a, z = (x + y).chunk(2, -1)
+    a, z = torch.relu(a), torch.sigmoid(z)
+    return (z * h + (1 - z) * a,)
+
+
+def _mgu(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    x_f, x_n = x.chunk(2, -1)
+    y_f, y_n = y.chunk(2, -1)
+    f = torch.sigmoid(x_f + y_f)
+    return ((1 - f) * h + f * torch.tanh(x_n + f * y_n),)
+
+
+def _peephole_lstm(
+    x: Tensor, y: Tensor, h: Tensor, c: Tensor, p_i: Tensor, p_f: Tensor, p_o: Tensor
+) -> tuple[Tensor, ...]:
+    i, f, g, o = (x + y).chunk(4, -1)
+    new = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+    return torch.sigmoid(o + p_o * new) * torch.tanh(new), new
+
+
+def _slstm(x: Tensor, y: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor) -> tuple[Tensor, ...]:
+    i, f, z, o = (x + y).chunk(4, -1)
+    decayed = logsigmoid(f) + m
+    m = torch.maximum(i, decayed)
+    i, f = torch.exp(i - m), torch.exp(decayed - m)
+    c, n = f * c + i * torch.tanh(z), f * n + i
+    return torch.sigmoid(o) * c / n, c, n, m
+
+
+class Entry(NamedTuple):
+    """A header in `FOLDER`, its step, and where its equations are from."""
+
+    header: str
+    step: Callable[..., tuple[Tensor, ...]]
+    source: str
+
+
+#: By the name of the struct.
+SHELF = {
+    "CIFG": Entry("cifg.h", _cifg, "Greff et al. 2017"),
+    "LiGRU": Entry("li_gru.h", _li_gru, "Ravanelli et al. 2018, without batch normalisation"),
+    "MGU": Entry("mgu.h", _mgu, "Zhou et al. 2016, the gate after the recurrent product"),
+    "PeepholeLSTM": Entry("peephole_lstm.h", _peephole_lstm, "Gers & Schmidhuber 2000"),
+    "SLSTM": Entry("slstm.h", _slstm, "Beck et al. 2024, one head"),
+}

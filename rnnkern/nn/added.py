@@ -1,0 +1,268 @@
+"""Layers and cells of cells that are not built in, with what LSTM and LSTMCell have.
+
+Where the kernels do not take a call, a step in torch's operations serves, if the cell has one.
+Letters as in layers.py.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import own_cell
+from ..backend import Backend, select_backend
+from ..call_spec import CallSpec
+from ..ops import library
+from ..ops.library import BY_MODE, Resets
+from ..own_cell import AddedCell
+from . import _torch_twin
+from .cells import Cell
+from .layers import Layer, Run
+
+
+class _Refusing:
+    """Stands where torch.nn's own code is for the built-in cells."""
+
+    def forward(self, input: Any, hx: Any = None) -> NoReturn:
+        raise TypeError(f"input and weights must be tensors, got {type(input).__name__}")
+
+
+class _NoTorchLayer(_Refusing, _torch_twin.RNNBase):
+    pass
+
+
+class _NoTorchCell(_Refusing, _torch_twin.RNNCellBase):
+    pass
+
+
+def _backend(module: Any, path: Backend | None, input: Any) -> Backend | None:
+    """The backend of a call for which `select_backend` says `path`."""
+    data = input[0] if isinstance(input, PackedSequence) else input
+    if not isinstance(data, Tensor):
+        return path
+    if path is None and data.is_cuda:
+        return Backend("decomposition", "cells that are not built in have no CUDA kernels yet")
+    if path is not None and path.name == "torch":
+        return Backend("decomposition", path.reason)
+    return path
+
+
+def _joined(state: Sequence[Tensor]) -> list[Tensor]:
+    """All states as the operators take them: h, and the others side by side."""
+    return [state[0], torch.cat(list(state[1:]), -1)] if len(state) > 2 else list(state)
+
+
+def _split(states: Sequence[Tensor], hidden_size: int) -> list[Tensor]:
+    """The reverse of `_joined`."""
+    apart = [states[0]]
+    for joined in states[1:]:
+        apart.extend(joined.chunk(joined.shape[-1] // hidden_size, -1))
+    return apart
+
+
+def _result(states: Sequence[Tensor]) -> Any:
+    return tuple(states) if len(states) > 1 else states[0]
+
+
+def _unscriptable(module: Any) -> NoReturn:
+    raise TypeError(
+        f"torch.jit.script compiles Python source, and {type(module).__name__} has none"
+    )
+
+
+class AddedLayer(Layer, _NoTorchLayer):
+    """A stack of layers of an added cell: torch.nn.LSTM's arguments without proj_size.
+
+    Parameters are those of torch.nn's layers, weight_ih_l0 (G·H, I) and so on with the cell's G
+    gates; a cell with learned values per unit has params_l0 (their number, H) too. hx and the final
+    states are a tensor (L·D, B, H), or a tuple of them for a cell with several states, in the order
+    of the cell's names. `LSTM` has the arguments of a call.
+    """
+
+    own: AddedCell
+    _flat_weights_names: list[str]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        # torch's constructor knows its own modes alone: it checks, and names a one-gate layer's.
+        super().__init__(
+            "RNN_TANH", input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, device="meta",
+        )  # fmt: skip
+        self.mode = self.own.mode
+        cell = BY_MODE[self.mode]
+        shapes = {name: tuple(p.shape) for name, p in self.named_parameters()}
+        self._flat_weights_names = []
+        for group in self._all_weights:
+            for name in group:
+                rows, *columns = shapes[name]
+                shapes[name] = (rows * len(cell.gates), *columns)
+            if cell.params:
+                suffix = group[0].removeprefix("weight_ih")
+                group.append(f"params{suffix}")
+                shapes[group[-1]] = (len(cell.params), hidden_size)
+        self._parameters.clear()
+        names = [name for group in self._all_weights for name in group]
+        for name in names:
+            empty = torch.empty(shapes[name], device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(empty))
+        self._flat_weights_names = names
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    def select_backend(
+        self, input: Any, weights: Sequence[Any], hx: Any = None, usual: bool = False
+    ) -> Backend | None:
+        """As the built-in layers', with the cell's step in the place of torch.nn's code."""
+        return _backend(self, select_backend(self, input, weights, hx, usual), input)
+
+    def _state(self, hx: Any, rank: int | None) -> Sequence[Tensor]:
+        names = BY_MODE[self.mode].states
+        if len(names) == 1 or hx is None:
+            return super()._state(hx, rank)
+        if isinstance(hx, Tensor) or len(hx) != len(names):
+            got = "one tensor" if isinstance(hx, Tensor) else f"{len(hx)}"
+            raise TypeError(f"hx must be a tuple of the states ({', '.join(names)}), got {got}")
+        if rank and any(s.dim() != rank for s in hx):
+            batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
+            raise RuntimeError(f"For {batched} input, each state of hx should also be {rank}-D")
+        return tuple(hx)
+
+    def _hx(self, state: Sequence[Tensor]) -> Any:
+        return _result(state)
+
+    def _result(self, states: Sequence[Tensor]) -> Any:
+        return _result(states)
+
+    def _rank_error(self, rank: int) -> ValueError:
+        return ValueError(f"{self.own.name}: Expected input to be 2D or 3D, got {rank}D instead")
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        """Raises RuntimeError or ValueError, as torch.nn's layers do."""
+        self.check_input(input, batch_sizes)
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        given = hidden if isinstance(hidden, tuple) else (hidden,)
+        for name, s in zip(BY_MODE[self.mode].states, given, strict=True):
+            self.check_hidden_size(s, expected, f"Expected {name} of hx to be {{}}, got {{}}")
+
+    def _run(
+        self,
+        run: Run,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+        resets: Resets | None = None,
+    ) -> Sequence[Tensor]:
+        joined = _joined(state)
+        output, *states = super()._run(run, input, batch_sizes, joined, weights, spec, resets)
+        return output, *_split(states, self.hidden_size)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        _unscriptable(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _new, (self.own, True), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+class AddedCellModule(Cell, _NoTorchCell):
+    """One step of an added cell: torch.nn.LSTMCell's arguments, input and states.
+
+    Parameters are weight_ih (G·H, I), weight_hh (G·H, H), bias_ih, bias_hh (G·H) and, for a cell
+    with learned values per unit, params (their number, H).
+    """
+
+    own: AddedCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        cell = BY_MODE[self.own.mode]
+        super().__init__(input_size, hidden_size, bias, len(cell.gates), device, dtype)
+        if cell.params:
+            empty = torch.empty(len(cell.params), hidden_size, device=device, dtype=dtype)
+            self.params = nn.Parameter(empty)
+            self.reset_parameters()
+
+    @property
+    def _mode(self) -> str:
+        return self.own.mode
+
+    @property
+    def _names(self) -> Sequence[str]:  # type: ignore[override]
+        biases = ("bias_ih", "bias_hh") if self.bias else ()
+        params = ("params",) if BY_MODE[self._mode].params else ()
+        return ("weight_ih", "weight_hh", *biases, *params)
+
+    def current_weights(self) -> list[Tensor]:
+        """w_ih, w_hh[, b_ih, b_hh][, params], whatever has been put in the parameters' place."""
+        return [getattr(self, name) for name in self._names]
+
+    def _has_bias(self, weights: Sequence[Tensor]) -> bool:
+        return bool(self.bias)
+
+    select_backend = AddedLayer.select_backend
+
+    def _joined(self, state: Sequence[Tensor]) -> Sequence[Tensor]:
+        return _joined(state)
+
+    def _result(self, states: Sequence[Tensor]) -> Any:
+        return _result(_split(states, self.hidden_size))
+
+    def _torch_forward(self, input: Any, hx: Any) -> NoReturn:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a tensor, got {type(input).__name__}")
+        names = BY_MODE[self._mode].states
+        raise RuntimeError(
+            f"expected input (B, {self.input_size}) or ({self.input_size}) in the weights' dtype, "
+            f"without autocast, and for hx None or {', '.join(names)}, each (B, "
+            f"{self.hidden_size}) or ({self.hidden_size}); got input {tuple(input.shape)} of "
+            f"{input.dtype}"
+        )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        _unscriptable(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _new, (self.own, False), dict(vars(self))
+
+
+@cache
+def classes(own: AddedCell) -> tuple[type[AddedLayer], type[AddedCellModule]]:
+    """The layer class and the cell class of an added cell."""
+    library.read_cells()
+    facts = {"own": own, "__module__": __name__}
+    layer = type(own.name, (AddedLayer,), {**facts, "__doc__": AddedLayer.__doc__})
+    step = {**facts, "__doc__": AddedCellModule.__doc__}
+    return layer, type(f"{own.name}Cell", (AddedCellModule,), step)
+
+
+def _new(own: AddedCell, is_layer: bool) -> nn.Module:
+    """An empty instance (for pickle): the header is where it was, and says the same."""
+    found = own_cell.added(own.mode)
+    if found is None:
+        found = own_cell.add(own.header, library.info()["isa"], own.name)
+        if found.mode != own.mode:
+            raise RuntimeError(f"{own.header} has changed since the module was pickled")
+    kind = classes(found)[0 if is_layer else 1]
+    empty: nn.Module = kind.__new__(kind)
+    return empty
