@@ -17,8 +17,15 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from ._missing import built, not_built
 
@@ -84,8 +91,9 @@ def add(header: str | os.PathLike[str], level: str, name: str | None = None) -> 
     mode = f"{name}@{key[:8]}"
     if mode not in _added:
         library = _cache_folder() / f"{name}-{level}-{key}.so"
-        if not library.exists():
-            _compile(path, name, mode, level, library)
+        with _one_process(library):
+            if not library.exists():
+                _compile(path, name, mode, level, library)
         _added[mode] = AddedCell(name, _load(library), mode, str(path))
     return _added[mode]
 
@@ -103,13 +111,7 @@ def _only_struct(path: Path) -> str:
 def _key(path: Path, name: str, level: str) -> str:
     """The hash of all that a library is made of, and of what made it."""
     found = hashlib.sha256()
-    for word in (
-        name,
-        level,
-        *_compiler(),
-        *_flags(),
-        platform.machine(),
-    ):
+    for word in (name, level, *_compiler(), *_flags(), platform.machine()):
         found.update(word.encode() + b"\0")
     engine = include_folder() / "cpu/added_cell.h"
     for file in sorted({path, engine, *_included(path), *_included(engine)}):
@@ -154,6 +156,17 @@ def _require_own(path: Path) -> None:
             f"{path} can be written by others: compiled cells are not taken from it "
             f"(chmod go-w {path}, or name another folder in RNNKERN_CACHE)"
         )
+
+
+@contextmanager
+def _one_process(library: Path) -> Iterator[None]:
+    """The processes that need a library wait for the one that compiles it."""
+    if fcntl is None or library.exists():
+        yield
+        return
+    with library.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _compiler() -> list[str]:

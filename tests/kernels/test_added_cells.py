@@ -20,7 +20,7 @@ from rnnkern.backend import Backend
 from rnnkern.cells.shelf import FOLDER, SHELF
 from rnnkern.ops import decomposition, library
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("added_cells")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAMES = rnnkern.cells.list()
 T, B, I, H = 6, 3, 5, 20
 
