@@ -20,7 +20,7 @@ const AddedCell* find(int64_t id) {
 }  // namespace
 
 int add_cell(const AddedCell& cell) {
-  const std::lock_guard lock(adding);
+  const std::scoped_lock lock(adding);
   const int at = count.load(std::memory_order_relaxed);
   if (at == kMaxAdded) return -1;
   added[at] = &cell;
