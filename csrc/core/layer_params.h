@@ -40,27 +40,41 @@ struct Sequence {
   // All rows of the whole batch.
   int64_t rows() const { return offsets ? offsets[steps] : steps * batch; }
 
-  // The first batch row of block i of so many, or the end of the last one. Blocks of a packed batch
-  // have about equal numbers of rows in steps [t0, t1), and at least one batch row.
+  // On the way through the batch rows of a packed batch, from block to block of so many.
+  struct BlockCursor {
+    int64_t blocks, t0, t1, total;   // total: rows of steps [t0, t1)
+    int64_t end = t1;                // where batch row b ends
+    int64_t b = 0, rows_before = 0;  // rows_before: of the batch rows below b
+  };
+  // To the first batch row of block i, from that of an earlier block, or to the batch's end. Blocks
+  // have about equal numbers of rows, and at least one batch row.
+  int64_t advance(BlockCursor& at, int64_t i) const {
+    const int64_t wanted = at.total * i / at.blocks;
+    for (; at.b < batch; ++at.b) {
+      while (at.end > at.t0 && active(at.end - 1) <= at.b) --at.end;
+      const int64_t rows = at.end - at.t0;
+      if (at.b >= i && 2 * at.rows_before + rows > 2 * wanted) break;
+      at.rows_before += rows;
+    }
+    return at.b;
+  }
+
+  // The first batch row of block i of so many, or the end of the last one. Those of a packed batch
+  // have about equal numbers of rows in steps [t0, t1).
   int64_t block_begin(int64_t i, int64_t blocks, int64_t t0, int64_t t1) const {
     const int64_t each = (batch + blocks - 1) / blocks;
     if (!offsets) return i * each < batch ? i * each : batch;
-    const int64_t wanted = rows(t0, t1) * i / blocks;
-    int64_t b = 0;
-    for (int64_t before = 0, t = t1; b < batch; ++b) {
-      while (t > t0 && active(t - 1) <= b) --t;  // where batch row b ends
-      const int64_t rows = t - t0;
-      if (b >= i && 2 * before + rows > 2 * wanted) break;
-      before += rows;
-    }
-    return b;
+    BlockCursor at{blocks, t0, t1, rows(t0, t1)};
+    return advance(at, i);
   }
   int64_t block_begin(int64_t i, int64_t blocks) const { return block_begin(i, blocks, 0, steps); }
   // Batch rows of the largest block.
   int64_t largest_block(int64_t blocks) const {
+    if (!offsets) return (batch + blocks - 1) / blocks;
     int64_t most = 0;
-    for (int64_t i = 0; i < blocks; ++i) {
-      const int64_t count = block_begin(i + 1, blocks) - block_begin(i, blocks);
+    BlockCursor at{blocks, 0, steps, rows(0, steps)};
+    for (int64_t i = 1; i <= blocks; ++i) {
+      const int64_t begin = at.b, count = advance(at, i) - begin;
       if (count > most) most = count;
     }
     return most;

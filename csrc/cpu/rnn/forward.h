@@ -68,9 +68,14 @@ class ForwardDirection {
     }
   };
 
+  // Batch rows that go through time together, at most.
+  static int64_t block_rows(const ForwardParams<T>& p, const Plan& plan) {
+    return p.sequence.largest_block(plan.row_blocks(p.sequence.batch));
+  }
+
   // Elements of a worker's buffer: for x W_ih or, with int8 weights, for the rows of a step.
   static int64_t chunk_size(const ForwardParams<T>& p, const Plan& plan, const Shared& shared) {
-    const int64_t rows = p.sequence.largest_block(plan.row_blocks(p.sequence.batch));
+    const int64_t rows = block_rows(p, plan);
     if (plan.fused_input) return rows * shared.weights.quantized_lanes();
     const PackedLayout<PackedElem<T>> panels = gate_layout<Cell, T>(p.hidden_size);
     return plan.input_chunk * rows * panels.offset(panels.count());
@@ -79,7 +84,7 @@ class ForwardDirection {
   // Elements of a worker's buffer for the states of a step in which rows are reset.
   static int64_t reset_size(const ForwardParams<T>& p, const Plan& plan) {
     if (!p.resets.data) return 0;
-    return min(plan.row_block, p.sequence.batch) * (p.h_size() + p.hidden_size);
+    return block_rows(p, plan) * (p.h_size() + p.hidden_size);
   }
 
   ForwardDirection(const ForwardParams<T>& p, const Plan& plan, int direction, Shared& shared,
