@@ -53,18 +53,17 @@ def _slstm(x: Tensor, y: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor) -> 
 
 
 class Entry(NamedTuple):
-    """A header in `FOLDER`, its step, and where its equations are from."""
+    """A header in `FOLDER`, which says where its equations are from, and its step."""
 
     header: str
     step: Callable[..., tuple[Tensor, ...]]
-    source: str
 
 
 #: By the name of the struct.
 SHELF = {
-    "CIFG": Entry("cifg.h", _cifg, "Greff et al. 2017"),
-    "LiGRU": Entry("li_gru.h", _li_gru, "Ravanelli et al. 2018, without batch normalisation"),
-    "MGU": Entry("mgu.h", _mgu, "Zhou et al. 2016, the gate after the recurrent product"),
-    "PeepholeLSTM": Entry("peephole_lstm.h", _peephole_lstm, "Gers & Schmidhuber 2000"),
-    "SLSTM": Entry("slstm.h", _slstm, "Beck et al. 2024, one head"),
+    "CIFG": Entry("cifg.h", _cifg),
+    "LiGRU": Entry("li_gru.h", _li_gru),
+    "MGU": Entry("mgu.h", _mgu),
+    "PeepholeLSTM": Entry("peephole_lstm.h", _peephole_lstm),
+    "SLSTM": Entry("slstm.h", _slstm),
 }

@@ -54,7 +54,7 @@ class Trace:
 
     @property
     def cell(self) -> Tensor | None:
-        """c_t of the last layer's forward direction; None unless LSTM."""
+        """c_t of the last layer's forward direction; None unless the cell has a c."""
         return self[-1, 0].cell
 
     @property
@@ -104,7 +104,7 @@ class Flow:
 
     @property
     def cell(self) -> Tensor | None:
-        """‖∂L/∂c_t‖ of the last layer's forward direction; None unless LSTM."""
+        """‖∂L/∂c_t‖ of the last layer's forward direction; None unless the cell has a c."""
         return self[-1, 0].cell
 
     def __repr__(self) -> str:
