@@ -220,8 +220,7 @@ def autograd() -> list[Extension]:
     if os.environ.get("RNNKERN_AUTOGRAD") == "0":
         return []
     release = re.sub(r"\W", "_", TORCH_RELEASE)
-    names = ("autograd", "autograd_module", "direct_call", "module_weights", "plain_call")
-    sources = [f"csrc/bindings/{name}.cpp" for name in names]
+    sources = ["csrc/bindings/autograd_library.cpp"]
     extension = torch_extension(f"rnnkern._autograd_torch{release}", sources)
     extension.optional = True
     return [extension]

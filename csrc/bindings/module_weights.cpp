@@ -34,11 +34,11 @@ PyObject* parameter(PyObject* module, PyObject* attributes, PyObject* parameters
 }
 
 // Whether every tensor in a tree of tuples and lists is a torch.Tensor or Parameter, no subclass.
-bool is_plain(PyObject* value) {
+bool holds_plain_tensors(PyObject* value) {
   if (value == Py_None || THPVariable_CheckExact(value)) return true;
   if (!PyTuple_Check(value) && !PyList_Check(value)) return false;
   PyObject* const* const items = PySequence_Fast_ITEMS(value);
-  return std::all_of(items, items + PySequence_Fast_GET_SIZE(value), is_plain);
+  return std::all_of(items, items + PySequence_Fast_GET_SIZE(value), holds_plain_tensors);
 }
 
 }  // namespace
@@ -75,7 +75,8 @@ PyObject* registered_weights(PyObject*, PyObject* const* args, Py_ssize_t count)
       pybind11::reinterpret_steal<pybind11::object>(PyObject_GenericGetDict(module, nullptr));
   if (!attributes) throw python_error();
   PyObject* found = nullptr;
-  if (is_plain(args[3]) && is_plain(args[4]) && has_torch_lookups(module, attributes.ptr()))
+  if (holds_plain_tensors(args[3]) && holds_plain_tensors(args[4]) &&
+      has_torch_lookups(module, attributes.ptr()))
     found = find_weights(module, args[1], args[2], attributes.ptr());
   if (PyErr_Occurred()) throw python_error();
   if (!found) Py_RETURN_NONE;
