@@ -32,7 +32,7 @@ MACHINES = (
         "cpu-graniterapids", "Granite Rapids",
         "Intel Xeon, presumably Granite Rapids, AVX-512 with AMX, 2 MB of L2 per core, "
         "480 MB of L3",
-        "commit 52d1d16; the LSTM's last units did not share vectors yet",
+        "30 November 2026, commit 4b89e1d",
     ),
     Machine(
         "cpu-emeraldrapids", "Emerald Rapids",
@@ -43,6 +43,11 @@ MACHINES = (
         "cpu-icelake", "Ice Lake",
         "Intel Xeon (Ice Lake), AVX-512 without BF16, 1.25 MB of L2 per core",
         "23 November 2026, before commit 34d352d",
+    ),
+    Machine(
+        "cpu-graniterapids-peers", "Granite Rapids, other libraries", "The same Granite Rapids",
+        "29 November 2026, commit 52d1d16: before small calls became up to 2 times as fast",
+        whole=False,
     ),
     Machine(
         "cpu-icelake-peers", "Ice Lake, other libraries", "The same Ice Lake",

@@ -35,7 +35,7 @@ def test_picture_is_of_the_results():
 def test_table_of_the_readme_is_of_the_results():
     import runs
 
-    groups = runs.load("cpu-zen5")["groups"]
+    groups = runs.load("cpu-graniterapids")["groups"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for one, two in zip(groups[::2], groups[1::2], strict=True):
         assert (one["group"], one["threads"], two["threads"]) == (two["group"], 1, 2)
