@@ -90,13 +90,14 @@ gpu:
 	bash bench/gpu.sh $(ARGS)
 
 # One wheel for every Python here, into dist/. Autograd in C++ for more torches, each fetched for the
-# while: make wheel ARGS="--torch 2.10.0 2.13.0 2.14.1"
+# while: make wheel ARGS="--torch all"
 wheel: $(READY)
 	$(PIP) -r release/requirements.txt
 	$(BIN)/python release/build_wheel.py $(ARGS)
 
 # The suite against the installed wheel, for each Python and torch: hours. ARGS="--help" chooses.
 test-matrix: $(READY)
+	$(PIP) -r release/requirements.txt
 	$(BIN)/python release/matrix.py --pip-args="$(PIP_ARGS)" $(ARGS)
 
 sanitize:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import distribution, version
 from pathlib import Path
@@ -22,6 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "wheel"
 GLIBC = ROOT / "release" / "older_glibc.cpp"
 SLOTS = range(10, 15)  # CPython 3.10 to 3.14
+#: Every release of torch that the wheel is for, and the oldest Python, 3.N, of each.
+TORCHES = {
+    "2.10.0": 10,
+    "2.11.0": 10,
+    "2.12.0": 10,
+    "2.12.1": 10,
+    "2.13.0": 10,
+    "2.14.0": 10,
+    "2.14.1": 10,
+    "2.15.0": 11,
+}
 #: torch's own libraries come with torch.
 EXCLUDED = ("libc10.so", "libtorch.so", "libtorch_cpu.so", "libtorch_python.so")
 LIMIT = 10 << 20
@@ -115,10 +127,29 @@ def build(python: str, torch: Path, tools: Path, flags: str) -> None:
     run(python, "setup.py", "-q", "build", PYTHONPATH=f"{tools}:{torch}", LDFLAGS=flags, **SETTINGS)
 
 
-def expected(python: str, release: str) -> Path:
-    """The autograd module of one Python and torch."""
+def fits(python: str, release: str) -> bool:
+    """Whether that release of torch is for this Python."""
+    minor = run(python, "-c", "import sys; print(sys.version_info[1])")
+    return int(minor) >= TORCHES.get(release, 0)
+
+
+def build_for(python: str, release: str, torch: Path, tools: Path, flags: str) -> None:
+    """`build`; exits where there is no autograd module then."""
+    print(f"torch {release}, {python}", flush=True)
+    build(python, torch, tools, flags)
     suffix = run(python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
-    return WORK / "lib" / "rnnkern" / f"_autograd_torch{release.replace('.', '_')}{suffix.strip()}"
+    module = f"_autograd_torch{release.replace('.', '_')}{suffix.strip()}"
+    if not (WORK / "lib" / "rnnkern" / module).exists():
+        sys.exit(f"not built: {module}")
+
+
+def build_all(pythons: list[str], release: str, tools: Path, flags: str, jobs: int) -> None:
+    with torch_of(release) as torch:
+        build_for(pythons[0], release, torch, tools, flags)  # and what serves every Python
+        with ThreadPoolExecutor(jobs) as pool:
+            work = [pool.submit(build_for, p, release, torch, tools, flags) for p in pythons[1:]]
+            for done in work:
+                done.result()
 
 
 def assemble(tools: Path, dist: Path) -> Path:
@@ -153,10 +184,21 @@ def check(wheel: Path) -> None:
     print(f"{wheel}: {size / 1e6:.1f} MB")
 
 
+def releases(asked: list[str] | None) -> list[str]:
+    if asked == ["all"]:
+        return list(TORCHES)
+    return asked or [version("torch").partition("+")[0]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--python", nargs="*", help="interpreters; otherwise one per version found")
-    parser.add_argument("--torch", nargs="*", help="releases; otherwise the environment's")
+    parser.add_argument(
+        "--torch", nargs="*", help="releases, or `all`; otherwise the environment's"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="Pythons built for at once"
+    )
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the wheel goes")
     parser.add_argument("--no-check", action="store_true", help="without abi3audit and twine")
     options = parser.parse_args()
@@ -165,13 +207,9 @@ def main() -> None:
     if not tools.exists():
         run(sys.executable, "-m", "pip", "install", "-q", "--target", tools, "setuptools>=77")
     flags = linked_for_older_glibc()
-    for release in options.torch or [version("torch").partition("+")[0]]:
-        with torch_of(release) as torch:
-            for python in options.python or pythons():
-                print(f"torch {release}, {python}", flush=True)
-                build(python, torch, tools, flags)
-                if not (module := expected(python, release)).exists():
-                    sys.exit(f"not built: {module.name}")
+    for release in releases(options.torch):
+        chosen = [python for python in options.python or pythons() if fits(python, release)]
+        build_all(chosen, release, tools, flags, options.jobs)
     wheel = assemble(tools, options.dist.resolve())
     if not options.no_check:
         check(wheel)
