@@ -14,6 +14,7 @@ class Cell:
     saved   what the kernels save per unit and step for the backward pass, in their order
     states  the states a step hands to the next one: h and others
     params  learned values per unit, (len(params), H) in each direction
+    recurrent  what W_hh is: "dense" (G·H, H), "heads" (heads, G·H/heads, H/heads) or "none"
     projects  whether h may be projected before it is handed on (proj_size)
     """
 
@@ -24,11 +25,17 @@ class Cell:
     states: tuple[str, ...]
     projects: bool
     params: tuple[str, ...] = ()
+    recurrent: str = "dense"
 
     @property
     def built_in(self) -> bool:
         """Whether it is one of torch.nn's; the mode of an added cell has an @ (own_cell.py)."""
         return "@" not in self.mode
+
+    @property
+    def recurs(self) -> bool:
+        """Whether there are a W_hh and a b_hh."""
+        return self.recurrent != "none"
 
 
 def exported(table: str) -> list[Cell]:
@@ -42,6 +49,7 @@ def exported(table: str) -> list[Cell]:
             states=tuple(facts["states"]),
             projects=facts["projects"],
             params=tuple(facts["params"]),
+            recurrent=facts["recurrent"],
         )
         for id, facts in enumerate(json.loads(table))
     ]

@@ -2,7 +2,8 @@
 
 Names and shapes are torch.nn's: weight_ih_l0 (G·H, I), weight_hh_l0 (G·H, R), bias_ih_l0 and
 bias_hh_l0 (G·H), weight_hr_l0 (P, H), for an added cell's learned values per unit
-params_l0 (their number, H), with the suffix _reverse for the second direction. Letters:
+params_l0 (their number, H), with the suffix _reverse for the second direction. An added cell may
+have weight_hh_l0 in heads (heads, G·H/heads, H/heads), or neither it nor bias_hh_l0. Letters:
 I inputs, H hidden units, G gates, R width of h (H, or P with a projection). Needs no torch.
 """
 
@@ -19,7 +20,7 @@ class Weights(NamedTuple):
     """The weights of one direction of one layer, in torch's order."""
 
     w_ih: np.ndarray
-    w_hh: np.ndarray
+    w_hh: Any = None  # an array, but for a cell without it
     b_ih: np.ndarray | None = None
     b_hh: np.ndarray | None = None
     w_hr: np.ndarray | None = None
@@ -32,16 +33,17 @@ class Weights(NamedTuple):
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Weights":
         """The function's results for those that are there."""
-        w_ih, w_hh, *others = self
-        return Weights(
-            function(w_ih), function(w_hh), *(None if w is None else function(w) for w in others)
-        )
+        w_ih, *others = self
+        return Weights(function(w_ih), *(None if w is None else function(w) for w in others))
 
 
-def layers(state_dict: Mapping[str, Any], prefix: str = "") -> list[list[Weights]]:
+def layers(
+    state_dict: Mapping[str, Any], prefix: str = "", recurs: bool = True
+) -> list[list[Weights]]:
     """The weights of every layer and direction, as NumPy arrays: `layers(sd)[layer][direction]`.
 
-    `prefix` picks a layer out of a larger model's: "encoder." for "encoder.weight_ih_l0".
+    `prefix` picks a layer out of a larger model's: "encoder." for "encoder.weight_ih_l0". `recurs`:
+    whether the cell has a weight_hh and, with a bias, a bias_hh.
     Raises ValueError for a key that no recurrent layer has (without prefix), for a missing one and
     for a value that is no array, TypeError for something else than a mapping.
     """
@@ -69,9 +71,9 @@ def layers(state_dict: Mapping[str, Any], prefix: str = "") -> list[list[Weights
     depth = 1 + max(layer for layer, _ in found)
     directions = 1 + max(direction for _, direction in found)
     stack = [[found.get((k, d), {}) for d in range(directions)] for k in range(depth)]
-    wanted = set(found[min(found)]) | {"w_ih", "w_hh"}
-    if ("b_ih" in wanted) != ("b_hh" in wanted):
-        wanted |= {"b_ih", "b_hh"}
+    wanted = set(found[min(found)]) | {"w_ih"}
+    if recurs:
+        wanted |= {"w_hh"} | ({"b_ih", "b_hh"} if wanted & {"b_ih", "b_hh"} else set())
     for k, layer in enumerate(stack):
         for d, weights in enumerate(layer):
             if missing := wanted - set(weights):

@@ -199,7 +199,7 @@ struct Call : CallShape {
     read_tensors(input, batch_sizes, state, weight_shapes);
     const Kind kind(input);
     for (size_t i = 0; i < weights.size(); ++i)
-      check_kind(weights[i], weight_shapes[i], kind, weight_name(int(i) % per_direction));
+      check_kind(weights[i], weight_shapes[i], kind, weight_name(int(i) % places.count));
   }
 
   // With prepacked weights, of which the header tells the shapes.

@@ -35,15 +35,12 @@ void fill(LayerParams<T>& p, const CallShape& call, const AnyTensor& input, cons
   p.hidden_size = call.hidden_size;
   p.proj_size = call.proj_size;
   p.directions = call.directions;
+  p.heads = call.heads;
   p.x = rows_of<const T>(call, input);
   for (int d = 0; d < call.directions && !weights.empty(); ++d) {
-    const AnyTensor* w = &weights[d * call.per_direction];
-    p.weights[d] = {data<const T>(w[0]),
-                    data<const T>(w[1]),
-                    call.bias ? data<const T>(w[2]) : nullptr,
-                    call.bias ? data<const T>(w[3]) : nullptr,
-                    call.proj_size ? data<const T>(w[call.per_direction - 1]) : nullptr,
-                    call.params ? data<const T>(w[call.per_direction - 1]) : nullptr};
+    const AnyTensor* w = &weights[d * call.places.count];
+    p.weights[d] =
+        call.places.pointers<Weights<T>>([&](int place) { return data<const T>(w[place]); });
   }
   p.h0 = state.empty() ? nullptr : data<const T>(state[0]);
   p.c0 = state.size() < 2 ? nullptr : data<const Acc<T>>(state[1]);
@@ -70,13 +67,8 @@ template <class T, class AnyTensors>
 void fill_grads(BackwardParams<T>& p, const CallShape& call, const AnyTensors& grads) {
   using S = Acc<T>;
   for (int d = 0; d < call.directions; ++d) {
-    const auto* g = &grads[d * call.per_direction];
-    p.grads[d] = {data<S>(g[0]),
-                  data<S>(g[1]),
-                  call.bias ? data<S>(g[2]) : nullptr,
-                  call.bias ? data<S>(g[3]) : nullptr,
-                  call.proj_size ? data<S>(g[call.per_direction - 1]) : nullptr,
-                  call.params ? data<S>(g[call.per_direction - 1]) : nullptr};
+    const auto* g = &grads[d * call.places.count];
+    p.grads[d] = call.places.pointers<WeightGrads<S>>([&](int place) { return data<S>(g[place]); });
   }
 }
 

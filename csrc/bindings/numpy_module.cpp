@@ -94,15 +94,12 @@ struct Call : rnnkern::CallShape {
     p.hidden_size = hidden_size;
     p.proj_size = proj_size;
     p.directions = int(directions);
+    p.heads = heads;
     p.x = rows_of(input.data(), input_size);
     for (int64_t d = 0; d < directions && !weights.empty(); ++d) {
-      const auto* w = &weights[d * per_direction];
-      p.weights[d] = {w[0].data(),
-                      w[1].data(),
-                      bias ? w[2].data() : nullptr,
-                      bias ? w[3].data() : nullptr,
-                      proj_size ? w[per_direction - 1].data() : nullptr,
-                      params ? w[per_direction - 1].data() : nullptr};
+      const auto* w = &weights[d * places.count];
+      p.weights[d] =
+          places.template pointers<rnnkern::Weights<T>>([&](int i) { return w[i].data(); });
     }
     p.h0 = state.empty() ? nullptr : state[0].data();
     p.c0 = state.size() < 2 ? nullptr : state[1].data();
@@ -283,13 +280,9 @@ py::tuple backward(std::optional<Array<T>> grad_output, std::optional<Array<T>> 
   p.dh_0 = dh_0.mutable_data();
   p.dc_0 = data_or_null(dc_0);
   for (int64_t d = 0; d < D; ++d) {
-    auto* g = &grads[d * call.per_direction];
-    p.grads[d] = {g[0].mutable_data(),
-                  g[1].mutable_data(),
-                  call.bias ? g[2].mutable_data() : nullptr,
-                  call.bias ? g[3].mutable_data() : nullptr,
-                  call.proj_size ? g[call.per_direction - 1].mutable_data() : nullptr,
-                  call.params ? g[call.per_direction - 1].mutable_data() : nullptr};
+    auto* g = &grads[d * call.places.count];
+    p.grads[d] = call.places.template pointers<rnnkern::WeightGrads<T>>(
+        [&](int i) { return g[i].mutable_data(); });
   }
   p.flow_h = flow_h.mutable_data();
   p.flow_c = data_or_null(flow_c);

@@ -78,8 +78,8 @@ class BackwardCall {
     wgrads_.resize(D_);
   }
 
-  const Tensor& weight(int d, int i) const { return given_.weights[d * call_.per_direction + i]; }
-  const Tensor& w_hr(int d) const { return weight(d, call_.per_direction - 1); }
+  const Tensor& weight(int d, int i) const { return given_.weights[d * call_.places.count + i]; }
+  const Tensor& w_hr(int d) const { return weight(d, call_.places.hr); }
   // A direction's first row in dgates_ and h_prev_.
   int64_t chunk_offset(int d) const { return bidirectional_launch_ ? d * chunk_rows_ : 0; }
   const void* state_ptr(size_t i, int64_t offset) const {

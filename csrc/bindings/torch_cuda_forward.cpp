@@ -64,8 +64,8 @@ class ForwardCall {
     hidden_gemm_ = empty(input_, acc_dtype_, {B_, columns_});
   }
 
-  const Tensor& weight(int d, int i) const { return weights_[d * call_.per_direction + i]; }
-  const Tensor& w_hr(int d) const { return weight(d, call_.per_direction - 1); }
+  const Tensor& weight(int d, int i) const { return weights_[d * call_.places.count + i]; }
+  const Tensor& w_hr(int d) const { return weight(d, call_.places.hr); }
   int64_t h_offset(int d) const { return d * B_ * R_; }
   // A direction's part of input_gemm_: within saved_, or a workspace of one chunk.
   int64_t input_gemm_offset(int d) const {

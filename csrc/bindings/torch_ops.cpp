@@ -302,8 +302,9 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   Tensors grads;
   if (needs & kNeedWeights)
     for (const Tensor& w : weights)
-      grads.push_back(w.dim() == 2 ? allocate(dtype, {w.size(0), w.size(1)})
-                                   : allocate(dtype, {w.size(0)}));
+      grads.push_back(w.dim() == 3   ? allocate(dtype, {w.size(0), w.size(1), w.size(2)})
+                      : w.dim() == 2 ? allocate(dtype, {w.size(0), w.size(1)})
+                                     : allocate(dtype, {w.size(0)}));
   if (B == 0) {
     for (Tensor& g : grads) torch::stable::zero_(g);
     return {dx, dh_0, dc_0, grads, flow_h, flow_c, dreset[0], dreset[1]};
@@ -396,15 +397,16 @@ std::tuple<std::string, std::string> plan_resets_op(int64_t steps, int64_t batch
 // How a call would be cut, as JSON.
 std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_size,
                     int64_t hidden_size, int64_t proj_size, int64_t directions,
-                    int64_t element_size, bool backward, int64_t threads) {
+                    int64_t element_size, bool backward, int64_t threads, int64_t heads) {
   const CellFacts* const facts = cell_facts(cell);
   STD_TORCH_CHECK(facts, "rnnkern: no cell ", cell);
   const bool as_they_are =
       supports<rnnkern::bfloat16>(CellId(cell), input_size, hidden_size, proj_size);
   if (element_size == 2 && !as_they_are) element_size = sizeof(float);
-  const rnnkern::PlanInput in{
-      steps,        batch,          steps * batch,   input_size,        hidden_size, proj_size,
-      facts->gates, facts->preacts, int(directions), int(element_size), backward,    int(threads)};
+  rnnkern::PlanInput in{steps,     batch,        steps * batch,  input_size,      hidden_size,
+                        proj_size, facts->gates, facts->preacts, int(directions), int(element_size),
+                        backward,  int(threads)};
+  in.heads = facts->recurrent == Recurrent::none ? 0 : heads;
   const rnnkern::Plan plan = rnnkern::make_plan(in);
   const auto text = [](const char* s) { return std::string("\"") + s + '"'; };
   const rnnkern::PlanRules& rules = plan.rules;
@@ -433,7 +435,7 @@ STABLE_TORCH_LIBRARY(rnnkern, m) {
   m.def("peak(int threads) -> float");
   m.def(
       "plan(int cell, int steps, int batch, int input_size, int hidden_size, int proj_size, "
-      "int directions, int element_size, bool backward, int threads) -> str");
+      "int directions, int element_size, bool backward, int threads, int heads=1) -> str");
   m.def("plan_resets(int steps, int batch, int hidden_size, int episodes) -> (str way, str rule)");
   m.def(
       "cuda_plan(Tensor input, int cell, int steps, int batch, int hidden_size, int proj_size, "

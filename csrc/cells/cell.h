@@ -10,11 +10,13 @@
 //                 one where they only meet in a sum. GRU's new gate multiplies the recurrent
 //                 product by r first, so it needs two.
 //   kInputPreact  first of the kGates consecutive pre-activations that take W_ih x + b_ih
-//   kHiddenPreact first of the kGates consecutive pre-activations that take W_hh h + b_hh
+//   kHiddenPreact first of the kGates consecutive pre-activations that take W_hh h + b_hh, if there
+//                 is a W_hh
 //   input_gate(s), hidden_gate(s)
 //                 the gate, in torch's order, of the s-th of those consecutive pre-activations
 //   kStates       states per unit: h, which W_hh multiplies and the layer puts out, and others
 //   kStateNames   their names, h first
+//   kRecurrent    what W_hh is: Recurrent::dense, heads or none
 //   kSaved        values per unit that backward needs besides the states
 //   kSavedNames   their names; those of gates are the gates' own
 //   kParams       learned values per unit, as a peephole's weights: params (kParams, H)
@@ -30,6 +32,8 @@
 //       what uses it later; where a state also feeds another of the same step (LSTM's c feeds h)
 //       its part is added, so that dnext holds total derivatives afterwards. dprev[0] leaves out
 //       what flows through W_hh (the engine adds it).
+//       Without a W_hh a cell's own equations may still read prev[0], as a diagonal W_hh does: its
+//       learned value per unit times prev[0] (IndRNN).
 //   With kParams > 0:
 //   forward(preact, prev, params[kParams], next, saved)
 //   backward(saved, prev, params, next, dnext, dprev, dgates, dparams[kParams])
@@ -50,8 +54,17 @@
 
 namespace rnnkern {
 
+// What W_hh is.
+enum class Recurrent {
+  dense,  // (G H, H)
+  heads,  // (heads, G H / heads, H / heads): each head of units has a matrix of its own
+  none,   // there is no W_hh and no b_hh: gates take W_ih x + b_ih alone
+};
+
 // A cell derives from it and declares anew what differs.
 struct CellDefaults {
+  using Recurrent = rnnkern::Recurrent;
+  static constexpr Recurrent kRecurrent = Recurrent::dense;
   static constexpr int kInputPreact = 0, kHiddenPreact = 0, kParams = 0;
   static constexpr const char* const* kSavedNames = nullptr;
   static constexpr const char* const* kParamNames = nullptr;

@@ -9,6 +9,7 @@ struct CellFacts {
   const char* mode;  // its name in Python; of torch.nn's cells, RNNBase.mode
   int gates, preacts, states, saved, params;
   bool projects;
+  Recurrent recurrent;
   const char *const *gate_names, *const *state_names, *const *saved_names, *const *param_names;
 };
 
@@ -22,6 +23,7 @@ constexpr CellFacts facts_of(const char* mode) {
           Cell::kSaved,
           Cell::kParams,
           Cell::kProjects,
+          Cell::kRecurrent,
           Cell::kGateNames,
           Cell::kStateNames,
           Cell::kSavedNames,

@@ -36,11 +36,15 @@ constexpr bool check_limits() {
                     (input == 0 || hidden == 0) &&
                     (input < hidden ? hidden - input : input - hidden) <= gates,
                 "each pre-activation takes W_ih x, W_hh h or both");
+  static_assert(Cell::kRecurrent != Recurrent::none || preacts == gates,
+                "without a W_hh a cell has one pre-activation for each gate");
   static_assert(Cell::kStates >= 1, "a cell has at least one state, h");
   static_assert(Cell::kSaved >= 0, "kSaved is the number of saved values, 0 or more");
   static_assert(Cell::kParams >= 0, "kParams is the number of learned values per unit, 0 or more");
   static_assert(!Cell::kProjects || (Cell::kStates == 2 && Cell::kParams == 0),
                 "a cell that projects h has two states and no learned values per unit");
+  static_assert(!Cell::kProjects || Cell::kRecurrent == Recurrent::dense,
+                "a cell that projects h has a dense W_hh");
   static_assert(names_all(Cell::kGateNames, gates), "kGateNames must name each gate");
   static_assert(names_all(Cell::kStateNames, Cell::kStates), "kStateNames must name each state");
   static_assert(names_all(Cell::kSavedNames, Cell::kSaved),
@@ -56,6 +60,7 @@ constexpr bool check_cuda_limits() {
   static_assert(Cell::kStates <= 2, "on CUDA a cell has the states h and c");
   static_assert(Cell::kSaved == 0 || Cell::kSaved >= Cell::kGates,
                 "on CUDA a cell saves nothing, or at least as many values as it has gates");
+  static_assert(Cell::kRecurrent == Recurrent::dense, "on CUDA W_hh is dense");
   static_assert(Cell::kParams == 0, "on CUDA a cell has no learned values per unit");
   return check_limits<Cell>();
 }

@@ -27,11 +27,30 @@ struct Shape {
   }
 };
 
-// A layer's weights are (w_ih, w_hh[, b_ih, b_hh][, w_hr or params]) for each direction.
-inline int weights_per_direction(const CallSpec& spec) {
-  const CellFacts* const facts = cell_facts(spec.cell);
-  return (spec.bias ? 4 : 2) + (spec.projection || (facts && facts->params));
-}
+// The places of a layer's weights for each direction, (w_ih, w_hh[, b_ih, b_hh][, w_hr][, params]),
+// of a cell without a recurrent product (w_ih[, b_ih][, params]). -1: not there.
+struct WeightPlaces {
+  int ih = 0, hh = -1, bias_ih = -1, bias_hh = -1, hr = -1, params = -1, count = 1;
+
+  explicit WeightPlaces(const CallSpec& spec) {
+    const CellFacts* const facts = cell_facts(spec.cell);
+    const bool recurs = !facts || facts->recurrent != Recurrent::none;
+    if (recurs) hh = count++;
+    if (spec.bias) bias_ih = count++;
+    if (spec.bias && recurs) bias_hh = count++;
+    if (spec.projection) hr = count++;
+    if (facts && facts->params) params = count++;
+  }
+
+  // Weights, WeightGrads or their like of pointer(place); null for what is not there.
+  template <class Pointers, class F>
+  Pointers pointers(F&& pointer) const {
+    const auto at = [&](int place) { return place < 0 ? nullptr : pointer(place); };
+    return {at(ih), at(hh), at(bias_ih), at(bias_hh), at(hr), at(params)};
+  }
+};
+
+inline int weights_per_direction(const CallSpec& spec) { return WeightPlaces(spec).count; }
 
 // Whether prepacked weights are those of such a layer.
 inline bool is_of(const PrepackedHeader& header, const CallSpec& spec, int64_t hidden_size,
@@ -47,24 +66,30 @@ class WeightShapes {
   WeightShapes(const CallSpec& spec, const PrepackedHeader& header) {
     const int64_t hidden_size = header.hidden_size, proj_size = header.proj_size;
     const CellFacts& facts = *cell_facts(header.cell);
-    const int64_t rows = facts.gates * hidden_size;
-    const auto add = [&](int64_t rank, int64_t rows, int64_t columns) {
-      sizes_.insert(sizes_.end(), {rows, columns}), ranks_.push_back(rank);
+    const int64_t rows = facts.gates * hidden_size, heads = header.heads;
+    const WeightPlaces places(spec);
+    const auto add = [&](std::initializer_list<int64_t> sizes) {
+      sizes_.insert(sizes_.end(), sizes), ranks_.push_back(int64_t(sizes.size()));
+      sizes_.resize(kMaxRank * ranks_.size());
     };
     for (int64_t d = 0; d < spec.directions; ++d) {
-      add(2, rows, header.input_size), add(2, rows, proj_size ? proj_size : hidden_size);
-      for (int i = 0; i < 2 && spec.bias; ++i) add(1, rows, 1);
-      if (spec.projection) add(2, proj_size, hidden_size);
-      if (facts.params) add(2, facts.params, hidden_size);
+      add({rows, header.input_size});
+      if (facts.recurrent == Recurrent::dense) add({rows, proj_size ? proj_size : hidden_size});
+      if (facts.recurrent == Recurrent::heads) add({heads, rows / heads, hidden_size / heads});
+      if (places.bias_ih >= 0) add({rows});
+      if (places.bias_hh >= 0) add({rows});
+      if (spec.projection) add({proj_size, hidden_size});
+      if (facts.params) add({facts.params, hidden_size});
     }
   }
   std::vector<Shape> shapes() const {
     std::vector<Shape> shapes;
-    for (size_t i = 0; i < ranks_.size(); ++i) shapes.push_back({&sizes_[2 * i], ranks_[i]});
+    for (size_t i = 0; i < ranks_.size(); ++i) shapes.push_back({&sizes_[kMaxRank * i], ranks_[i]});
     return shapes;
   }
 
  private:
+  static constexpr size_t kMaxRank = 3;
   std::vector<int64_t> sizes_, ranks_;
 };
 
@@ -75,9 +100,11 @@ class CallShape {
   CellId cell;
   int gates, saved_values, params;
   bool has_c, bias, packed, batch_first;
-  int directions, per_direction;  // per_direction: weights
+  int directions;
+  WeightPlaces places;
   int64_t steps, batch, rows, input_size, hidden_size;
   int64_t proj_size, width;      // P, 0 without a projection; R, of h
+  int64_t heads;                 // blocks of W_hh: 1 if it is dense, 0 if there is none
   int64_t c_width;               // of c: the values of all states but h, H each
   std::vector<int64_t> offsets;  // packed: the first row of each step, and their number
 
@@ -88,19 +115,20 @@ class CallShape {
         packed(packed),
         batch_first(spec.batch_first && !packed),
         directions(int(spec.directions)),
-        per_direction(weights_per_direction(spec)),
+        places(spec),
         projection_(spec.projection),
         states_(int(states)),
         fail_(fail) {
     const CellFacts* const facts = cell_facts(spec.cell);
     require(facts, [&] { return "no cell " + std::to_string(spec.cell); });
     gates = facts->gates, saved_values = facts->saved, params = facts->params;
+    recurrent_ = facts->recurrent;
     c_values_ = facts->states - 1, has_c = c_values_ > 0;
     require(spec.directions == 1 || spec.directions == 2,
             [&] { return "expected 1 or 2 directions, got " + std::to_string(spec.directions); });
     require(facts->projects || !projection_,
             [] { return std::string("only LSTM has a projection"); });
-    const size_t wanted = directions * per_direction, wanted_states = has_c ? 2 : 1;
+    const size_t wanted = directions * places.count, wanted_states = has_c ? 2 : 1;
     require(weights == wanted, [&] { return expected(wanted, "weights", weights); });
     require(states == 0 || states == wanted_states,
             [&] { return expected(wanted_states, "states", states); });
@@ -175,8 +203,11 @@ class CallShape {
   static const char* state_name(int i) { return i ? "the state c_0" : "the state h_0"; }
   // Of a direction's i-th weight.
   const char* weight_name(int i) const {
-    static constexpr const char* kNames[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
-    return i < (bias ? 4 : 2) ? kNames[i] : projection_ ? "weight_hr" : "params";
+    if (i == places.hh) return "weight_hh";
+    if (i == places.bias_ih) return "bias_ih";
+    if (i == places.bias_hh) return "bias_hh";
+    if (i == places.hr) return "weight_hr";
+    return i == places.params ? "params" : "weight_ih";
   }
 
  private:
@@ -195,14 +226,22 @@ class CallShape {
 
   // H, P and R.
   void read_sizes(const Shape* weights, const Shape* state) {
-    const Shape& last = weights[projection_ ? per_direction - 1 : 1];
-    hidden_size = last[1];
-    width = weights[1][1];
-    if (weights[0][0] != gates * hidden_size || (projection_ && last[0] != width))
+    heads = recurrent_ == Recurrent::none ? 0 : 1;
+    if (recurrent_ == Recurrent::heads) heads = weights[places.hh][0];
+    width = width_of(weights);
+    hidden_size = projection_ ? weights[places.hr][1] : width;
+    if (weights[0][0] != gates * hidden_size || (projection_ && weights[places.hr][0] != width))
       settle_sizes(weights, state);
     proj_size = projection_ ? width : 0;
     require(!projection_ || (0 < proj_size && proj_size < hidden_size),
             [] { return std::string("proj_size has to be smaller than hidden_size"); });
+  }
+
+  // R, as a direction's weights have it.
+  int64_t width_of(const Shape* w) const {
+    if (recurrent_ == Recurrent::none) return w[0][0] / gates;
+    if (recurrent_ == Recurrent::heads) return w[places.hh][0] * w[places.hh][2];
+    return w[places.hh][1];
   }
 
   // Where the tensors contradict each other: the sizes that most of them speak for, so that the
@@ -210,12 +249,12 @@ class CallShape {
   void settle_sizes(const Shape* weights, const Shape* state) {
     std::vector<int64_t> hidden, widths;
     for (int d = 0; d < directions; ++d) {
-      const Shape* w = &weights[d * per_direction];
-      for (int i : {0, 2, 3})
-        if (i == 0 || bias) hidden.push_back(w[i][0] / gates);
-      hidden.push_back(w[projection_ ? per_direction - 1 : 1][1]);
-      widths.push_back(w[1][1]);
-      if (projection_) widths.push_back(w[per_direction - 1][0]);
+      const Shape* w = &weights[d * places.count];
+      for (int i : {0, places.bias_ih, places.bias_hh})
+        if (i >= 0) hidden.push_back(w[i][0] / gates);
+      hidden.push_back(projection_ ? w[places.hr][1] : width_of(w));
+      widths.push_back(width_of(w));
+      if (projection_) widths.push_back(w[places.hr][0]);
     }
     for (int i = 0; i < states_; ++i)
       (projection_ && i == 0 ? widths : hidden).push_back(state[i][2] / (i ? c_values_ : 1));
@@ -250,17 +289,26 @@ class CallShape {
 
   void check_weights(const Shape* weights) const {
     const int64_t gate_rows = gates * hidden_size;
+    require(recurrent_ != Recurrent::heads || (heads > 0 && hidden_size % heads == 0), [&] {
+      return "weight_hh must have the sizes heads, rows and columns of a head's matrix, and " +
+             std::to_string(hidden_size) + " units be a multiple of heads, got " +
+             std::to_string(heads) + " heads";
+    });
     for (int d = 0; d < directions; ++d) {
-      const Shape* w = &weights[d * per_direction];
-      check(w[0], weight_name(0), {gate_rows, input_size});
-      check(w[1], weight_name(1), {gate_rows, width});
-      for (int i = 2; i < 4 && bias; ++i) check(w[i], weight_name(i), {gate_rows});
-      if (projection_) check(w[per_direction - 1], "weight_hr", {proj_size, hidden_size});
-      if (params) check(w[per_direction - 1], "params", {params, hidden_size});
+      const Shape* w = &weights[d * places.count];
+      check(w[0], "weight_ih", {gate_rows, input_size});
+      if (recurrent_ == Recurrent::dense) check(w[places.hh], "weight_hh", {gate_rows, width});
+      if (recurrent_ == Recurrent::heads)
+        check(w[places.hh], "weight_hh", {heads, gate_rows / heads, hidden_size / heads});
+      for (int i : {places.bias_ih, places.bias_hh})
+        if (i >= 0) check(w[i], weight_name(i), {gate_rows});
+      if (projection_) check(w[places.hr], "weight_hr", {proj_size, hidden_size});
+      if (params) check(w[places.params], "params", {params, hidden_size});
     }
   }
 
   bool projection_;
+  Recurrent recurrent_;
   int states_;    // given
   int c_values_;  // states besides h
   Fail fail_;

@@ -13,6 +13,11 @@ inline std::string json_list(const char* const* names, int count) {
   return "[" + list + "]";
 }
 
+inline const char* name_of(Recurrent recurrent) {
+  static constexpr const char* kNames[] = {"dense", "heads", "none"};
+  return kNames[int(recurrent)];
+}
+
 inline std::string cell_table() {
   std::string table;
   for (int64_t id = 0; const CellFacts* const facts = cell_facts(id); ++id)
@@ -21,7 +26,8 @@ inline std::string cell_table() {
              ", \"saved\": " + json_list(facts->saved_names, facts->saved) +
              ", \"states\": " + json_list(facts->state_names, facts->states) +
              ", \"params\": " + json_list(facts->param_names, facts->params) +
-             ", \"projects\": " + (facts->projects ? "true" : "false") + "}";
+             ", \"recurrent\": \"" + name_of(facts->recurrent) +
+             "\", \"projects\": " + (facts->projects ? "true" : "false") + "}";
   return "[" + table + "]";
 }
 

@@ -101,7 +101,7 @@ struct SequenceView {
 
 template <class T>
 struct Weights {
-  const T *ih, *hh;            // (G H, I), (G H, R)
+  const T *ih, *hh;            // (G H, I); (G H, R), (heads, G H / heads, H / heads) or null
   const T *bias_ih, *bias_hh;  // (G H) or null
   const T* hr;                 // (P, H), null without a projection
   const T* params;             // (kParams, H), null without
@@ -120,6 +120,7 @@ struct LayerParams {
   Sequence sequence;
   int64_t input_size, hidden_size, proj_size;  // P, 0 without a projection
   int directions;                              // the second runs from the last step to the first
+  int64_t heads = 1;                           // blocks of W_hh: 1 if dense, 0 without W_hh
   SequenceView<const T> x;
   Weights<T> weights[kMaxDirections];
   const T* h0;       // (D, B, R) or null for zeros

@@ -27,8 +27,8 @@ struct alignas(64) PrepackedHeader {
   char level[24];        // that packed them
   int32_t cell, directions, element_size;
   WeightFormat format;
-  int32_t tag;  // of the bindings: the dtype of the tensors
-  int64_t input_size, hidden_size, proj_size;
+  int32_t tag;                                        // of the bindings: the dtype of the tensors
+  int64_t input_size, hidden_size, proj_size, heads;  // heads: as LayerParams has them
 };
 
 }  // namespace rnnkern

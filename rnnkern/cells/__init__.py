@@ -5,7 +5,7 @@
 >>> output, state = Mine(128, 256, num_layers=2)(x)
 
 >>> rnnkern.cells.list()
-['CIFG', 'LiGRU', 'MGU', 'PeepholeLSTM', 'SLSTM']
+['CIFG', 'IndRNN', 'LiGRU', 'MGU', 'MinGRU', 'MinLSTM', 'PeepholeLSTM', 'SLSTM', 'SRU']
 >>> output, (h_n, c_n) = rnnkern.cells.CIFG(128, 256)(x)
 """
 
@@ -41,8 +41,9 @@ def load(
     name    of the struct, where the file has several
     step    one step in torch's operations, step(x, y, *states, *params) -> tuple of the states
             after, where x = W_ih x + b_ih and y = W_hh h + b_hh, (B, G·H) in the order of the
-            gates, each state (B, H) and each learned value per unit (H). It serves double backward,
-            torch.func, forward-mode AD and devices without kernels
+            gates, each state (B, H) and each learned value per unit (H); of a cell without W_hh
+            step(x, *states, *params). It serves double backward, torch.func, forward-mode AD and
+            devices without kernels
 
     The library is compiled with $CXX or Python's compiler for this machine's instruction-set level.
     It is kept in the user's cache (RNNKERN_CACHE names another folder), by the contents of all

@@ -28,11 +28,17 @@ class _Call:
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
 
+    @property
+    def heads(self) -> int:
+        return 1 + self.seed % 4
+
     def tensors(self) -> tuple[CallSpec, Tensor | None, list[tuple[str, Tensor]]]:
         """The spec, batch_sizes of packed data, and the named input, states and weights."""
         steps, batch, inputs, hidden = (int(n) for n in torch.randint(1, 24, (4,)))
         if self.seed % 3 == 0:
             batch += 80  # blocks of rows
+        if self.cell.recurrent == "heads":
+            hidden *= self.heads
         two, bias, packed, given = (bool(flag) for flag in torch.randint(0, 2, (4,)))
         spec = CallSpec(self.cell.id, 2 if two else 1, bias)
         lengths = torch.randint(1, steps + 1, (batch,)).sort(descending=True).values
@@ -55,10 +61,16 @@ class _Call:
         self, inputs: int, hidden: int, bias: bool, suffix: str
     ) -> Iterator[tuple[str, Tensor]]:
         rows = len(self.cell.gates) * hidden
+        heads, recurrent = self.heads, self.cell.recurrent
         yield f"weight_ih{suffix}", torch.randn(rows, inputs) / inputs**0.5
-        yield f"weight_hh{suffix}", torch.randn(rows, hidden) / hidden**0.5
+        if recurrent == "dense":
+            yield f"weight_hh{suffix}", torch.randn(rows, hidden) / hidden**0.5
+        elif recurrent == "heads":
+            units = hidden // heads
+            yield f"weight_hh{suffix}", torch.randn(heads, rows // heads, units) / units**0.5
         if bias:
             yield f"bias_ih{suffix}", torch.randn(rows)
+        if bias and recurrent != "none":
             yield f"bias_hh{suffix}", torch.randn(rows)
         if self.cell.params:
             yield f"params{suffix}", torch.randn(len(self.cell.params), hidden)

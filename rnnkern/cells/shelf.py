@@ -1,7 +1,8 @@
 """The cells that the package ships as headers and compiles at their first use.
 
-For each its equations once more, as a step in torch's operations: x = W_ih x + b_ih and
-y = W_hh h + b_hh (B, G·H), the states before, the learned values per unit -> the states after.
+For each its equations once more, as a step in torch's operations: x = W_ih x + b_ih and, if there
+is a W_hh, y = W_hh h + b_hh (B, G·H), the states before, the learned values per unit -> the states
+after.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,10 @@ def _cifg(x: Tensor, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
+def _ind_rnn(x: Tensor, h: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+    return (torch.relu(x + u * h),)
+
+
 def _li_gru(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     a, z = (x + y).chunk(2, -1)
     a, z = torch.relu(a), torch.sigmoid(z)
@@ -33,6 +38,18 @@ def _mgu(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     y_f, y_n = y.chunk(2, -1)
     f = torch.sigmoid(x_f + y_f)
     return ((1 - f) * h + f * torch.tanh(x_n + f * y_n),)
+
+
+def _min_gru(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    z, g = x.chunk(2, -1)
+    z = torch.sigmoid(z)
+    return ((1 - z) * h + z * g,)
+
+
+def _min_lstm(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    f, i, g = x.chunk(3, -1)
+    f, i = torch.sigmoid(f), torch.sigmoid(i)
+    return (f / (f + i) * h + i / (f + i) * g,)
 
 
 def _peephole_lstm(
@@ -52,6 +69,13 @@ def _slstm(x: Tensor, y: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor) -> 
     return torch.sigmoid(o) * c / n, c, n, m
 
 
+def _sru(x: Tensor, h: Tensor, c: Tensor, v_f: Tensor, v_r: Tensor) -> tuple[Tensor, ...]:
+    g, f, r, highway = x.chunk(4, -1)
+    f, r = torch.sigmoid(f + v_f * c), torch.sigmoid(r + v_r * c)
+    c = f * c + (1 - f) * g
+    return r * c + (1 - r) * highway, c
+
+
 class Entry(NamedTuple):
     """A header in `FOLDER`, which says where its equations are from, and its step."""
 
@@ -62,8 +86,12 @@ class Entry(NamedTuple):
 #: By the name of the struct.
 SHELF = {
     "CIFG": Entry("cifg.h", _cifg),
+    "IndRNN": Entry("ind_rnn.h", _ind_rnn),
     "LiGRU": Entry("li_gru.h", _li_gru),
     "MGU": Entry("mgu.h", _mgu),
+    "MinGRU": Entry("min_gru.h", _min_gru),
+    "MinLSTM": Entry("min_lstm.h", _min_lstm),
     "PeepholeLSTM": Entry("peephole_lstm.h", _peephole_lstm),
     "SLSTM": Entry("slstm.h", _slstm),
+    "SRU": Entry("sru.h", _sru),
 }

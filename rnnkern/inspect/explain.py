@@ -196,4 +196,5 @@ def plan(
         4 if dtype == torch.float16 else dtype.itemsize,  # float16 is computed in float32
         training,
         torch.get_num_threads(),
+        getattr(own, "num_heads", 1),
     )

@@ -67,6 +67,42 @@ def _result(states: Sequence[Tensor]) -> Any:
     return tuple(states) if len(states) > 1 else states[0]
 
 
+def _checked_heads(own: AddedCell, hidden_size: int, num_heads: int) -> int:
+    if num_heads != 1 and BY_MODE[own.mode].recurrent != "heads":
+        raise ValueError(f"{own.name} has no heads, got num_heads={num_heads}")
+    if num_heads < 1 or hidden_size % num_heads:
+        raise ValueError(
+            f"num_heads must divide hidden_size, got num_heads={num_heads} and "
+            f"hidden_size={hidden_size}"
+        )
+    return num_heads
+
+
+def _shapes(
+    own: AddedCell, input_size: int, hidden_size: int, bias: bool, heads: int
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a direction's parameters by name, in the operators' order."""
+    cell = BY_MODE[own.mode]
+    rows = len(cell.gates) * hidden_size
+    recurrent = {
+        "none": (),
+        "dense": (rows, hidden_size),
+        "heads": (heads, rows // heads, hidden_size // heads),
+    }[cell.recurrent]
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight_ih": (rows, input_size),
+        "weight_hh": recurrent,
+        "bias_ih": (rows,) if bias else (),
+        "bias_hh": (rows,) if bias and recurrent else (),
+        "params": (len(cell.params), hidden_size) if cell.params else (),
+    }
+    return {name: shape for name, shape in shapes.items() if shape}
+
+
+def _heads_repr(module: Any) -> str:
+    return f", num_heads={module.num_heads}" if module.num_heads > 1 else ""
+
+
 def _unscriptable(module: Any) -> NoReturn:
     raise TypeError(
         f"torch.jit.script compiles Python source, and {type(module).__name__} has none"
@@ -77,7 +113,10 @@ class AddedLayer(Layer, _NoTorchLayer):
     """A stack of layers of an added cell: torch.nn.LSTM's arguments without proj_size.
 
     Parameters are those of torch.nn's layers, weight_ih_l0 (G·H, I) and so on with the cell's G
-    gates; a cell with learned values per unit has params_l0 (their number, H) too. hx and the final
+    gates; a cell with learned values per unit has params_l0 (their number, H) too. A cell whose
+    W_hh is in heads has weight_hh_l0 (num_heads, G·H/num_heads, H/num_heads), one without a W_hh
+    neither weight_hh_l0 nor bias_hh_l0. Raises ValueError for num_heads that do not divide
+    hidden_size, or that the cell does not have. hx and the final
     states are a tensor (L·D, B, H), or a tuple of them for a cell with several states, in the order
     of the cell's names. `LSTM` has the arguments of a call.
     """
@@ -96,6 +135,7 @@ class AddedLayer(Layer, _NoTorchLayer):
         bidirectional: bool = False,
         device: Any = None,
         dtype: Any = None,
+        num_heads: int = 1,
     ) -> None:
         # torch's constructor knows its own modes alone: it checks, and names a one-gate layer's.
         super().__init__(
@@ -103,25 +143,24 @@ class AddedLayer(Layer, _NoTorchLayer):
             bidirectional, device="meta",
         )  # fmt: skip
         self.mode = self.own.mode
-        cell = BY_MODE[self.mode]
-        shapes = {name: tuple(p.shape) for name, p in self.named_parameters()}
+        self.num_heads = _checked_heads(self.own, hidden_size, num_heads)
+        inputs = {name: p.shape[-1] for name, p in self.named_parameters()}
         self._flat_weights_names = []
-        for group in self._all_weights:
-            for name in group:
-                rows, *columns = shapes[name]
-                shapes[name] = (rows * len(cell.gates), *columns)
-            if cell.params:
-                suffix = group[0].removeprefix("weight_ih")
-                group.append(f"params{suffix}")
-                shapes[group[-1]] = (len(cell.params), hidden_size)
         self._parameters.clear()
-        names = [name for group in self._all_weights for name in group]
-        for name in names:
-            empty = torch.empty(shapes[name], device=device, dtype=dtype)
-            self.register_parameter(name, nn.Parameter(empty))
-        self._flat_weights_names = names
+        for group in self._all_weights:
+            suffix = group[0].removeprefix("weight_ih")
+            shapes = _shapes(self.own, inputs[group[0]], hidden_size, bias, num_heads)
+            group[:] = [name + suffix for name in shapes]
+            for name, shape in zip(group, shapes.values(), strict=True):
+                empty = torch.empty(shape, device=device, dtype=dtype)
+                self.register_parameter(name, nn.Parameter(empty))
+            self._flat_weights_names += group
         self._init_flat_weights()
         self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """torch's, and the heads."""
+        return super().extra_repr() + _heads_repr(self)
 
     def select_backend(
         self, input: Any, weights: Sequence[Any], hx: Any = None, usual: bool = False
@@ -183,7 +222,7 @@ class AddedCellModule(Cell, _NoTorchCell):
     """One step of an added cell: torch.nn.LSTMCell's arguments, input and states.
 
     Parameters are weight_ih (G·H, I), weight_hh (G·H, H), bias_ih, bias_hh (G·H) and, for a cell
-    with learned values per unit, params (their number, H).
+    with learned values per unit, params (their number, H). Heads as in the layer.
     """
 
     own: AddedCell
@@ -195,26 +234,31 @@ class AddedCellModule(Cell, _NoTorchCell):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
+        num_heads: int = 1,
     ) -> None:
-        cell = BY_MODE[self.own.mode]
-        super().__init__(input_size, hidden_size, bias, len(cell.gates), device, dtype)
-        if cell.params:
-            empty = torch.empty(len(cell.params), hidden_size, device=device, dtype=dtype)
-            self.params = nn.Parameter(empty)
-            self.reset_parameters()
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device="meta")
+        self.num_heads = _checked_heads(self.own, hidden_size, num_heads)
+        self._parameters.clear()
+        shapes = _shapes(self.own, input_size, hidden_size, bias, num_heads)
+        for name, shape in shapes.items():
+            empty = torch.empty(shape, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(empty))
+        for name in ("bias_ih", "bias_hh"):
+            if name not in shapes:
+                self.register_parameter(name, None)
+        self._names = tuple(shapes)
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """torch's, and the heads."""
+        return super().extra_repr() + _heads_repr(self)
 
     @property
     def _mode(self) -> str:
         return self.own.mode
 
-    @property
-    def _names(self) -> Sequence[str]:  # type: ignore[override]
-        biases = ("bias_ih", "bias_hh") if self.bias else ()
-        params = ("params",) if BY_MODE[self._mode].params else ()
-        return ("weight_ih", "weight_hh", *biases, *params)
-
     def current_weights(self) -> list[Tensor]:
-        """w_ih, w_hh[, b_ih, b_hh][, params], whatever has been put in the parameters' place."""
+        """w_ih[, w_hh][, b_ih[, b_hh]][, params], whatever is in the parameters' place."""
         return [getattr(self, name) for name in self._names]
 
     def _has_bias(self, weights: Sequence[Tensor]) -> bool:

@@ -51,11 +51,13 @@ class Layer:
         cell: str | os.PathLike[str] | None = None,
     ) -> None:
         self.batch_first = batch_first
-        self.weights = layers(state_dict, prefix)
-        first = self.weights[0][0]
         self._header = None if cell is None else os.fspath(cell)
-        self.cell = _cell(first, nonlinearity) if cell is None else _added_cell(cell)
-        self.hidden_size = first.w_hh.shape[0] // len(self.cell.gates)
+        added = None if cell is None else _added_cell(cell)
+        self.weights = layers(state_dict, prefix, recurs=added is None or added.recurs)
+        first = self.weights[0][0]
+        self.cell = added or _cell(first, nonlinearity)
+        rows = first.w_hh if self.cell.recurrent == "dense" else first.w_ih
+        self.hidden_size = rows.shape[0] // len(self.cell.gates)
         self.proj_size = 0 if first.w_hr is None else first.w_hr.shape[0]
         self.input_size = first.w_ih.shape[1]
         self.directions = len(self.weights[0])
@@ -311,12 +313,21 @@ class Layer:
     def _check_weights(self) -> None:
         gate_rows = len(self.cell.gates) * self.hidden_size
         width = self.proj_size or self.hidden_size
-        if (self.weights[0][0].params is not None) != bool(self.cell.params):
-            which = "lacks" if self.cell.params else "has"
-            raise ValueError(f"the state_dict {which} params_l0")
+        first, cell = self.weights[0][0], self.cell
+        for name, weight, there in (
+            ("params_l0", first.params, bool(cell.params)),
+            ("weight_hh_l0", first.w_hh, cell.recurs),
+            ("bias_hh_l0", first.b_hh, cell.recurs and first.b_ih is not None),
+        ):
+            if (weight is not None) != there:
+                raise ValueError(f"the state_dict {'lacks' if there else 'has'} {name}")
+        recurrent: tuple[int, ...] = (gate_rows, width)
+        if cell.recurrent == "heads":
+            heads = first.w_hh.shape[0] if first.w_hh.ndim == 3 else 0
+            recurrent = (heads, gate_rows // heads, width // heads) if heads else ()
         for k, layer in enumerate(self.weights):
             inputs = self.directions * width if k else self.input_size
-            wanted = [(gate_rows, inputs), (gate_rows, width), *[(gate_rows,)] * 2]
+            wanted: list[tuple[int, ...]] = [(gate_rows, inputs), recurrent, *[(gate_rows,)] * 2]
             wanted += [(width, self.hidden_size), (len(self.cell.params), self.hidden_size)]
             for given in (w for direction in layer for w in direction.arrays):
                 if given.dtype != self.dtype:

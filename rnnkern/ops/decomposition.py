@@ -13,8 +13,8 @@ from torch.nn.functional import linear
 from ..call_spec import CallSpec
 from .library import CELLS, Resets, weights_per_direction
 
-# One step: x = W_ih x + b_ih and y = W_hh h + b_hh (B, G·H), the states before, and the learned
-# values per unit (H), if the cell has any -> the states after.
+# One step: x = W_ih x + b_ih and, if there is a W_hh, y = W_hh h + b_hh (B, G·H), the states
+# before, and the learned values per unit (H), if the cell has any -> the states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
 
 
@@ -51,7 +51,8 @@ _STEPS: dict[str, Step] = {
 
 
 def use_step(mode: str, step: Step) -> None:
-    """The step of an added cell: step(x, y, *states, *params) -> the states after."""
+    """The step of an added cell: step(x, y, *states, *params) -> the states after; no y without a
+    W_hh."""
     _STEPS[mode] = step
 
 
@@ -96,15 +97,17 @@ def layer(
 
     outputs, finals = [], []
     for direction in range(spec.directions):
-        w_ih, w_hh, *others = weights[direction * each : (direction + 1) * each]
-        b_ih, b_hh = others[:2] if spec.bias else (None, None)
-        w_hr = others[-1] if spec.projection else None
-        params = others[-1] if kind.params else ()
+        own = weights[direction * each : (direction + 1) * each]
+        count = 1 + kind.recurs
+        w_ih, *w_hh = own[:count]
+        b_ih, *b_hh = own[count : 2 * count] if spec.bias else (None, None)
+        w_hr = own[-1] if spec.projection else None
+        params = own[-1] if kind.params else ()
         states = [s[direction] for s in state]
         others_of_h = len(kind.states) - 1
         if not states:
             hidden_size = w_ih.shape[0] // len(kind.gates)
-            states = [input.new_zeros(batch, w_hh.shape[1])]
+            states = [input.new_zeros(batch, hidden_size if w_hr is None else w_hr.shape[0])]
             states += [input.new_zeros(batch, hidden_size) for _ in range(others_of_h)]
         elif others_of_h > 1:
             states = [states[0], *states[1].chunk(others_of_h, -1)]
@@ -115,8 +118,8 @@ def layer(
                 states = _after_resets(states, resets, t, spec)
             # Rows whose sequence has ended (or, backwards, not begun) keep their state.
             now = states if sizes is None else [s[: sizes[t]] for s in states]
-            x, y = linear(by_step[t], w_ih, b_ih), linear(now[0], w_hh, b_hh)
-            new = list(step(x, y, *now, *params))
+            y = [_recurrent(now[0], w, b_hh[0]) for w in w_hh]
+            new = list(step(linear(by_step[t], w_ih, b_ih), *y, *now, *params))
             if w_hr is not None:
                 new[0] = linear(new[0], w_hr)
             hidden[t] = new[0]
@@ -130,6 +133,16 @@ def layer(
     if spec.batch_first and batch_sizes is None:
         output = output.transpose(0, 1)
     return output, *(torch.stack(s) for s in zip(*finals, strict=True))
+
+
+def _recurrent(h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Tensor:
+    """W_hh h + b_hh, (B, G·H), of a W_hh (G·H, R) or in heads (heads, G·H/heads, H/heads)."""
+    if w_hh.dim() == 2:
+        return linear(h, w_hh, b_hh)
+    heads, _, units = w_hh.shape
+    by_head = torch.einsum("bnj,nij->bni", torch.unflatten(h, -1, (heads, units)), w_hh)
+    y = torch.unflatten(by_head, -1, (-1, units)).transpose(1, 2).flatten(1)
+    return y if b_hh is None else y + b_hh
 
 
 def _after_resets(

@@ -16,8 +16,8 @@ from .library import CELLS
 
 def _sizes(weights: Sequence[Tensor], spec: CallSpec) -> tuple[int, int]:
     """H and R of a layer."""
-    w_ih, w_hh = weights[:2]
-    return w_ih.shape[0] // len(CELLS[spec.cell].gates), w_hh.shape[1]
+    hidden = weights[0].shape[0] // len(CELLS[spec.cell].gates)
+    return hidden, weights[1].shape[1] if spec.projection else hidden
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -68,8 +68,10 @@ read_cells()
 
 
 def weights_per_direction(spec: CallSpec) -> int:
-    """How many: (w_ih, w_hh[, b_ih, b_hh][, w_hr or params])."""
-    return (4 if spec.bias else 2) + (spec.projection or bool(CELLS[spec.cell].params))
+    """How many: (w_ih, w_hh[, b_ih, b_hh][, w_hr or params]), of a cell without W_hh
+    (w_ih[, b_ih][, params])."""
+    cell = CELLS[spec.cell]
+    return (1 + cell.recurs) * (1 + spec.bias) + (spec.projection or bool(cell.params))
 
 
 class Resets(NamedTuple):
@@ -125,11 +127,12 @@ def plan(
     element_size: int,
     backward: bool,
     threads: int,
+    heads: int = 1,
 ) -> dict[str, Any]:
     """How the CPU engine runs one layer call: the members of `Plan` (csrc/cpu/runtime/plan.h)."""
     text = torch.ops.rnnkern.plan(
         cell, steps, batch, input_size, hidden_size, proj_size, directions, element_size, backward,
-        threads,
+        threads, heads,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(text)
     return found

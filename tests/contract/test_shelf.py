@@ -27,18 +27,19 @@ def xlstm_loop() -> ModuleType:
     return module
 
 
-def test_slstm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs and gradients of xlstm's sLSTM with one head. Its c, n and m differ by a factor."""
+@pytest.mark.parametrize("heads", [1, 4])
+def test_slstm(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and gradients of xlstm's sLSTM. Its c, n and m differ by a factor."""
     monkeypatch.setenv("CXXFLAGS", "-O0")  # as in test_added_cells.py
     loop = xlstm_loop()
     T, B, I, H = 9, 3, 5, 20
-    layer = rnnkern.cells.SLSTM(I, H, dtype=torch.float64)
+    layer = rnnkern.cells.SLSTM(I, H, dtype=torch.float64, num_heads=heads)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
     w_ih, w_hh, b_ih, b_hh = layer.parameters()
     states, _, _ = loop.slstm_forward(
         torch.nn.functional.linear(x, w_ih, b_ih),
         torch.zeros(4, B, H, dtype=torch.float64),
-        w_hh[None],
+        w_hh,
         b_hh,
         loop.slstm_pointwise_function_registry["slstm"],
     )

@@ -29,10 +29,11 @@ struct LstmCall {
   bool backward = false;
   int threads = 2, directions = 1, element_size = 4;
   bool prepacked = false, int8 = false;
+  int64_t heads = 1;
 
   PlanInput input() const {
-    return {steps, batch,      steps * batch, input_size, hidden_size, proj_size, 4,
-            4,     directions, element_size,  backward,   threads,     prepacked, int8};
+    return {steps,      batch,        steps * batch, input_size, hidden_size, proj_size, 4,    4,
+            directions, element_size, backward,      threads,    prepacked,   int8,      heads};
   }
 };
 
@@ -52,6 +53,7 @@ constexpr char kAllThreads[] = "work for all threads",
                kRecurrent[] = "recurrent weights exceed the L2 budget",
                kTooFewRows[] = "too few rows for the threads", kFewSteps[] = "few steps",
                kNarrow[] = "narrow input", kAllFit[] = "all weights fit the L2 budget",
+               kNoProduct[] = "no recurrent product to join",
                kAhead[] = "ahead of the step, in chunks of time", kPacked[] = "packed",
                kPackedBefore[] = "packed before", kInt8[] = "int8 weights",
                kUnpacked[] = "too few passes over the weights to repay packing",
@@ -147,6 +149,15 @@ const Expected kExpected[] = {
      40,
      6,
      {kAllThreads, kNoBarrier, kAhead, kPacked, kOneBlock}},
+    {"no recurrent product",
+     {.steps = 1, .batch = 32, .input_size = 64, .hidden_size = 128, .threads = 1, .heads = 0},
+     1,
+     false,
+     false,
+     false,
+     32,
+     1,
+     {kAllThreads, kOneThread, kNoProduct, kPacked, kOneBlock}},
     {"backward of one step",
      {.steps = 1, .batch = 16, .input_size = 64, .hidden_size = 64, .backward = true, .threads = 1},
      1,
@@ -239,6 +250,7 @@ int main() {
   const auto pick = [&](int most) { return std::uniform_int_distribution<int>(1, most)(random); };
   for (int i = 0; i < 2000; ++i) {
     LstmCall call{pick(300), pick(1500), pick(600), pick(900)};
+    call.heads = i % 5 ? 1 : 0;
     call.backward = i % 2, call.directions = pick(2), call.element_size = 1 << pick(3);
     check_any(call);
     std::vector<int64_t> lengths(size_t(pick(40)));

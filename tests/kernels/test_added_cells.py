@@ -155,7 +155,7 @@ def test_without_a_step(tmp_path: Path) -> None:
         rnnkern.cells.check(layer_class)
 
 
-@pytest.mark.parametrize("name", ["SLSTM", "PeepholeLSTM"])
+@pytest.mark.parametrize("name", ["SLSTM", "PeepholeLSTM", "IndRNN"])
 def test_copies(name: str) -> None:
     layer = make(name, num_layers=2)
     x = torch.randn(T, B, I, dtype=torch.float64)
@@ -190,7 +190,7 @@ def test_numpy(name: str) -> None:
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("name", ["SLSTM", "PeepholeLSTM"])
+@pytest.mark.parametrize("name", ["SLSTM", "PeepholeLSTM", "SRU"])
 def test_compile(name: str) -> None:
     layer = make(name, num_layers=2)
     x = torch.randn(T, B, I, dtype=torch.float64)
@@ -198,14 +198,112 @@ def test_compile(name: str) -> None:
     assert_same(compiled(x), layer(x))
 
 
-@pytest.mark.parametrize("name", ["SLSTM", "PeepholeLSTM"])
+@pytest.mark.parametrize("name", ["SLSTM", "PeepholeLSTM", "IndRNN", "MinGRU", "SRU"])
 def test_resets(name: str) -> None:
     layer = make(name)
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
     resets = torch.zeros(T, B, dtype=torch.bool)
     resets[3] = True
-    output, _ = layer(x, resets=resets)
-    assert_same(output, torch.cat([layer(x[:3])[0], layer(x[3:])[0]]))
+    output, truth = layer(x, resets=resets)[0], torch.cat([layer(x[:3])[0], layer(x[3:])[0]])
+    assert_same(output, truth)
+    leaves, weight = [x, *layer.parameters()], torch.randn_like(truth)
+    assert_same(*(torch.autograd.grad(y, leaves, weight) for y in (output, truth)))
+
+
+def with_heads(folder: Path, name: str) -> type[torch.nn.Module]:
+    """The layer of a cell on the shelf, with W_hh in heads."""
+    header = folder / SHELF[name].header
+    heads = "static constexpr Recurrent kRecurrent = Recurrent::heads;\n\n  template"
+    header.write_text((FOLDER / SHELF[name].header).read_text().replace("template", heads, 1))
+    return rnnkern.cells.load(header, step=SHELF[name].step).layer
+
+
+@pytest.mark.parametrize("name", ["CIFG", "MGU", "PeepholeLSTM"])
+def test_heads_of_any_cell(name: str, tmp_path: Path) -> None:
+    """With a product that shares pre-activations and one that does not, and resets by a mask."""
+    kind = with_heads(tmp_path, name)
+    assert rnnkern.cells.check(kind) < 1e-12
+    layer = kind(I, H, dtype=torch.float64, num_heads=4)
+    x, resets = torch.randn(T, B, I, dtype=torch.float64), torch.rand(T, B) < 0.3
+    assert_same(layer(x, resets=resets), by_steps(layer)(x, resets=resets))
+
+
+@pytest.mark.parametrize("T", [1, 7])
+@pytest.mark.parametrize(
+    ("hidden", "heads", "batch"),
+    [(20, 4, 3), (6, 6, 3), (40, 1, 3), (48, 2, 40), (64, 2, 150), (160, 2, 9), (256, 2, 9)],
+)
+def test_heads(T: int, hidden: int, heads: int, batch: int) -> None:
+    """The matrix of one head in which all others are zeros is the matrices of the heads."""
+    layer, dense = (
+        rnnkern.cells.SLSTM(I, hidden, dtype=torch.float64, num_heads=n) for n in (heads, 1)
+    )
+    assert layer.weight_hh_l0.shape == (heads, 4 * hidden // heads, hidden // heads)
+    by_gate = layer.weight_hh_l0.detach().unflatten(1, (4, -1)).transpose(0, 1)
+    whole = torch.stack([torch.block_diag(*blocks) for blocks in by_gate])
+    state = layer.state_dict() | {"weight_hh_l0": whole.reshape(1, 4 * hidden, hidden)}
+    dense.load_state_dict(state)
+    x, weight = torch.randn(T, batch, I).double(), torch.randn(T, batch, hidden).double()
+    found, truth = [], []
+    for module, to in ((layer, found), (dense, truth)):
+        output, final = module(x)
+        grads = torch.autograd.grad(output, [*module.parameters()], weight)
+        to += [output, *final, *grads]
+    of_heads = found[6].unflatten(1, (4, -1)).transpose(0, 1)
+    found[6] = torch.stack([torch.block_diag(*blocks) for blocks in of_heads])
+    truth[6] = truth[6].view(4, hidden, hidden) * (whole != 0)
+    assert_same(found, truth)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("MinGRU", 1), ("SLSTM", 4)])
+def test_threads(name: str, heads: int) -> None:
+    """Threads that split rows or units leave the bits as they are."""
+    options = {"num_heads": heads} if heads > 1 else {}
+    layer = getattr(rnnkern.cells, name)(64, 512, **options)
+    for batch, split in ((4, "units"), (64, "rows")):
+        x = torch.randn(9, batch, 64)
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            output = layer(x)[0]
+            grads = torch.autograd.grad(output.sum(), [*layer.parameters()])
+            results.append([output, *grads])
+        assert rnnkern.plan(layer, x)["split"] == split
+        for one, two in zip(*results, strict=True):
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("MinGRU", 1), ("SLSTM", 1), ("SLSTM", 4)])
+@pytest.mark.parametrize(("weights", "error"), [("bfloat16", 0.02), ("int8", 0.05)])
+def test_rounded_weights(name: str, heads: int, weights: str, error: float) -> None:
+    options = {"num_heads": heads} if heads > 1 else {}
+    layer = getattr(rnnkern.cells, name)(I, H, num_layers=2, **options)
+    arrays = {name: value.numpy() for name, value in layer.state_dict().items()}
+    header = FOLDER / SHELF[name].header
+    own = rnnkern.numpy.Layer(arrays, cell=header, weights=weights)
+    x = np.random.default_rng(0).standard_normal((T, B, I), np.float32)
+    exact = rnnkern.numpy.Layer(arrays, cell=header)(x)[0]
+    found = own(x)[0]
+    assert 0 < np.abs(found - exact).max() < error * np.abs(exact).max()
+    stream = own.stream(batch_size=B)
+    np.testing.assert_allclose(np.stack([stream(row) for row in x]), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["IndRNN", "MinGRU", "MinLSTM", "SRU"])
+def test_without_recurrent_product(name: str) -> None:
+    layer, cell = make(name, num_layers=2), getattr(rnnkern.cells, f"{name}Cell")(I, H)
+    for module in (layer, cell):
+        assert not any("_hh" in name for name, _ in module.named_parameters())
+    plan = rnnkern.plan(layer, torch.randn(1, 3, I).double())
+    assert not plan["fused_input"]
+    assert plan["rule"]["input"] == "no recurrent product to join"
+    assert len([*make(name, bias=False).parameters()]) == 1 + bool(
+        library.BY_MODE[layer.mode].params
+    )
+    arrays = {name: value.numpy() for name, value in layer.state_dict().items()}
+    arrays["weight_hh_l0"] = arrays["weight_hh_l1"] = np.zeros((H, H))
+    with pytest.raises(ValueError, match="has weight_hh_l0"):
+        rnnkern.numpy.Layer(arrays, cell=FOLDER / SHELF[name].header)
 
 
 def test_wrong_arguments() -> None:
@@ -221,6 +319,14 @@ def test_wrong_arguments() -> None:
         layer([1.0])
     with pytest.raises(TypeError, match=r"torch\.jit\.script"):
         torch.jit.script(layer)
+    with pytest.raises(ValueError, match="num_heads must divide hidden_size"):
+        make("SLSTM", num_heads=3)
+    with pytest.raises(ValueError, match="CIFG has no heads"):
+        make("CIFG", num_heads=2)
+    for wrong in (torch.zeros(4 * H, H), torch.zeros(3, 4 * H, H), torch.zeros(0, 4 * H, H)):
+        layer.weight_hh_l0 = torch.nn.Parameter(wrong.double())
+        with pytest.raises(RuntimeError, match="weight_hh must have the sizes"):
+            layer(x)
 
 
 HEADER = (FOLDER / "li_gru.h").read_text()
@@ -231,6 +337,12 @@ HEADER = (FOLDER / "li_gru.h").read_text()
     [
         ("sigmoid(preact[1])", "sigmoyd(preact[1])", r"mine\.h:\d+:\d+.*sigmoyd"),
         ("kGates = 2", "kGates = 5", "a cell has 1 to 4 gates"),
+        (
+            "kPreacts = 2",
+            "kPreacts = 3, kHiddenPreact = 1; static constexpr Recurrent kRecurrent = "
+            "Recurrent::none; static constexpr int kUnused = 0",
+            "without a W_hh a cell has one pre-activation for each gate",
+        ),
         ('{"candidate", "update"}', '{"candidate"}', "kGateNames must name each gate"),
     ],
 )

@@ -32,6 +32,7 @@ class BackwardBlock {
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
   static constexpr bool kHasC = kCValues > 0, kSaves = Cell::kSaved > 0 || kHasC;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
+  static constexpr bool kRecurs = Cell::kRecurrent != Recurrent::none, kHeads = Shared::kHeads;
   static constexpr bool kSharesPreacts = Cell::kInputPreact == Cell::kHiddenPreact;
   static_assert(Cell::kGates <= kMaxBatch);
 
@@ -62,7 +63,7 @@ class BackwardBlock {
         buffer_(buffer),
         dx_(dx),
         accumulate_dx_(accumulate_dx),
-        units_(unit_layout(p.hidden_size, p, plan)),
+        units_(Shared::hidden_layout(p.hidden_size, p, plan)),
         dgates_(chunk_rows(p, plan), (Cell::kPreacts + Cell::kParams) * p.hidden_size,
                 is_blocked(p, plan), scratch),
         dh_{nullptr, pad_to_odd_lines<S>(hh_.panels.padded_cols())},
@@ -70,7 +71,8 @@ class BackwardBlock {
         projection_(p, seq_, direction, shared.hr, shared.grads[block].hr, chunk_rows(p, plan),
                     scratch),
         wgrad_(make_wgrad(p, shared.grads[block], scratch)),
-        params_wgrad_(make_params_wgrad(p, shared.grads[block], scratch)) {
+        params_wgrad_(make_params_wgrad(p, shared.grads[block], scratch)),
+        head_grad_(shared.grads[block].hh) {
     dh_.data = scratch.alloc<S>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.alloc<S>(seq_.batch * dc_.stride);
   }
@@ -97,7 +99,8 @@ class BackwardBlock {
   // Whether gate gradients are in blocks of whole units.
   static bool is_blocked(const BackwardParams<T>& p, const Plan& plan) {
     const int64_t block = kKC * kVnniFactor<T>;
-    return p.hidden_size > block && p.hidden_size % block == 0 && !plan.unpacked_weights;
+    const int64_t columns = kHeads ? p.hidden_size / p.heads : p.hidden_size;  // that GEMMs take
+    return p.hidden_size > block && columns % block == 0 && !plan.unpacked_weights;
   }
 
   // Rows of a panel of the right operand, or of dx.
@@ -184,8 +187,10 @@ class BackwardBlock {
           cell_backward(step_operands(s, true, dgates), mine, mine.b0, carried);
         if (carried < active) cell_backward(step_operands(s, false, dgates), mine, carried, active);
       }
-      if (plan_.split_units) team.sync();
-      if (mine.b0 < active) propagate_dh(s, of_h, active, dgates);
+      if constexpr (kRecurs) {
+        if (plan_.split_units) team.sync();
+        if (mine.b0 < active) propagate_dh(s, of_h, active, dgates);
+      }
       if (p_.resets.data) end_gradients(time(s), mine, of_h);
     }
   }
@@ -452,8 +457,10 @@ class BackwardBlock {
     Wgrad<T> of[kSharesPreacts ? 1 : 2];
   };
   static Wgrads make_wgrad(const BackwardParams<T>& p, const WeightGrads<S>& g, Arena& arena) {
-    const WgradTarget<S> targets[] = {
-        {g.ih, p.input_size}, {g.bias_ih, 1}, {g.hh, p.h_size()}, {g.bias_hh, 1}};
+    const WgradTarget<S> targets[] = {{g.ih, p.input_size},
+                                      {g.bias_ih, 1},
+                                      {kHeads ? nullptr : g.hh, p.h_size()},
+                                      {g.bias_hh, 1}};
     const auto make = [&](int first, int count, int first_preact, int (*gate_of)(int)) {
       return Wgrad<T>(targets + first, count, first_preact, Cell::kGates, p.hidden_size, gate_of,
                       arena);
@@ -491,6 +498,10 @@ class BackwardBlock {
       wgrad_.of[0].accumulate(chunk, x, Ones());
       wgrad_.of[1].accumulate(chunk, h_prev, Ones());
     }
+    if constexpr (kHeads)
+      HeadWgrad<T>{head_grad_,          hh_.panels,   hh_.range,
+                   Cell::kHiddenPreact, Cell::kGates, Cell::hidden_gate}
+          .accumulate(chunk, h_prev);
     if constexpr (Cell::kParams > 0) params_wgrad_.accumulate(chunk, Ones());
     if constexpr (kProjects)
       if (projects()) projection_.wgrad(chunk);
@@ -501,7 +512,8 @@ class BackwardBlock {
   const Plan& plan_;
   const int d_;
   const Shared& shared_;
-  const PackedWeights<T>&ih_, &hh_;
+  const PackedWeights<T>& ih_;
+  const typename Shared::HiddenWeights& hh_;
   S* const buffer_;
   const SequenceView<S> dx_;
   const bool accumulate_dx_;
@@ -511,6 +523,7 @@ class BackwardBlock {
   Projection projection_;
   Wgrads wgrad_;
   Wgrad<T> params_wgrad_;
+  S* const head_grad_;  // of W_hh in heads
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -9,6 +9,7 @@
 // Threads that split the rows never meet; threads that split the units meet after each step.
 #pragma once
 #include <atomic>
+#include <cstdlib>
 
 #include "../../core/saved_layout.h"
 #include "../simd/math.h"
@@ -45,6 +46,7 @@ class ForwardDirection {
   static constexpr bool kHasC = kCValues > 0;
   // Whether h is also carried unrounded.
   static constexpr bool kKeepsFp32H = !Cell::kProjects && !std::is_same_v<T, S>;
+  static constexpr bool kRecurs = Cell::kRecurrent != Recurrent::none;
   static_assert(kUnitBlock % kLanes == 0);
 
  public:
@@ -60,7 +62,7 @@ class ForwardDirection {
 
     // Of `packed` are the weights, of `arena` what a call needs besides.
     Shared(const ForwardParams<T>& p, const Plan& plan, Arena& packed, Arena& arena, int direction)
-        : weights(p, plan, direction, packed),
+        : weights(p, plan, direction, packed, arena),
           projection(p, plan, direction, packed, arena) {
       if (direction >= p.directions) return;
       zeros = arena.alloc<S>(p.hidden_size);
@@ -137,7 +139,7 @@ class ForwardDirection {
           shared_.projection.run(range.b0, active, h_rows(time(s), range.b0), team);
         }
       before = max(active, range.b0);
-      team.sync();
+      if (kRecurs || p_.resets.data) team.sync();  // others read this worker's h
     }
     finish(range, team);
   }
@@ -266,10 +268,12 @@ class ForwardDirection {
       StridedRows<const S> input_preacts{};
       if (!plan_.fused_input) input_preacts = {chunk_at(s, r0, panel, range), panels_.ldb(panel)};
       for_mc_blocks(r1 - r0, [&](int64_t r, int n) {
+        if constexpr (!kRecurs)  // which the plan never fuses, but for int8
+          if (!quantized) return epilogue(panel, r, n, step, input_preacts[r]);
         alignas(64) S preacts[kMC * kMaxNR * kLanes];
         if (quantized)
           shared_.weights.gate_gemm_int8(panel, n, chunk_ + r * quantized, preacts);
-        else
+        else if constexpr (kRecurs)
           shared_.weights.gate_gemm(
               panel, n, {x[r], x.stride}, {step.h_prev[r], step.h_prev.stride},
               {input_preacts[r], input_preacts.stride}, r == 0, next, preacts);
@@ -451,10 +455,17 @@ class ForwardCall {
 // a null header only counts. Returns the bytes.
 template <class Cell, class T>
 size_t prepack(const ForwardParams<T>& p, PrepackedHeader* to) {
+  using Shared = typename ForwardDirection<Cell, T>::Shared;
   const Plan plan{};
-  Arena packed = prepacked_weights(to), unused(nullptr);
+  Arena packed = prepacked_weights(to), counted(nullptr), unused(nullptr);
+  if (Cell::kRecurrent == Recurrent::heads && to) Shared(p, plan, unused, counted, 0);
+  const struct Block {
+    void* data;
+    ~Block() { std::free(data); }
+  } block{counted.used() ? allocate_block(counted.used()) : nullptr};
   for (int d = 0; d < p.directions; ++d) {
-    typename ForwardDirection<Cell, T>::Shared shared(p, plan, packed, unused, d);
+    Arena scratch(block.data);
+    Shared shared(p, plan, packed, scratch, d);
     if (!to) continue;
     shared.weights.pack(0, gate_layout<Cell, T>(p.hidden_size).count());
     if constexpr (ForwardDirection<Cell, T>::kProjects)

@@ -6,6 +6,7 @@
 #include "../gemm/gemm_unpacked.h"
 #include "../runtime/arena.h"
 #include "../runtime/plan.h"
+#include "heads.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -23,19 +24,31 @@ class PackedGateWeights {
   using F = PackedElem<T>;
   using V = Vec<S>;
   static constexpr int kLanes = V::kLanes;
+  static constexpr bool kRecurs = Cell::kRecurrent != Recurrent::none;
+  static constexpr bool kHeads = Cell::kRecurrent == Recurrent::heads;
 
  public:
-  PackedGateWeights(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena)
+  // Of `scratch` is what packing needs besides.
+  PackedGateWeights(const ForwardParams<T>& p, const Plan& plan, int direction, Arena& arena,
+                    [[maybe_unused]] Arena& scratch)
       : weights_(p.weights[direction]),
         panels_(gate_layout<Cell, T>(p.hidden_size)),
         input_k_(p.input_size / kVnniFactor<T>),
-        hidden_k_(p.h_size() / kVnniFactor<T>),
+        h_k_(kRecurs ? p.h_size() / kVnniFactor<T> : 0),
+        heads_(kHeads ? p.hidden_size : 0, p.heads, panels_.blocks_per_panel * kLanes,
+               p.weight_format() == WeightFormat::int8 ? kInt8K : 1),
+        hidden_k_(kHeads ? heads_.depth : h_k_),
         format_(p.weight_format()),
         unpacked_(plan.unpacked_weights),
         fused_input_(plan.fused_input) {
     if (direction >= p.directions) return;
     allocate(ih_, input_k_, arena);
-    allocate(hh_, hidden_k_, arena);
+    if (kRecurs) allocate(hh_, hidden_k_, arena);
+    if constexpr (kHeads) {
+      expanded_ = scratch.alloc<T>(Cell::kGates * p.hidden_size * hidden_k_);
+      weights_.hh = expanded_;
+      w_hh_ = p.weights[direction].hh;
+    }
     bias_ = arena.alloc<S>(Cell::kPreacts * panels_.unit_blocks() * kLanes);
     if (Cell::kParams) params_ = arena.alloc<S>(Cell::kParams * panels_.unit_blocks() * kLanes);
     const int64_t split = plan.split_units ? plan.team(p.directions) : 1;
@@ -58,9 +71,12 @@ class PackedGateWeights {
   void pack(int64_t begin, int64_t end) {
     const int64_t H = panels_.units;
     for (int64_t panel = begin; panel < end; ++panel) {
+      if constexpr (kHeads)
+        expand_heads(heads_, w_hh_, Cell::kGates, panels_.first_unit(panel),
+                     min(panels_.first_unit(panel + 1), H), expanded_);
       if (!is_unpacked(panel)) {
         pack(panel, weights_.ih, input_k_, Cell::input_gate, ih_);
-        pack(panel, weights_.hh, hidden_k_, Cell::hidden_gate, hh_);
+        if (kRecurs) pack(panel, weights_.hh, hidden_k_, Cell::hidden_gate, hh_);
       }
       S* const bias = this->bias(panel);
       const int64_t first = panels_.first_unit(panel);
@@ -138,7 +154,7 @@ class PackedGateWeights {
   // A row of x and one of h as bytes, with a scale each, in lanes: what a step with int8 weights
   // reads. 0 with other weights.
   int64_t quantized_lanes() const {
-    return format_ == WeightFormat::int8 ? int8_lanes(input_k_) + int8_lanes(hidden_k_) + 2 : 0;
+    return format_ == WeightFormat::int8 ? int8_lanes(input_k_) + int8_lanes(h_k_) + 2 : 0;
   }
 
   // Quantises n rows of x and h, side by side.
@@ -147,8 +163,7 @@ class PackedGateWeights {
       for (int64_t r = 0; r < n; ++r, rows += quantized_lanes()) {
         S* const hidden = rows + int8_lanes(input_k_) + 1;
         rows[int8_lanes(input_k_)] = quantize(x[r], input_k_, reinterpret_cast<int8_t*>(rows));
-        hidden[int8_lanes(hidden_k_)] =
-            quantize(h[r], hidden_k_, reinterpret_cast<int8_t*>(hidden));
+        hidden[int8_lanes(h_k_)] = quantize(h[r], h_k_, reinterpret_cast<int8_t*>(hidden));
       }
   }
 
@@ -157,22 +172,30 @@ class PackedGateWeights {
     if constexpr (std::is_same_v<T, float>) {
       const int nr = panels_.nr(panel), width = panels_.unit_vectors(panel) * kLanes;
       const int64_t ld = preacts_ld(panel), stride = quantized_lanes();
-      const auto bytes = [&](const S* row, int64_t k) {
-        return Int8Rows{reinterpret_cast<const int32_t*>(row), row + int8_lanes(k), stride};
+      const auto bytes = [&](const S* row, int64_t k, int64_t first_k = 0) {
+        return Int8Rows{reinterpret_cast<const int32_t*>(row) + first_k / kInt8K,
+                        row + int8_lanes(k), stride};
       };
       const S* const hidden = rows + int8_lanes(input_k_) + 1;
       gemm_int8(n, nr, bytes(rows, input_k_), int8(ih_), panels_.offset(panel),
                 int8_lanes(input_k_), {nullptr, 0, preacts + Cell::kInputPreact * width, ld});
       if constexpr (Cell::kInputPreact != Cell::kHiddenPreact) begin_hidden(panel, n, {}, preacts);
-      gemm_int8(n, nr, bytes(hidden, hidden_k_), int8(hh_), panels_.offset(panel),
-                int8_lanes(hidden_k_),
-                {nullptr, 0, preacts + Cell::kHiddenPreact * width, ld, true});
+      if constexpr (kRecurs)
+        gemm_int8(n, nr, bytes(hidden, h_k_, first_k(panel)), int8(hh_), panels_.offset(panel),
+                  int8_lanes(hidden_k_),
+                  {nullptr, 0, preacts + Cell::kHiddenPreact * width, ld, true});
     }
   }
 
  private:
   // Whether this panel's weights are read unpacked.
   bool is_unpacked(int64_t panel) const { return unpacked_ && panels_.is_full(panel); }
+
+  // The first k of a panel's recurrent product.
+  int64_t first_k(int64_t panel) const {
+    if constexpr (kHeads) return heads_.begin(panels_.first_unit(panel));
+    return 0;
+  }
 
   // One matrix, packed; in int8 with what belongs to its columns.
   struct Packed {
@@ -244,7 +267,7 @@ class PackedGateWeights {
     return packed(x, input_k_, input_panel(panel), panel);
   }
   GemmOperands<F> packed_hidden(int64_t panel, StridedRows<const T> h) const {
-    return packed(h, hidden_k_, hidden_panel(panel), panel);
+    return packed({h.data + first_k(panel), h.stride}, hidden_k_, hidden_panel(panel), panel);
   }
   GemmOperands<F> packed(StridedRows<const T> left, int64_t k, const F* weight,
                          int64_t panel) const {
@@ -255,7 +278,8 @@ class PackedGateWeights {
     return unpacked(panel, x, as_packed(weights_.ih), input_k_, Cell::input_gate);
   }
   UnpackedOperands<F> unpacked_hidden(int64_t panel, StridedRows<const T> h) const {
-    return unpacked(panel, h, as_packed(weights_.hh), hidden_k_, Cell::hidden_gate);
+    return unpacked(panel, {h.data + first_k(panel), h.stride}, as_packed(weights_.hh), hidden_k_,
+                    Cell::hidden_gate);
   }
   template <class GateOf>
   UnpackedOperands<F> unpacked(int64_t panel, StridedRows<const T> left, const F* weight, int64_t k,
@@ -269,9 +293,13 @@ class PackedGateWeights {
     return ab;
   }
 
-  const Weights<T> weights_;
+  Weights<T> weights_;
   const PackedLayout<F> panels_;
-  const int64_t input_k_, hidden_k_;  // in packed elements
+  const int64_t input_k_, h_k_;  // of a row of x and of h, in packed elements
+  const HeadRange heads_;
+  const int64_t hidden_k_;   // of a panel's recurrent product
+  const T* w_hh_ = nullptr;  // in heads,
+  T* expanded_ = nullptr;    // and as a matrix of panels' k, (gates H, hidden_k_), which hh then is
   const WeightFormat format_;
   const bool unpacked_, fused_input_;
   bool prefetch_to_l2_;  // those of a step exceed the L2

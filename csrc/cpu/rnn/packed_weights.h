@@ -71,17 +71,6 @@ struct PackedWeights {
                        StridedRows<S> out, int64_t next = -1) const {
     const int64_t depth = k(), ldb = panels.ldb(panel);
     const bool prefetch = panels.bytes(depth) > l2_budget_bytes() && use_software_prefetch(rows);
-    const auto multiply = [&](GemmOperands<F>* pairs, int count) {
-      for_mc_blocks(rows, [&](int64_t r, int n) {
-        GemmOperands<F> shifted[kMaxBatch];
-        for (int i = 0; i < count; ++i) {
-          (shifted[i] = pairs[i]).a += r * a.ld;
-          shifted[i].prefetch_b = pairs[i].prefetch_b && r == 0;
-        }
-        gemm(n, panels.nr(panel), shifted, count,
-             COperand<S>{nullptr, 0, out[r], out.stride, true});
-      });
-    };
     GemmOperands<F> pairs[kMaxBatch];
     if (unpacked()) {
       for (int s = 0; s < gates; ++s)
@@ -92,7 +81,7 @@ struct PackedWeights {
                     as_packed(weight) + gate_of(s) * units * columns + panels.first_unit(panel),
                     columns,
                     a.block_stride};
-      return multiply(pairs, gates);
+      return multiply(pairs, gates, rows, panels.nr(panel), out);
     }
     const F* const begin = packed + panels.offset(panel) * depth;
     for (int64_t k = 0, stop; k < depth; k = stop) {
@@ -105,8 +94,21 @@ struct PackedWeights {
         else if (next >= 0)
           pairs[0].next_b = packed + panels.offset(next) * depth;
       }
-      multiply(pairs, 1);
+      multiply(pairs, 1, rows, panels.nr(panel), out);
     }
+  }
+
+  // out += the sum of the pairs' products.
+  static RNNKERN_INLINE void multiply(const GemmOperands<F>* pairs, int count, int64_t rows, int nr,
+                                      StridedRows<S> out) {
+    for_mc_blocks(rows, [&](int64_t r, int n) {
+      GemmOperands<F> shifted[kMaxBatch];
+      for (int i = 0; i < count; ++i) {
+        (shifted[i] = pairs[i]).a += r * pairs[i].lda;
+        shifted[i].prefetch_b = pairs[i].prefetch_b && r == 0;
+      }
+      gemm(n, nr, shifted, count, COperand<S>{nullptr, 0, out[r], out.stride, true});
+    });
   }
 };
 

@@ -132,7 +132,7 @@ PlanInput plan_input(const LayerParams<T>& p, bool backward, int threads) {
   in.backward = backward, in.threads = threads;
   in.prepacked = p.prepacked, in.int8 = p.weight_format() == WeightFormat::int8;
   const CellFacts& facts = *cell_facts(p.cell);
-  in.gates = facts.gates, in.preacts = facts.preacts;
+  in.gates = facts.gates, in.preacts = facts.preacts, in.heads = p.heads;
   return in;
 }
 
@@ -171,7 +171,7 @@ void prepack(const LayerParams<T>& layer, WeightFormat format, int tag, void* me
   header->cell = int32_t(layer.cell), header->directions = layer.directions;
   header->element_size = sizeof(T), header->format = format, header->tag = tag;
   header->input_size = layer.input_size, header->hidden_size = layer.hidden_size;
-  header->proj_size = layer.proj_size;
+  header->proj_size = layer.proj_size, header->heads = layer.heads;
   ForwardParams<T> p = of_layer(layer);
   p.prepacked = header;
   header->bytes = int64_t(engine_of(p.cell).template of<T>().prepack(p, header));

@@ -30,7 +30,8 @@ class Planner {
         quota_(machine.cpu_quota) {
     const int64_t H = in.hidden_size, P = in.proj_size;
     const int64_t input = in.gates * H * in.input_size;
-    const int64_t recurrent = in.gates * H * (P ? P : H) + P * H;
+    const int64_t columns = in.heads ? (P ? P : H) / in.heads : 0;  // of W_hh
+    const int64_t recurrent = in.gates * H * columns + P * H;
     recurrent_ = recurrent * in.element_size;
     weights_ = input * in.element_size + recurrent_;
     fmas_ = double(in.rows) * in.directions * double(input + recurrent) * (in.backward ? 2 : 1) +
@@ -81,6 +82,7 @@ class Planner {
 
   Choice<bool> fuses_input() const {
     if (in_.int8) return {true, "int8 weights"};
+    if (!in_.heads) return {false, "no recurrent product to join"};
     if (in_.steps <= tuning_.fused_max_steps && in_.batch >= in_.steps) return {true, "few steps"};
     if (in_.input_size <= tuning_.fused_max_inputs) return {true, "narrow input"};
     if (rows_ >= tuning_.fused_min_rows && weights_ / shares_ <= l2_)

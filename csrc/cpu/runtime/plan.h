@@ -47,6 +47,7 @@ struct PlanInput {
   bool backward;
   int threads;                           // at most
   bool prepacked = false, int8 = false;  // what the weights are
+  int64_t heads = 1;                     // blocks of W_hh: 1 if it is dense, 0 if there is none
 };
 
 RNNKERN_API Plan make_plan(const PlanInput& in, const Machine& machine = this_machine());

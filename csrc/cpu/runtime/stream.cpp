@@ -62,7 +62,7 @@ class StreamOf : public Stream {
     p.cell = CellId(layer.cell);
     p.input_size = layer.input_size, p.hidden_size = layer.hidden_size;
     p.proj_size = layer.proj_size;
-    p.directions = 1;
+    p.directions = 1, p.heads = layer.heads;
     p.prepacked = &layer;
     p.h_n = h_.data() + k * size_t(sizes_.batch * sizes_.width);
     p.h0 = p.h_n;
@@ -101,6 +101,7 @@ std::unique_ptr<Stream> Stream::create(const std::vector<const PrepackedHeader*>
     require(layer->directions == 1, "a stream runs in one direction");
     require(layer->cell == first.cell && layer->element_size == first.element_size &&
                 layer->hidden_size == first.hidden_size && layer->proj_size == first.proj_size &&
+                layer->heads == first.heads &&
                 layer->input_size == (layer == &first ? first.input_size : width),
             "the layers of a stream are not those of one stack");
   }

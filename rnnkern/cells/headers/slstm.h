@@ -1,7 +1,8 @@
-// sLSTM of xLSTM (Beck et al. 2024) with one head: exponential gates, a normaliser n, and the
-// stabiliser m, which keeps exp in range and leaves h as it would be without.
-//   l = log_sigmoid(preact_f) + m   m' = max(preact_i, l)   i = exp(preact_i - m')   f = exp(l -
-//   m') z = tanh(preact)   o = sigmoid(preact)   c' = f c + i z   n' = f n + i   h' = o c' / n'
+// sLSTM of xLSTM (Beck et al. 2024): exponential gates, a normaliser n, and the stabiliser m, which
+// keeps exp in range and leaves h as it would be without. Heads of units see their own h alone.
+//   l = log_sigmoid(preact_f) + m   m' = max(preact_i, l)   i = exp(preact_i - m')
+//   f = exp(l - m')   z = tanh(preact)   o = sigmoid(preact)
+//   c' = f c + i z   n' = f n + i   h' = o c' / n'
 #pragma once
 #include "cells/cell.h"
 
@@ -12,6 +13,7 @@ struct SLSTM : rnnkern::CellDefaults {
   static constexpr const char* kSavedNames[] = {"input",  "forget", "cell",
                                                 "output", "lead",   "decay"};
   static constexpr int kGates = 4, kPreacts = 4, kStates = 4, kSaved = 6;
+  static constexpr Recurrent kRecurrent = Recurrent::heads;
 
   template <class V>
   RNNKERN_HD static void forward(const V* preact, const V* prev, V* next, V* saved) {
