@@ -50,16 +50,16 @@ def _backend(module: Any, path: Backend | None, input: Any) -> Backend | None:
     return path
 
 
-def _joined(state: Sequence[Tensor]) -> list[Tensor]:
+def joined(state: Sequence[Tensor]) -> list[Tensor]:
     """All states as the operators take them: h, and the others side by side."""
     return [state[0], torch.cat(list(state[1:]), -1)] if len(state) > 2 else list(state)
 
 
-def _split(states: Sequence[Tensor], hidden_size: int) -> list[Tensor]:
-    """The reverse of `_joined`."""
+def split(states: Sequence[Tensor], hidden_size: int) -> list[Tensor]:
+    """The reverse of `joined`."""
     apart = [states[0]]
-    for joined in states[1:]:
-        apart.extend(joined.chunk(joined.shape[-1] // hidden_size, -1))
+    for others in states[1:]:
+        apart.extend(others.chunk(others.shape[-1] // hidden_size, -1))
     return apart
 
 
@@ -168,15 +168,16 @@ class AddedLayer(Layer, _NoTorchLayer):
         spec: CallSpec,
         resets: Resets | None = None,
     ) -> Sequence[Tensor]:
-        joined = _joined(state)
-        output, *states = super()._run(run, input, batch_sizes, joined, weights, spec, resets)
-        return output, *_split(states, self.hidden_size)
+        output, *states = super()._run(
+            run, input, batch_sizes, joined(state), weights, spec, resets
+        )
+        return output, *split(states, self.hidden_size)
 
     def __prepare_scriptable__(self) -> nn.Module:
         _unscriptable(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self.own, True), self.__getstate__()  # type: ignore[no-untyped-call]
+        return _reduced(self, True) or super().__reduce_ex__(protocol)
 
 
 class AddedCellModule(Cell, _NoTorchCell):
@@ -223,10 +224,10 @@ class AddedCellModule(Cell, _NoTorchCell):
     select_backend = AddedLayer.select_backend
 
     def _joined(self, state: Sequence[Tensor]) -> Sequence[Tensor]:
-        return _joined(state)
+        return joined(state)
 
     def _result(self, states: Sequence[Tensor]) -> Any:
-        return _result(_split(states, self.hidden_size))
+        return _result(split(states, self.hidden_size))
 
     def _torch_forward(self, input: Any, hx: Any) -> NoReturn:
         if not isinstance(input, Tensor):
@@ -243,7 +244,7 @@ class AddedCellModule(Cell, _NoTorchCell):
         _unscriptable(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self.own, False), dict(vars(self))
+        return _reduced(self, False) or super().__reduce_ex__(protocol)
 
 
 @cache
@@ -256,13 +257,34 @@ def classes(own: AddedCell) -> tuple[type[AddedLayer], type[AddedCellModule]]:
     return layer, type(f"{own.name}Cell", (AddedCellModule,), step)
 
 
-def _new(own: AddedCell, is_layer: bool) -> nn.Module:
-    """An empty instance (for pickle): the header is where it was, and says the same."""
+def is_added(cls: type) -> bool:
+    """Whether it is one of `classes`, and not one derived from it."""
+    return "own" in vars(cls)
+
+
+def class_of(own: AddedCell, is_layer: bool) -> type[nn.Module]:
+    """The layer class or the cell class, in whatever process: the header is where it was.
+
+    Raises RuntimeError where the header has changed, and what `own_cell.add` raises.
+    """
     found = own_cell.added(own.mode)
     if found is None:
         found = own_cell.add(own.header, library.info()["isa"], own.name)
         if found.mode != own.mode:
             raise RuntimeError(f"{own.header} has changed since the module was pickled")
-    kind = classes(found)[0 if is_layer else 1]
+    return classes(found)[0 if is_layer else 1]
+
+
+def _new(own: AddedCell, is_layer: bool) -> nn.Module:
+    """An empty instance (for pickle)."""
+    kind = class_of(own, is_layer)
     empty: nn.Module = kind.__new__(kind)
     return empty
+
+
+def _reduced(module: Any, is_layer: bool) -> tuple[Any, ...] | None:
+    """How pickle takes a module whose class it cannot find by name; None for the user's classes."""
+    if not is_added(type(module)):
+        return None
+    state = module.__getstate__() if is_layer else dict(vars(module))
+    return _new, (module.own, is_layer), state
