@@ -14,6 +14,7 @@ class Cell:
     saved   what the kernels save per unit and step for the backward pass, in their order
     states  the states a step hands to the next one: h and others
     params  learned values per unit, (len(params), H) in each direction
+    masks   values per unit and step that a call is given, without a gradient
     projects  whether h may be projected before it is handed on (proj_size)
     """
 
@@ -24,6 +25,7 @@ class Cell:
     states: tuple[str, ...]
     projects: bool
     params: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
 
     @property
     def built_in(self) -> bool:
@@ -42,6 +44,7 @@ def exported(table: str) -> list[Cell]:
             states=tuple(facts["states"]),
             projects=facts["projects"],
             params=tuple(facts["params"]),
+            masks=tuple(facts["masks"]),
         )
         for id, facts in enumerate(json.loads(table))
     ]

@@ -327,6 +327,7 @@ class FrozenCell(Frozen, cells.Cell):
         state: Sequence[Tensor],
         weights: Sequence[Tensor],
         spec: CallSpec,
+        masks: Tensor | None = None,  # never given: such cells are refused
     ) -> tuple[Tensor, ...]:
         if _is_exporting():
             self._refuse_rounded("torch.export")
