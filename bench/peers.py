@@ -2,7 +2,8 @@
 
 A peer is a class made with (row, threads), whose `call` runs the row and whose `results` names what
 came out, as measure.Side does. All take the calls that they have a standard form for: float32, not
-packed; ONNX Runtime and OpenVINO only inference, and no projection.
+packed; ONNX Runtime and OpenVINO only inference, and no projection. torch.compile takes the cells
+that torch.nn has not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ PEERS = {
     "onnxruntime": ("ONNX Runtime", ("onnx", "onnxruntime", "onnxscript"), "peer_onnxruntime"),
     "openvino": ("OpenVINO", ("onnx", "openvino", "onnxscript"), "peer_openvino"),
     "jax": ("JAX", ("jax",), "peer_jax"),
+    "compile": ("torch.compile", (), "peer_compile"),
 }
+#: Those that are there but take minutes before they run.
+SLOW = ("compile",)
 
 
 class Peer(Protocol):
@@ -49,5 +53,7 @@ def load(names: Iterable[str]) -> dict[str, type[Peer]]:
 
 def takes(title: str, row: Row) -> bool:
     """Whether the peer has a standard form for this call."""
+    if (title == "torch.compile") != (row.group == "cells"):
+        return False
     plain = row.precision is torch.float32 and not (row.packed or row.resets)
-    return plain and (title == "JAX" or not (row.train or row.proj))
+    return plain and (title in ("JAX", "torch.compile") or not (row.train or row.proj))

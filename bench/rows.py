@@ -1,7 +1,7 @@
 """The rows of the benchmark: calls of a layer in inference and in training, by group.
 
 The group targets are the project's own: the geometric mean over a group of torch.nn's time divided
-by ours.
+by ours. In the group `cells` a loop of the cell's step takes torch.nn's place.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import own_cells
 import torch
 from calls import LayerCall
 from torch import Tensor
@@ -36,6 +37,7 @@ TARGETS = {
     "rounded": (1.0, "float32, torch set to round factors to bfloat16"),
     "clients": (1.0, "layer calls of well-known packages"),
     "resets": (3.0, "episodes end inside: our mask, a loop of single steps over torch.nn"),
+    "cells": (6.0, "cells of the shelf, training: a loop of the step in torch's operations"),
 }
 
 
@@ -61,6 +63,10 @@ class Row(LayerCall):
     def precision(self) -> torch.dtype:
         """The least precise dtype in its products."""
         return torch.bfloat16 if self.rounded else self.dtype
+
+    @property
+    def gates(self) -> int:
+        return GATES[self.cell] if self.cell in GATES else own_cells.CELLS[self.cell][0]
 
     @property
     def mode(self) -> str:
@@ -97,7 +103,7 @@ class Row(LayerCall):
     def flops(self) -> float:
         """Multiplications and additions of the matrix products; a training step does three times
         those of the forward pass (less dX where the input needs no gradient)."""
-        gates = GATES[self.cell]
+        gates = self.gates
         total = 0.0
         for layer in range(self.L):
             features = self.I if layer == 0 else self.directions * self.R
@@ -109,20 +115,21 @@ class Row(LayerCall):
 
     def sigmoids(self) -> float:
         """How often sigmoid or tanh is computed."""
-        forward, backward = SIGMOIDS[self.cell]
+        forward, backward = SIGMOIDS.get(self.cell) or own_cells.CELLS[self.cell][1]
         each = forward + backward * self.train
         return float(each) * self.num_states * self.H * sum(self.lengths())
 
     def recurrent_bytes(self) -> float:
         """Bytes of recurrent weights that a forward pass must read, every step all of them."""
         size = torch.finfo(self.dtype).bits // 8
-        weights = GATES[self.cell] * self.H * self.R * size
+        weights = self.gates * self.H * self.R * size
         return float(weights) * self.T * self.num_states
 
     def layer(self, package: object, dtype: torch.dtype | None = None) -> torch.nn.RNNBase:
         """The layer out of `package` (torch.nn or one like it), from a fixed seed."""
         torch.manual_seed(0)
-        return super().layer(package, dtype).train(self.train)
+        found = own_cells.layers_of(package) if self.group == "cells" else package
+        return super().layer(found, dtype).train(self.train)
 
     def gradient(self) -> Tensor:
         """The loss's gradient with respect to what it reads, from a fixed seed."""
@@ -148,7 +155,7 @@ def rows() -> list[Row]:
     groups = {
         "course": _course(), "tiny": _tiny(), "small": _small(), "large": _large(),
         "streaming": _streaming(), "packed": _packed(), "ragged": _ragged(), "bf16": _bf16(),
-        "rounded": _rounded(), "clients": CLIENTS, "resets": RESETS,
+        "rounded": _rounded(), "clients": CLIENTS, "resets": RESETS, "cells": _cells(),
     }  # fmt: skip
     return [replace(row, group=group) for group, members in groups.items() for row in members]
 
@@ -232,6 +239,12 @@ def _rounded() -> Iterator[Row]:
     for cell in GATES:
         yield from both(Row(cell, 50, 32, 128, 128, rounded=True))
         yield from both(Row(cell, 64, 32, 512, 512, rounded=True))
+
+
+def _cells() -> Iterator[Row]:
+    for cell in own_cells.CELLS:
+        for B, H in ((1, 64), (4, 64), (32, 128)):
+            yield Row(cell, 50, B, H, H, train=True, note="beside the loop of its step")
 
 
 def _client(note: str, cell: str, T: int, B: int, I: int, H: int, L: int = 1, **call: Any) -> Row:

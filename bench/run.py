@@ -5,6 +5,7 @@ python bench/run.py --quick                the shorter rows, a fraction of the t
 python bench/run.py --group tiny --match "GRU.*train" --threads 1
 python bench/run.py --peers onnxruntime    beside torch.nn only this one
 python bench/run.py --peers none           only torch.nn
+python bench/run.py --group cells --peers compile
 python bench/run.py --busy --group small   with every core kept busy by another process
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from contention import slowdowns
 from measure import Machine, compare
 from memory import added_at_peak, available
-from peers import PEERS, installed
+from peers import PEERS, SLOW, installed
 from peers import load as load_peers
 from report import (
     header,
@@ -52,7 +53,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ours", default="rnnkern", help="package that has LSTM, GRU and RNN")
     parser.add_argument("--theirs", default="torch.nn", help="package to compare with")
     parser.add_argument(
-        "--peers", nargs="+", choices=[*PEERS, "none"], help="default: those that are installed"
+        "--peers",
+        nargs="+",
+        choices=[*PEERS, "none"],
+        help="default: those that are installed, without compile",
     )
     parser.add_argument(
         "--memory",
@@ -63,7 +67,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latest")
     args = parser.parse_args(given)
     if args.peers is None:
-        args.peers = installed()
+        args.peers = [name for name in installed() if name not in SLOW]
     elif "none" in args.peers:
         if len(args.peers) > 1:
             parser.error("argument --peers: none excludes the others")

@@ -20,7 +20,8 @@ _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 def weight_names(module: nn.Module) -> Sequence[str]:
     """The names of a layer's or cell's weights, in torch's order; a cell's may be None."""
-    names: Sequence[str] = getattr(module, "_flat_weights_names", _CELL_WEIGHTS)
+    of_cell: Sequence[str] = getattr(module, "_names", _CELL_WEIGHTS)
+    names: Sequence[str] = getattr(module, "_flat_weights_names", of_cell)
     return names
 
 

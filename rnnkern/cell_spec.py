@@ -15,6 +15,7 @@ class Cell:
     states  the states a step hands to the next one: h and others
     params  learned values per unit, (len(params), H) in each direction
     recurrent  what W_hh is: "dense" (G·H, H), "heads" (heads, G·H/heads, H/heads) or "none"
+    masks   values per unit and step that a call is given, without a gradient
     projects  whether h may be projected before it is handed on (proj_size)
     """
 
@@ -26,6 +27,7 @@ class Cell:
     projects: bool
     params: tuple[str, ...] = ()
     recurrent: str = "dense"
+    masks: tuple[str, ...] = ()
 
     @property
     def built_in(self) -> bool:
@@ -50,6 +52,7 @@ def exported(table: str) -> list[Cell]:
             projects=facts["projects"],
             params=tuple(facts["params"]),
             recurrent=facts["recurrent"],
+            masks=tuple(facts["masks"]),
         )
         for id, facts in enumerate(json.loads(table))
     ]

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ._delegation import ask_their_class, replaces_forward
 from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .nn._torch_twin import CLASSES, Converted
+from .nn.added import is_added
 
 log = logging.getLogger("rnnkern")
 
@@ -110,8 +111,8 @@ def _ours(cls: type) -> type:
 
 
 def _base(cls: type) -> type:
-    """torch's or rnnkern's class, the first among those that a class derives from."""
-    return next(kind for kind in cls.__mro__ if kind in OURS or kind in _TORCHS)
+    """torch's, rnnkern's or an added cell's class, the first that a class derives from."""
+    return next(k for k in cls.__mro__ if k in OURS or k in _TORCHS or is_added(k))
 
 
 def _collision(names: Iterable[str], base: type, ours: type) -> str | None:

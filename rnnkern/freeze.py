@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ._frozen_kinds import FROZEN, RECURRENT, frozen_base, obstacle
 from ._frozen_weights import copied, current_values, refusal_of, weights_of
 from .call_spec import weight_format
 from .convert import derive, reduce_by, user_class
-from .frozen import FROZEN, RECURRENT, Frozen, frozen_base, obstacle
+from .frozen import Frozen
+from .nn.added import class_of, is_added
+from .own_cell import AddedCell
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -24,10 +27,23 @@ def _new(cls: type, *args: Any) -> nn.Module:
     return empty
 
 
+def _new_added(own: AddedCell, is_layer: bool) -> nn.Module:
+    """`_new` for an added cell's class, which pickle does not find by name."""
+    return _new(class_of(own, is_layer))
+
+
+def _reduce_added(self: Any, protocol: Any) -> Any:
+    """`__reduce_ex__` of the frozen classes that are made for those of added cells."""
+    return _new_added, (self.own, isinstance(self, nn.RNNBase)), self.__getstate__()
+
+
 @cache
 def _frozen_class(cls: type) -> type[nn.Module]:
-    """The frozen class for one of torch.nn's, of rnnkern's, or of the user's that delegates."""
+    """The frozen class for one of torch's, rnnkern's or an added cell's, or of the user's that
+    delegates."""
     base = frozen_base(cls)
+    if is_added(cls):
+        return derive(cls, (cls, base), {"_original": cls, "__reduce_ex__": _reduce_added})
     if cls in FROZEN or cls.__module__.startswith("rnnkern.nn."):
         return base
     members = {"_original": cls, "__reduce_ex__": reduce_by(_new)}
@@ -60,8 +76,9 @@ def _freeze(module: Any, weights: str) -> None:
 def freeze(module: Module, weights: str = "float32") -> Module:
     """A copy for inference: every recurrent layer and cell in it runs on weights packed once.
 
-    module   a layer, a cell or a whole model: torch.nn's recurrent layers and cells, rnnkern's, and
-             subclasses whose `forward` reaches theirs through `super()` alone
+    module   a layer, a cell or a whole model: torch.nn's recurrent layers and cells, rnnkern's,
+             those of `rnnkern.cells`, and subclasses whose `forward` reaches theirs through
+             `super()` alone
     weights  "float32" rounds nothing, whatever the dtype is: results have the bits of the layer's.
              "bfloat16" and "int8" are for float32 layers, and round the weight matrices; "int8"
              also rounds inputs and h in each step. Biases, sums and states stay float32

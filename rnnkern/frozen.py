@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ._frozen_kinds import FROZEN, RECURRENT, form, obstacle
 from ._frozen_weights import copied, current_values, refusal_of, weight_names, weights_of
-from .backend import PLAIN, Backend, select_backend, tensors_in
+from .backend import PLAIN, Backend, tensors_in
 from .call_spec import WEIGHT_FORMATS, CallSpec
-from .convert import refusal, user_class
-from .nn import cells, layers
+from .nn import added, cells, layers
 from .nn._torch_twin import CLASSES
 from .nn._tracing import fx_tracing
 from .ops import decomposition, library
@@ -72,7 +72,7 @@ class Frozen(nn.Module):
             if reason := obstacle(source) or refusal_of(weights_of(values), self._format):
                 raise ValueError(f"{name or 'the module itself'} cannot be frozen: {reason}")
             own = {key: self._buffers[key] for key in weight_names(self)}
-            if _form(source, values) == _form(self, own):
+            if form(source, values) == form(self, own):
                 return values
         raise ValueError(
             f"{name or 'the source'} is another cell, or has weights of other names, shapes or "
@@ -97,7 +97,7 @@ class Frozen(nn.Module):
         self, input: Any, weights: Sequence[Any], hx: Any = None, usual: bool = False
     ) -> Backend | None:
         """The layer's; RuntimeError where other code than the kernels would round nothing."""
-        path = select_backend(self, input, weights, hx, usual)
+        path: Backend | None = super().select_backend(input, weights, hx, usual)  # type: ignore[misc]
         if path is not None:
             self._refuse_rounded(str(path))
         return path
@@ -189,12 +189,12 @@ class Frozen(nn.Module):
             return None  # the layer's checks say what is wrong in torch.nn's words
 
     def _plain_state(self, hx: Any) -> tuple[Tensor, ...] | None:
-        """hx as the operators take it; None if it is not of plain tensors, one or a pair."""
+        """The states of hx; None if they are not plain tensors, one or a tuple of them."""
         if hx is None:
             return ()
         state = hx if type(hx) is tuple else (hx,)
-        is_pair = len(CELLS[self._specs[0].cell].states) > 1
-        fits = len(state) == 1 + is_pair and (type(hx) is tuple) == is_pair
+        count = len(CELLS[self._specs[0].cell].states)
+        fits = len(state) == count and (type(hx) is tuple) == (count > 1)
         return state if fits and PLAIN.issuperset(map(type, state)) else None
 
 
@@ -301,13 +301,13 @@ class FrozenCell(Frozen, cells.Cell):
         self._refuse_gradient(input, hx)
         state = self._plain_state(hx)
         if state is not None and _plain(input) and input.dim() == 2:
-            packed, spec = self._prepacked[0], self._specs[False]
+            packed, spec, joined = self._prepacked[0], self._specs[False], self._joined(state)
             try:
-                states = frozen_call(input, None, state, packed, spec, self.hidden_size, 0, True)
+                states = frozen_call(input, None, joined, packed, spec, self.hidden_size, 0, True)
             except (RuntimeError, TypeError):
                 pass  # as in a layer
             else:
-                return states if len(states) > 1 else states[0]
+                return self._result(states)
         if _any_autocast() and isinstance(input, Tensor):
             dtype = self.current_weights()[0].dtype
             hx = tuple(s.to(dtype) for s in hx) if isinstance(hx, tuple) else hx
@@ -317,7 +317,7 @@ class FrozenCell(Frozen, cells.Cell):
         return super().forward(input, hx)
 
     def _spec(self, batch_first: bool) -> CallSpec:
-        bias = self._buffers["bias_ih"] is not None
+        bias = self._buffers.get("bias_ih") is not None
         return CALL_SPECS[BY_MODE[str(self._mode)].id, 1, bias, False, batch_first]
 
     def _operator_call(
@@ -327,6 +327,7 @@ class FrozenCell(Frozen, cells.Cell):
         state: Sequence[Tensor],
         weights: Sequence[Tensor],
         spec: CallSpec,
+        masks: Tensor | None = None,  # never given: such cells are refused
     ) -> tuple[Tensor, ...]:
         if _is_exporting():
             self._refuse_rounded("torch.export")
@@ -365,35 +366,35 @@ class FrozenRNNCell(FrozenCell, cells.RNNCell):
     """A frozen RNNCell."""
 
 
-#: The frozen class for each of torch's.
-FROZEN: dict[type, type[Frozen]] = {
-    CLASSES["LSTM"]: FrozenLSTM,
-    CLASSES["GRU"]: FrozenGRU,
-    CLASSES["RNN"]: FrozenRNN,
-    CLASSES["LSTMCell"]: FrozenLSTMCell,
-    CLASSES["GRUCell"]: FrozenGRUCell,
-    CLASSES["RNNCell"]: FrozenRNNCell,
-}
-RECURRENT = tuple(FROZEN)
+class FrozenAddedLayer(FrozenLayer, added.AddedLayer):
+    """A frozen layer of a cell that is not built in."""
+
+    def _run_stack(
+        self,
+        call: layers.Run,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        spec: CallSpec,
+    ) -> Sequence[Tensor]:
+        joined = added.joined(state)
+        output, *states = super()._run_stack(call, input, batch_sizes, joined, spec)
+        return output, *added.split(states, self.hidden_size)
 
 
-def frozen_base(cls: type) -> type[Frozen]:
-    """The frozen class for the one of torch's that `cls` derives from."""
-    return next(FROZEN[kind] for kind in cls.__mro__ if kind in FROZEN)
+class FrozenAddedCell(FrozenCell, added.AddedCellModule):
+    """A frozen cell that is not built in."""
 
 
-def obstacle(module: nn.Module) -> str | None:
-    """Why a recurrent module cannot be frozen, whatever its weights are."""
-    cls = user_class(module)
-    if not isinstance(module, Frozen) and (reason := refusal(module, cls, frozen_base(cls))):
-        return reason
-    nonlinearity = getattr(module, "nonlinearity", "tanh")
-    if nonlinearity not in ("tanh", "relu"):
-        return f"its nonlinearity is {nonlinearity!r}"
-    return None
-
-
-def _form(module: nn.Module, weights: dict[str, Tensor | None]) -> tuple[Any, ...]:
-    """Cell, and names, shapes and dtypes of the weights."""
-    cell = frozen_base(type(module)), getattr(module, "nonlinearity", "tanh")
-    return cell, {key: None if w is None else (w.shape, w.dtype) for key, w in weights.items()}
+FROZEN.update(
+    {
+        CLASSES["LSTM"]: FrozenLSTM,
+        CLASSES["GRU"]: FrozenGRU,
+        CLASSES["RNN"]: FrozenRNN,
+        CLASSES["LSTMCell"]: FrozenLSTMCell,
+        CLASSES["GRUCell"]: FrozenGRUCell,
+        CLASSES["RNNCell"]: FrozenRNNCell,
+        added.AddedLayer: FrozenAddedLayer,
+        added.AddedCellModule: FrozenAddedCell,
+    }
+)

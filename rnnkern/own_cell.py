@@ -38,26 +38,48 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s+"(.+)"', re.MULTILINE)
 
 _SOURCE = """#include "cells/limits.h"
 #include "{header}"
-static_assert(rnnkern::check_limits<{name}>());
+{around}static_assert(rnnkern::check_limits<{type}>());
 #include "cpu/added_cell.h"
-RNNKERN_ADDED_CELL({name}, "{mode}")
+RNNKERN_ADDED_CELL({type}, "{mode}")
 """
 
 
 @dataclass(frozen=True)
-class AddedCell:
-    """A cell that was added to the engine.
+class Source:
+    """What the library of a cell is compiled from.
 
-    name    of its struct
-    id      the number that crosses the bindings
-    mode    its name among all cells: that of the struct and, after an @, of what it was made of
-    header  the file that it was compiled from
+    header  the file with its struct
+    struct  the name of that
+    name    of the cell's classes in Python
+    around  the engine's template around the struct, such as Zoneout (cells/zoneout.h); or ""
     """
 
-    name: str
-    id: int
-    mode: str
     header: str
+    struct: str
+    name: str
+    around: str = ""
+
+    @property
+    def type(self) -> str:
+        """The cell in C++."""
+        return f"rnnkern::{self.around}<{self.struct}>" if self.around else self.struct
+
+    def text(self, mode: str) -> str:
+        """The library's source file."""
+        around = f'#include "cells/{self.around.lower()}.h"\n' if self.around else ""
+        return _SOURCE.format(header=self.header, around=around, type=self.type, mode=mode)
+
+
+@dataclass(frozen=True)
+class AddedCell(Source):
+    """A cell that was added to the engine.
+
+    id    the number that crosses the bindings
+    mode  its name among all cells: that in Python and, after an @, of what it was made of
+    """
+
+    id: int = -1
+    mode: str = ""
 
 
 #: By mode.
@@ -86,15 +108,21 @@ def add(header: str | os.PathLike[str], level: str, name: str | None = None) -> 
     """
     path = Path(header).resolve(strict=True)
     name = name or _only_struct(path)
+    return add_source(Source(str(path), name, name), level)
+
+
+def add_source(source: Source, level: str) -> AddedCell:
+    """`add` for what is not just a struct in a header."""
     level = re.sub("_(bf16|amx)$", "", level)
-    key = _key(path, name, level)
-    mode = f"{name}@{key[:8]}"
+    key = _key(source, level)
+    mode = f"{source.name}@{key[:8]}"
     if mode not in _added:
-        library = _cache_folder() / f"{name}-{level}-{key}.so"
+        library = _cache_folder() / f"{source.name}-{level}-{key}.so"
         with _one_process(library):
             if not library.exists():
-                _compile(path, name, mode, level, library)
-        _added[mode] = AddedCell(name, _load(library), mode, str(path))
+                _compile(source, mode, level, library)
+        header, struct, name, around = source.header, source.struct, source.name, source.around
+        _added[mode] = AddedCell(header, struct, name, around, _load(library), mode)
     return _added[mode]
 
 
@@ -108,13 +136,15 @@ def _only_struct(path: Path) -> str:
     return found[0]
 
 
-def _key(path: Path, name: str, level: str) -> str:
+def _key(source: Source, level: str) -> str:
     """The hash of all that a library is made of, and of what made it."""
     found = hashlib.sha256()
-    for word in (name, level, *_compiler(), *_flags(), platform.machine()):
+    words = (source.name, source.type, level, *_compiler(), *_flags(), platform.machine())
+    for word in words:
         found.update(word.encode() + b"\0")
-    engine = include_folder() / "cpu/added_cell.h"
-    for file in sorted({path, engine, *_included(path), *_included(engine)}):
+    path, engine = Path(source.header), include_folder() / "cpu/added_cell.h"
+    cells = (include_folder() / "cells").glob("*.h")
+    for file in sorted({path, engine, *cells, *_included(path), *_included(engine)}):
         found.update(file.read_bytes())
     found.update((include_folder() / "cpu/levels.txt").read_bytes())
     return found.hexdigest()[:32]
@@ -200,21 +230,24 @@ def _engine_library() -> Path:
     return path
 
 
-def _compile(path: Path, name: str, mode: str, level: str, library: Path) -> None:
-    engine = _engine_library()
+def _compile(cell: Source, mode: str, level: str, library: Path) -> None:
+    engine, header = _engine_library(), Path(cell.header)
     began = time.perf_counter()
-    print(f"rnnkern: compiling {name} ({path.name}) for {level} ...", end=" ", file=sys.stderr)
+    print(
+        f"rnnkern: compiling {cell.name} ({header.name}) for {level} ...", end=" ", file=sys.stderr
+    )
     sys.stderr.flush()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         source, made = Path(folder, "cell.cpp"), Path(folder, "cell.so")
-        source.write_text(_SOURCE.format(header=path, name=name, mode=mode))
-        includes = [f"-I{include_folder()}", f"-I{path.parent}"]
+        source.write_text(cell.text(mode))
+        # Not -I for the header's folder: <limits.h> is not the engine's of that name.
+        includes = [f"-I{include_folder()}", f"-iquote{header.parent}"]
         command = [*_compiler(), *_flags(), *_level_flags(level), *includes]
         command += [str(source), "-o", str(made), str(engine), f"-Wl,-rpath,{engine.parent}"]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             print("failed", file=sys.stderr)
-            raise RuntimeError(f"{path} does not compile:\n{run.stderr.strip()}")
+            raise RuntimeError(f"{header} does not compile:\n{run.stderr.strip()}")
         made.chmod(0o700)
         made.replace(library)  # whole, whoever else compiles it now
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)

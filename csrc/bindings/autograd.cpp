@@ -114,7 +114,7 @@ std::array<Tensor, 5> run_forward(const Call& call, TensorList tensors, bool tra
   return results_of(
       call, call_operator(op, split.input, call.batch_sizes, split.initial(0), split.initial(1),
                           c10::List<Tensor>(split.weights), call.spec, train, call.resets,
-                          split.after_reset(0), split.after_reset(1)));
+                          split.after_reset(0), split.after_reset(1), call.masks));
 }
 
 variable_list returned(const Call& call, const std::array<Tensor, 5>& results) {
@@ -150,7 +150,7 @@ variable_list differentiable_backward(const Call& call, const std::array<Tensor,
       wrapped(TensorList(grads)), wrapped(split.input),
       wrapped(call.batch_sizes.value_or(Tensor())), wrapped(split.state), wrapped(split.weights),
       as_tuple(call.spec), wrapped(call.resets.value_or(Tensor())), wrapped(split.reset_state),
-      flags);
+      wrapped(call.masks.value_or(Tensor())), flags);
   variable_list result;
   for (const pybind11::handle item : found)
     result.push_back(item.is_none() ? Tensor() : THPVariable_Unpack(item.ptr()));
@@ -175,7 +175,8 @@ std::vector<int64_t> as_numbers(const Call& call) {
                                call.cast_weights,
                                call.direct,
                                call.batch_sizes.has_value(),
-                               call.resets.has_value()};
+                               call.resets.has_value(),
+                               call.masks.has_value()};
   rnnkern::CallSpec spec = call.spec;
   spec.each([&](auto field) { numbers.push_back(field); });
   return numbers;
@@ -188,16 +189,17 @@ Call read_call(const std::vector<int64_t>& numbers, variable_list& kept) {
   const auto read = [&](auto& field) {
     field = static_cast<std::remove_reference_t<decltype(field)>>(*next++);
   };
-  bool has_sizes, has_resets;
+  bool has_sizes, has_resets, has_masks;
   read(call.states), read(call.step), read(call.cast_weights), read(call.direct);
-  read(has_sizes), read(has_resets);
+  read(has_sizes), read(has_resets), read(has_masks);
   call.spec.each(read);
   const auto take_last = [&](bool is_there, std::optional<Tensor>& to) {
     if (!is_there) return;
     to = std::move(kept.back());
     kept.pop_back();
   };
-  take_last(has_resets, call.resets), take_last(has_sizes, call.batch_sizes);
+  take_last(has_masks, call.masks), take_last(has_resets, call.resets);
+  take_last(has_sizes, call.batch_sizes);
   return call;
 }
 
@@ -210,10 +212,11 @@ variable_list operator_backward(const Call& call, const std::array<Tensor, 3>& g
   };
   const variable_list all = prepared(call, tensors);
   const Split split(call, all);
-  const torch::jit::Stack stack = call_operator(
-      op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input, call.batch_sizes,
-      split.initial(0), split.initial(1), c10::List<Tensor>(split.weights), kept[0], kept[1],
-      kept[2], call.spec, needs, false, call.resets, split.after_reset(0), split.after_reset(1));
+  const torch::jit::Stack stack =
+      call_operator(op, maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), split.input,
+                    call.batch_sizes, split.initial(0), split.initial(1),
+                    c10::List<Tensor>(split.weights), kept[0], kept[1], kept[2], call.spec, needs,
+                    false, call.resets, split.after_reset(0), split.after_reset(1), call.masks);
   variable_list found;
   for (int64_t i = 0; i <= call.states; ++i) found.push_back(stack[i].toTensor());
   for (const Tensor& g : stack[3].toTensorList()) found.push_back(g);
@@ -233,7 +236,7 @@ struct RnnkernLayer : torch::autograd::Function<RnnkernLayer> {
     const variable_list outputs = returned(call, results);
     variable_list kept = tensors.vec();
     kept.insert(kept.end(), {results[0], results[3], results[4]});
-    for (const std::optional<Tensor>& t : {call.batch_sizes, call.resets})
+    for (const std::optional<Tensor>& t : {call.batch_sizes, call.resets, call.masks})
       if (t) kept.push_back(*t);
     ctx->save_for_backward(std::move(kept));
     ctx->saved_data["call"] = as_numbers(call);

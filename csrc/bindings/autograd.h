@@ -15,7 +15,7 @@ namespace rnnkern {
 // nothing: torch.nn's cells return no views either, so that users may change their results in
 // place.
 struct LayerCall {
-  std::optional<at::Tensor> batch_sizes = {}, resets = {};
+  std::optional<at::Tensor> batch_sizes = {}, resets = {}, masks = {};
   CallSpec spec = {};
   int64_t states = 0;
   bool step = false;
@@ -46,7 +46,7 @@ torch::autograd::variable_list run_frozen(LayerCall call,
 CallSpec read_spec(PyObject* tuple);
 
 // The decomposition's vjp, for double backward and transforms: (grads, input, batch_sizes, state,
-// weights, spec, resets, reset_state, needed) -> gradients of (input, *state, *weights,
+// weights, spec, resets, reset_state, masks, needed) -> gradients of (input, *state, *weights,
 // *reset_state).
 void use_decomposition(PyObject* function);
 

@@ -47,13 +47,14 @@ std::optional<Tensor> read_optional(PyObject* tensor, const char* name) {
   return THPVariable_Unpack(tensor);
 }
 
-// layer(input, batch_sizes, state, weights, spec, cast_weights[, resets, reset_state])
+// layer(input, batch_sizes, state, weights, spec, cast_weights[, resets, reset_state[, masks]])
 PyObject* layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 6 || count == 8, "layer takes 6 or 8 arguments");
+  TORCH_CHECK_TYPE(count == 6 || count == 8 || count == 9, "layer takes 6, 8 or 9 arguments");
   Call call{.spec = rnnkern::read_spec(args[4]), .cast_weights = args[5] == Py_True};
   call.batch_sizes = read_optional(args[1], "batch_sizes");
   if (count > 6) call.resets = read_optional(args[6], "resets");
+  if (count > 8) call.masks = read_optional(args[8], "masks");
   PyObject* const reset_state = call.resets ? args[7] : nullptr;
   return run(std::move(call), args[0], args[2], args[3], reset_state);
   END_HANDLE_TH_ERRORS
@@ -129,8 +130,8 @@ PyObject* use_decomposition(PyObject*, PyObject* function) {
 
 PyMethodDef methods[] = {
     {"layer", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layer)), METH_FASTCALL,
-     "layer(input, batch_sizes, state, weights, spec, cast_weights[, resets, reset_state]) -> "
-     "(output, h_n[, c_n])"},
+     "layer(input, batch_sizes, state, weights, spec, cast_weights[, resets, reset_state[, "
+     "masks]]) -> (output, h_n[, c_n])"},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
      "step(input, state, weights, spec) -> (h[, c]), without the dimensions of T and D"},
     {"frozen", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(frozen)), METH_FASTCALL,

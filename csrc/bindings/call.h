@@ -45,6 +45,7 @@ struct ForwardArgs {
   CallSpec spec;
   bool train;
   Resets resets;
+  MaybeTensor masks;
 };
 
 // `flow` asks for flow_h and flow_c.
@@ -58,6 +59,7 @@ struct BackwardArgs {
   int64_t needs;
   bool flow;
   Resets resets;
+  MaybeTensor masks;
 };
 
 // The states that a call was given.
@@ -76,14 +78,15 @@ template <ForwardResult (*run)(ForwardArgs), class... Spec>
 struct ForwardOp<run, std::tuple<Spec...>> {
   static ForwardResult call(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0, MaybeTensor c_0,
                             Tensors weights, Spec... spec, bool train, MaybeTensor resets,
-                            MaybeTensor reset_h, MaybeTensor reset_c) {
+                            MaybeTensor reset_h, MaybeTensor reset_c, MaybeTensor masks) {
     return run({std::move(input),
                 std::move(batch_sizes),
                 given(h_0, c_0),
                 std::move(weights),
                 CallSpec{spec...},
                 train,
-                {std::move(resets), given(reset_h, reset_c)}});
+                {std::move(resets), given(reset_h, reset_c)},
+                std::move(masks)});
   }
 };
 
@@ -95,7 +98,8 @@ struct BackwardOp<run, std::tuple<Spec...>> {
                              Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
                              MaybeTensor c_0, Tensors weights, Tensor output, Tensor saved,
                              Tensor c_states, Spec... spec, int64_t needs, bool flow,
-                             MaybeTensor resets, MaybeTensor reset_h, MaybeTensor reset_c) {
+                             MaybeTensor resets, MaybeTensor reset_h, MaybeTensor reset_c,
+                             MaybeTensor masks) {
     return run({std::move(grad_output),
                 std::move(grad_h),
                 std::move(grad_c),
@@ -109,7 +113,8 @@ struct BackwardOp<run, std::tuple<Spec...>> {
                 CallSpec{spec...},
                 needs,
                 flow,
-                {std::move(resets), given(reset_h, reset_c)}});
+                {std::move(resets), given(reset_h, reset_c)},
+                std::move(masks)});
   }
 };
 
@@ -192,8 +197,8 @@ inline void check_kind(const Tensor& t, const Shape& shape, const Kind& input, c
 
 struct Call : CallShape {
   Call(const Tensor& input, const MaybeTensor& batch_sizes, const Tensors& state,
-       const Tensors& weights, const CallSpec& spec)
-      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail) {
+       const Tensors& weights, const CallSpec& spec, bool masks = false)
+      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail, masks) {
     Shape weight_shapes[kMaxWeights];
     for (size_t i = 0; i < weights.size(); ++i) weight_shapes[i] = shape_of(weights[i]);
     read_tensors(input, batch_sizes, state, weight_shapes);
@@ -226,10 +231,17 @@ struct Call : CallShape {
       check_kind(resets.state[i], states[i], input, reset_name(int(i)));
   }
 
+  void check_masks(const MaybeTensor& masks, const Kind& input) const {
+    if (!masks) return;
+    CallShape::check_masks(shape_of(*masks));
+    check_kind(*masks, shape_of(*masks), input, "masks");
+  }
+
   // The tensors of a backward pass besides those of the forward pass.
   void check_backward(const BackwardArgs& args, ScalarType saved_type) const {
     const Kind kind(args.input);
     check_resets(args.resets, kind);
+    check_masks(args.masks, kind);
     const auto check_sizes = [&](const MaybeTensor& t, const char* name, int64_t features) {
       if (!t) return;
       check(shape_of(*t), name, {directions, batch, features});

@@ -214,7 +214,7 @@ template <class F>
 auto call_engine(const LayerCall& call, TensorList tensors, TensorList kept, TensorList grads,
                  F&& f) -> std::optional<decltype(f(std::declval<CallShape&>(), float{}))> {
   const at::ScalarType dtype = tensors[0].scalar_type();
-  if (!call.direct || call.batch_sizes || call.resets || call.cast_weights ||
+  if (!call.direct || call.batch_sizes || call.resets || call.masks || call.cast_weights ||
       (dtype != at::kFloat && dtype != at::kDouble) || !Shapes::has_room(tensors) ||
       !dispatches_to_cpu({tensors, kept, grads}) || !is_ready(tensors) ||
       (!kept.empty() && (!is_ready(kept) || kept[0].scalar_type() != dtype)))

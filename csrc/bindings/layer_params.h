@@ -62,6 +62,14 @@ void fill_resets(LayerParams<T>& p, const CallShape& call, const AnyTensor& mask
   if (state.size() > 1) p.reset_c = reset_rows<const Acc<T>>(call, state[1]);
 }
 
+// `masks`: as CallShape::check_masks has them; those of a row lie side by side.
+template <class T, class AnyTensor>
+void fill_masks(LayerParams<T>& p, const CallShape& call, const AnyTensor& masks) {
+  const int step = call.batch_first ? 2 : 1, row = call.packed ? 1 : 3 - step;
+  p.masks = {data<const Acc<T>>(masks), call.packed ? 0 : masks.stride(step), masks.stride(row)};
+  p.masks_d_stride = masks.stride(0);
+}
+
 // `grads`: of all weights.
 template <class T, class AnyTensors>
 void fill_grads(BackwardParams<T>& p, const CallShape& call, const AnyTensors& grads) {

@@ -185,11 +185,12 @@ bool add(variable_list& tensors, PyObject* item) {
   return exact;
 }
 
-// Adds the states of None, a tensor or a pair; false if they are not plain tensors.
+// Adds the states of None, a tensor or a pair; false if they are not plain tensors, or more.
 bool add_states(variable_list& tensors, PyObject* hx, const CallSpec& spec) {
+  const CellFacts* const facts = cell_facts(spec.cell);
+  if (!facts || facts->states > 2) return false;
   if (hx == Py_None) return true;
-  const bool pair = visit_cell(CellId(spec.cell), [](auto c) { return c.kStates > 1; });
-  if (!pair) return add(tensors, hx);
+  if (facts->states == 1) return add(tensors, hx);
   if (!PyTuple_CheckExact(hx) && !PyList_CheckExact(hx)) return false;
   if (PySequence_Fast_GET_SIZE(hx) != 2) return false;
   return add(tensors, PySequence_Fast_GET_ITEM(hx, 0)) &&

@@ -293,6 +293,7 @@ class BackwardCall {
 BackwardResult cuda_backward(BackwardArgs args) {
   const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
   STD_TORCH_CHECK(!args.resets.mask, "rnnkern: the CUDA kernels take no resets");
+  STD_TORCH_CHECK(!args.masks, "rnnkern: the CUDA kernels take no masks");
   call.check_backward(args, acc_dtype(args.input.scalar_type()));
   return BackwardCall(call, std::move(args)).run();
 }

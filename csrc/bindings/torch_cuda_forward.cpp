@@ -182,6 +182,7 @@ class ForwardCall {
 ForwardResult cuda_forward(ForwardArgs args) {
   const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
   STD_TORCH_CHECK(!args.resets.mask, "rnnkern: the CUDA kernels take no resets");
+  STD_TORCH_CHECK(!args.masks, "rnnkern: the CUDA kernels take no masks");
   return ForwardCall(call, std::move(args.input), std::move(args.state), std::move(args.weights),
                      args.train)
       .run();

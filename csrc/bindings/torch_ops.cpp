@@ -139,11 +139,21 @@ Resets resets_as(Resets&& resets) {
   return std::move(resets);
 }
 
+// The masks of a row must be neighbours in memory; rows may lie anywhere.
+template <class T>
+MaybeTensor masks_as(const MaybeTensor& masks) {
+  if (!masks) return masks;
+  const Tensor t = with_dense_rows(converted(*masks, kType<Acc<T>>));
+  const int64_t last = t.dim() - 1;
+  const bool adjoin = t.size(last - 1) <= 1 || t.stride(last - 1) == t.size(last);
+  return adjoin ? t : torch::stable::contiguous(t);
+}
+
 // With prepacked weights, `weights` is empty.
 template <class T>
 ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors& state,
-                            const Tensors& weights, const Resets& resets, bool train,
-                            const PrepackedHeader* prepacked = nullptr) {
+                            const Tensors& weights, const Resets& resets, const MaybeTensor& masks,
+                            bool train, const PrepackedHeader* prepacked = nullptr) {
   constexpr ScalarType dtype = kType<T>, wide = kType<Acc<T>>;
   const int64_t D = call.directions, B = call.batch;
   Tensor output = allocate_rows(call, dtype, D * call.width);
@@ -156,6 +166,7 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
     rnnkern::ForwardParams<T> p{};
     fill(p, call, input, state, weights);
     if (resets.mask) fill_resets(p, call, *resets.mask, resets.state);
+    if (masks) fill_masks(p, call, *masks);
     p.prepacked = prepacked;
     p.y = rows_of<T>(call, output);
     p.h_n = data<T>(h_n);
@@ -168,13 +179,16 @@ ForwardResult forward_typed(const Call& call, const Tensor& input, const Tensors
 }
 
 ForwardResult forward_op(ForwardArgs args) {
-  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
+  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec,
+                  args.masks.has_value());
   const ScalarType dtype = args.input.scalar_type();
   call.check_resets(args.resets, Kind(args.input));
+  call.check_masks(args.masks, Kind(args.input));
   auto [output, h_n, c_n, saved, c_states] = visit_type(call, dtype, [&]<class T>(T) {
     return forward_typed<T>(call, rows_as<T>(args.input), states_as<T>(std::move(args.state)),
                             weights_as<T>(std::move(args.weights)),
-                            resets_as<T>(std::move(args.resets)), args.train);
+                            resets_as<T>(std::move(args.resets)), masks_as<T>(args.masks),
+                            args.train);
   });
   return {converted(output, dtype), converted(h_n, dtype), converted(c_n, dtype),
           converted(saved, dtype), c_states};
@@ -251,8 +265,8 @@ InferenceResult forward_prepacked_op(const Tensor& input, const MaybeTensor& bat
   const WeightShapes weights(spec, header);
   const Call call(input, batch_sizes, state, weights.shapes(), spec);
   const auto run = [&]<class T>(T) {
-    return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)), {}, {}, false,
-                            &header);
+    return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)), {}, {}, {},
+                            false, &header);
   };
   auto [output, h_n, c_n, saved, c_states] = header.element_size == 8   ? run(double{})
                                              : header.element_size == 2 ? run(bfloat16{})
@@ -284,7 +298,7 @@ template <class T>
 BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor& input,
                               const Tensors& state, const Tensors& weights, const Tensor& output,
                               const Tensor& saved, const Tensor& c_states, const Resets& resets,
-                              int64_t needs, bool flow) {
+                              const MaybeTensor& masks, int64_t needs, bool flow) {
   using S = Acc<T>;
   constexpr ScalarType dtype = kType<S>;
   const int64_t D = call.directions, B = call.batch;
@@ -321,6 +335,7 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
   p.dh_0 = data_or_null<S>(dh_0);
   p.dc_0 = data_or_null<S>(dc_0);
   if (resets.mask) fill_resets(p, call, *resets.mask, resets.state);
+  if (masks) fill_masks(p, call, *masks);
   if (dreset[0].numel()) p.dreset_h = reset_rows<S>(call, dreset[0]);
   if (dreset[1].numel()) p.dreset_c = reset_rows<S>(call, dreset[1]);
   if (!grads.empty()) fill_grads(p, call, grads);
@@ -331,7 +346,8 @@ BackwardResult backward_typed(const Call& call, const Grads& given, const Tensor
 }
 
 BackwardResult backward_op(BackwardArgs args) {
-  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
+  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec,
+                  args.masks.has_value());
   const ScalarType dtype = args.input.scalar_type();
   call.check_backward(args, dtype);
   auto [dx, dh_0, dc_0, grads, flow_h, flow_c, dreset_h,
@@ -341,11 +357,11 @@ BackwardResult backward_op(BackwardArgs args) {
     };
     const Grads grads{args.grad_output ? MaybeTensor(rows_as<T>(*args.grad_output)) : MaybeTensor(),
                       optional(args.grad_h), optional(args.grad_c)};
-    return backward_typed<T>(call, grads, rows_as<T>(args.input),
-                             states_as<T>(std::move(args.state)),
-                             weights_as<T>(std::move(args.weights)), rows_as<T>(args.output),
-                             dense(converted(args.saved, kType<T>)), dense(args.c_states),
-                             resets_as<T>(std::move(args.resets)), args.needs, args.flow);
+    return backward_typed<T>(
+        call, grads, rows_as<T>(args.input), states_as<T>(std::move(args.state)),
+        weights_as<T>(std::move(args.weights)), rows_as<T>(args.output),
+        dense(converted(args.saved, kType<T>)), dense(args.c_states),
+        resets_as<T>(std::move(args.resets)), masks_as<T>(args.masks), args.needs, args.flow);
   });
   return {converted(dx, dtype),
           converted(dh_0, dtype),

@@ -21,6 +21,9 @@
 //   kSavedNames   their names; those of gates are the gates' own
 //   kParams       learned values per unit, as a peephole's weights: params (kParams, H)
 //   kParamNames   their names
+//   kMasks        values per unit and step that the caller gives and nothing learns, as zoneout's:
+//                 masks (T, B, kMasks, H)
+//   kMaskNames    their names
 //   kProjects     whether h may be projected before it is handed on (torch.nn.LSTM's proj_size).
 //                 Such a cell reads neither prev[0] nor, in backward, next[0], and has a third
 //                 function, hidden(saved, next): next[0] as forward made it, once more.
@@ -38,6 +41,7 @@
 //   forward(preact, prev, params[kParams], next, saved)
 //   backward(saved, prev, params, next, dnext, dprev, dgates, dparams[kParams])
 //       dparams of this row and step alone: the engine sums them.
+//   With kMasks > 0, masks[kMasks] come after prev or params, in both.
 //
 // The engine brings sigmoid(V), tanh(V), relu(V), exp(V), log(V), softplus(V), log_sigmoid(V),
 // max(V, V) and where_positive(V x, V y) (0 where x <= 0, else y, as for NaN), the operators
@@ -65,9 +69,10 @@ enum class Recurrent {
 struct CellDefaults {
   using Recurrent = rnnkern::Recurrent;
   static constexpr Recurrent kRecurrent = Recurrent::dense;
-  static constexpr int kInputPreact = 0, kHiddenPreact = 0, kParams = 0;
+  static constexpr int kInputPreact = 0, kHiddenPreact = 0, kParams = 0, kMasks = 0;
   static constexpr const char* const* kSavedNames = nullptr;
   static constexpr const char* const* kParamNames = nullptr;
+  static constexpr const char* const* kMaskNames = nullptr;
   static constexpr bool kProjects = false;
   static constexpr int input_gate(int s) { return s; }
   static constexpr int hidden_gate(int s) { return s; }

@@ -7,10 +7,11 @@ namespace rnnkern {
 
 struct CellFacts {
   const char* mode;  // its name in Python; of torch.nn's cells, RNNBase.mode
-  int gates, preacts, states, saved, params;
+  int gates, preacts, states, saved, params, masks;
   bool projects;
   Recurrent recurrent;
-  const char *const *gate_names, *const *state_names, *const *saved_names, *const *param_names;
+  const char *const *gate_names, *const *state_names, *const *saved_names, *const *param_names,
+                                                                               *const *mask_names;
 };
 
 template <class Cell>
@@ -22,12 +23,14 @@ constexpr CellFacts facts_of(const char* mode) {
           Cell::kStates,
           Cell::kSaved,
           Cell::kParams,
+          Cell::kMasks,
           Cell::kProjects,
           Cell::kRecurrent,
           Cell::kGateNames,
           Cell::kStateNames,
           Cell::kSavedNames,
-          Cell::kParamNames};
+          Cell::kParamNames,
+          Cell::kMaskNames};
 }
 
 }  // namespace rnnkern

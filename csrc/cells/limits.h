@@ -41,8 +41,9 @@ constexpr bool check_limits() {
   static_assert(Cell::kStates >= 1, "a cell has at least one state, h");
   static_assert(Cell::kSaved >= 0, "kSaved is the number of saved values, 0 or more");
   static_assert(Cell::kParams >= 0, "kParams is the number of learned values per unit, 0 or more");
-  static_assert(!Cell::kProjects || (Cell::kStates == 2 && Cell::kParams == 0),
-                "a cell that projects h has two states and no learned values per unit");
+  static_assert(Cell::kMasks >= 0, "kMasks is the number of masks per unit and step, 0 or more");
+  static_assert(!Cell::kProjects || (Cell::kStates == 2 && Cell::kParams + Cell::kMasks == 0),
+                "a cell that projects h has two states, no learned values per unit and no masks");
   static_assert(!Cell::kProjects || Cell::kRecurrent == Recurrent::dense,
                 "a cell that projects h has a dense W_hh");
   static_assert(names_all(Cell::kGateNames, gates), "kGateNames must name each gate");
@@ -51,6 +52,7 @@ constexpr bool check_limits() {
                 "kSavedNames must name each saved value");
   static_assert(names_all(Cell::kParamNames, Cell::kParams),
                 "kParamNames must name each learned value");
+  static_assert(names_all(Cell::kMaskNames, Cell::kMasks), "kMaskNames must name each mask");
   return true;
 }
 
@@ -62,6 +64,7 @@ constexpr bool check_cuda_limits() {
                 "on CUDA a cell saves nothing, or at least as many values as it has gates");
   static_assert(Cell::kRecurrent == Recurrent::dense, "on CUDA W_hh is dense");
   static_assert(Cell::kParams == 0, "on CUDA a cell has no learned values per unit");
+  static_assert(Cell::kMasks == 0, "on CUDA a cell has no masks");
   return check_limits<Cell>();
 }
 

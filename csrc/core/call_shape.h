@@ -109,7 +109,9 @@ class CallShape {
   std::vector<int64_t> offsets;  // packed: the first row of each step, and their number
 
   // The numbers of weights and states come first: read() looks at as many shapes.
-  CallShape(const CallSpec& spec, bool packed, size_t weights, size_t states, Fail fail)
+  // `masks`: whether the caller gives them.
+  CallShape(const CallSpec& spec, bool packed, size_t weights, size_t states, Fail fail,
+            bool masks = false)
       : cell(CellId(spec.cell)),
         bias(spec.bias),
         packed(packed),
@@ -123,6 +125,11 @@ class CallShape {
     require(facts, [&] { return "no cell " + std::to_string(spec.cell); });
     gates = facts->gates, saved_values = facts->saved, params = facts->params;
     recurrent_ = facts->recurrent;
+    masks_ = facts->masks;
+    require(masks == (masks_ > 0), [&] {
+      return masks ? std::string("the cell takes no masks")
+                   : "the cell takes " + std::to_string(masks_) + " masks, and none are given here";
+    });
     c_values_ = facts->states - 1, has_c = c_values_ > 0;
     require(spec.directions == 1 || spec.directions == 2,
             [&] { return "expected 1 or 2 directions, got " + std::to_string(spec.directions); });
@@ -197,6 +204,13 @@ class CallShape {
       else
         check(state[i], reset_name(i), {directions, batch, features});
     }
+  }
+
+  // (D, T, B, kMasks, H), with batch_first (D, B, T, kMasks, H), packed (D, rows, kMasks, H).
+  void check_masks(const Shape& masks) const {
+    if (packed) return check(masks, "masks", {directions, rows, masks_, hidden_size});
+    const int64_t first = batch_first ? batch : steps, second = batch_first ? steps : batch;
+    check(masks, "masks", {directions, first, second, masks_, hidden_size});
   }
 
   static const char* reset_name(int i) { return i ? "reset_c" : "reset_h"; }
@@ -311,6 +325,7 @@ class CallShape {
   Recurrent recurrent_;
   int states_;    // given
   int c_values_;  // states besides h
+  int masks_;     // of the cell
   Fail fail_;
 };
 

@@ -130,6 +130,10 @@ struct LayerParams {
   SequenceView<const uint8_t> resets;  // (T, B), or null
   SequenceView<const T> reset_h;       // (T, B, R)
   SequenceView<const Acc<T>> reset_c;  // (T, B, C)
+  // What a cell with masks asks for; both strides may be 0, and that from one direction to the
+  // next.
+  SequenceView<const Acc<T>> masks;  // (D, T, B, kMasks, H)
+  int64_t masks_d_stride;
   // The weights as prepack() left them, for forward passes: `weights` is not read then. Or null.
   const PrepackedHeader* prepacked;
 

@@ -4,6 +4,9 @@
 >>> rnnkern.cells.check(Mine)                                 # against autograd of the step
 >>> output, state = Mine(128, 256, num_layers=2)(x)
 
+>>> ZoneoutLSTM, ZoneoutLSTMCell = rnnkern.cells.zoneout(rnnkern.LSTM)
+>>> output, (h_n, c_n) = ZoneoutLSTM(128, 256, zoneout=(0.05, 0.5))(x)
+
 >>> rnnkern.cells.list()
 ['CIFG', 'IndRNN', 'LiGRU', 'MGU', 'MinGRU', 'MinLSTM', 'PeepholeLSTM', 'SLSTM', 'SRU']
 >>> output, (h_n, c_n) = rnnkern.cells.CIFG(128, 256)(x)
@@ -14,14 +17,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from .. import own_cell
 from ..nn import added
+from ..nn.added import Masks
 from ..ops import decomposition, library
 from ..ops.decomposition import Step
 from .checking import check
 from .shelf import FOLDER, SHELF
+from .zoned import add_zoneout
 
-__all__ = ["Loaded", "check", "include_folder", "list", "load"]
+__all__ = ["Loaded", "check", "include_folder", "list", "load", "zoneout"]
 
 
 class Loaded(NamedTuple):
@@ -32,18 +39,26 @@ class Loaded(NamedTuple):
 
 
 def load(
-    header: str | PathLike[str], *, name: str | None = None, step: Step | None = None
+    header: str | PathLike[str],
+    *,
+    name: str | None = None,
+    step: Step | None = None,
+    masks: Masks | None = None,
 ) -> Loaded:
     """Compiles the header of a cell and returns its layer class and its cell class.
 
     header  a file with a struct that derives from rnnkern::CellDefaults; docs/guide/own-cell.md
             has a template
     name    of the struct, where the file has several
-    step    one step in torch's operations, step(x, y, *states, *params) -> tuple of the states
-            after, where x = W_ih x + b_ih and y = W_hh h + b_hh, (B, G·H) in the order of the
-            gates, each state (B, H) and each learned value per unit (H); of a cell without W_hh
-            step(x, *states, *params). It serves double backward, torch.func, forward-mode AD and
-            devices without kernels
+    step    one step in torch's operations, step(x, y, *states, *params, *masks) -> tuple of the
+            states after, where x = W_ih x + b_ih and y = W_hh h + b_hh, (B, G·H) in the order of
+            the gates, each state (B, H), each learned value per unit (H) and each mask (B, H); of a
+            cell without W_hh step(x, *states, *params, *masks). It serves double backward,
+            torch.func, forward-mode AD and devices without kernels
+    masks   for a cell that takes some: a method of the classes, masks(self, shape, like), which
+            draws them in each call of a layer, in like's dtype and on its device. The shape is
+            (D, T, B, kMasks, H), with batch_first (D, B, T, kMasks, H), packed (D, N, kMasks, H);
+            what it returns is expanded to that
 
     The library is compiled with $CXX or Python's compiler for this machine's instruction-set level.
     It is kept in the user's cache (RNNKERN_CACHE names another folder), by the contents of all
@@ -57,7 +72,28 @@ def load(
     classes = Loaded(*added.classes(cell))
     if step is not None:
         decomposition.use_step(cell.mode, step)
+    if masks is not None:
+        for kind in classes:
+            kind.masks = masks  # type: ignore[assignment]
     return classes
+
+
+def zoneout(layer: type[nn.RNNBase], *, nonlinearity: str = "tanh") -> Loaded:
+    """A layer class and a cell class with zoneout (Krueger et al. 2017) around another's cell.
+
+    layer         LSTM, GRU, RNN, or a layer class of `load` or of the shelf
+    nonlinearity  "tanh" or "relu", for an RNN
+
+    Their constructors take one argument more, `zoneout`: the rate of all states, or of each in
+    their order, 0.1 by default; the paper has (0.05, 0.5) for LSTM's h and c. In training a unit
+    keeps a state from the step before with that probability, drawn by torch's generator for each
+    unit, row and step. In evaluation the state is the mean of both. Parameters are those of the
+    layer. A GPU, double backward and torch.func need the cell's step.
+
+    Raises TypeError for another class, ValueError for a nonlinearity that RNN has not and for a
+    cell that takes masks, and what `load` raises.
+    """
+    return Loaded(*add_zoneout(layer, nonlinearity))
 
 
 def include_folder() -> Path:

@@ -32,8 +32,10 @@ class _Call:
     def heads(self) -> int:
         return 1 + self.seed % 4
 
-    def tensors(self) -> tuple[CallSpec, Tensor | None, list[tuple[str, Tensor]]]:
-        """The spec, batch_sizes of packed data, and the named input, states and weights."""
+    def tensors(
+        self,
+    ) -> tuple[CallSpec, Tensor | None, list[tuple[str, Tensor]], Tensor | None]:
+        """The spec, batch_sizes of packed data, the named input, states and weights, and masks."""
         steps, batch, inputs, hidden = (int(n) for n in torch.randint(1, 24, (4,)))
         if self.seed % 3 == 0:
             batch += 80  # blocks of rows
@@ -55,7 +57,9 @@ class _Call:
             ]
         for direction in range(spec.directions):
             leaves += self._weights(inputs, hidden, bias, "_reverse" * direction)
-        return spec, sizes if packed else None, leaves
+        kinds = len(self.cell.masks)
+        masks = torch.rand(spec.directions, *rows, kinds, hidden) if kinds else None
+        return spec, sizes if packed else None, leaves, masks
 
     def _weights(
         self, inputs: int, hidden: int, bias: bool, suffix: str
@@ -106,14 +110,14 @@ def check(layer: type[AddedLayer], step: Step | None = None, calls: int = 12) ->
 
 def _worst(call: _Call, step: Step) -> float:
     """The largest relative error of a call."""
-    spec, batch_sizes, named = call.tensors()
+    spec, batch_sizes, named, masks = call.tensors()
     names, values = zip(*named, strict=True)
     states = sum(name in ("h_0", "c_0") for name in names)
     results = []
     for run in (layer_call, partial(decomposition.layer, step=step)):
         leaves = [v.clone().requires_grad_() for v in values]
         arguments = leaves[0], batch_sizes, leaves[1 : 1 + states], leaves[1 + states :]
-        outputs = run(*arguments, spec)
+        outputs = run(*arguments, spec, masks=masks)
         torch.manual_seed(call.seed)
         torch.autograd.backward(outputs, [torch.randn_like(o) for o in outputs])
         found = dict(zip(("output", "h_n", "c_n"), outputs, strict=False))
@@ -121,7 +125,7 @@ def _worst(call: _Call, step: Step) -> float:
         results.append(found)
     with torch.no_grad():
         untrained = layer_call(values[0], batch_sizes, values[1 : 1 + states],
-                               values[1 + states :], spec)  # fmt: skip
+                               values[1 + states :], spec, masks=masks)  # fmt: skip
         results[0]["output in inference"], results[1]["output in inference"] = (
             untrained[0],
             results[1]["output"],

@@ -4,7 +4,8 @@ Where the kernels do not take a call, a step in torch's operations serves, if th
 Letters as in layers.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
 
@@ -16,11 +17,16 @@ from .. import own_cell
 from ..backend import Backend, select_backend
 from ..call_spec import CallSpec
 from ..ops import library
+from ..ops.autograd import layer_call, without_first
 from ..ops.library import BY_MODE, Resets
 from ..own_cell import AddedCell
 from . import _torch_twin
 from .cells import Cell
 from .layers import Layer, Run
+
+#: A method that draws the masks of a call: (module, shape, like) -> a tensor of like's dtype and
+#: device, which is expanded to the shape, (D, T, B, kMasks, H) or as the input is laid out.
+Masks = Callable[[Any, tuple[int, ...], Tensor], Tensor]
 
 
 class _Refusing:
@@ -50,16 +56,16 @@ def _backend(module: Any, path: Backend | None, input: Any) -> Backend | None:
     return path
 
 
-def _joined(state: Sequence[Tensor]) -> list[Tensor]:
+def joined(state: Sequence[Tensor]) -> list[Tensor]:
     """All states as the operators take them: h, and the others side by side."""
     return [state[0], torch.cat(list(state[1:]), -1)] if len(state) > 2 else list(state)
 
 
-def _split(states: Sequence[Tensor], hidden_size: int) -> list[Tensor]:
-    """The reverse of `_joined`."""
+def split(states: Sequence[Tensor], hidden_size: int) -> list[Tensor]:
+    """The reverse of `joined`."""
     apart = [states[0]]
-    for joined in states[1:]:
-        apart.extend(joined.chunk(joined.shape[-1] // hidden_size, -1))
+    for others in states[1:]:
+        apart.extend(others.chunk(others.shape[-1] // hidden_size, -1))
     return apart
 
 
@@ -109,6 +115,41 @@ def _unscriptable(module: Any) -> NoReturn:
     )
 
 
+@dataclass(frozen=True)
+class _Masked:
+    """A run of a layer whose cell takes masks, which are drawn for each call."""
+
+    run: Run
+    module: Any
+
+    def __call__(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        spec: CallSpec,
+        *resets: Resets,
+    ) -> tuple[Tensor, ...]:
+        kinds = len(BY_MODE[self.module.own.mode].masks)
+        shape = (spec.directions, *input.shape[:-1], kinds, self.module.hidden_size)
+        masks = self.module.masks(shape, input).expand(shape)
+        return self.run(input, batch_sizes, state, weights, spec, *resets, masks=masks)
+
+
+def _masked(run: Run, module: Any) -> Run:
+    """`run`, with masks if the module's cell takes some."""
+    takes = BY_MODE[module.own.mode].masks and not isinstance(run, _Masked)
+    return _Masked(run, module) if takes else run
+
+
+def _no_masks(self: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """The masks of a call; `load` puts what it is given in the place of this method."""
+    raise RuntimeError(
+        f"{self.own.name} takes masks, and nothing draws them: give load(header, masks=...)"
+    )
+
+
 class AddedLayer(Layer, _NoTorchLayer):
     """A stack of layers of an added cell: torch.nn.LSTM's arguments without proj_size.
 
@@ -122,6 +163,7 @@ class AddedLayer(Layer, _NoTorchLayer):
     """
 
     own: AddedCell
+    masks = _no_masks
     _flat_weights_names: list[str]
 
     def __init__(
@@ -207,15 +249,17 @@ class AddedLayer(Layer, _NoTorchLayer):
         spec: CallSpec,
         resets: Resets | None = None,
     ) -> Sequence[Tensor]:
-        joined = _joined(state)
-        output, *states = super()._run(run, input, batch_sizes, joined, weights, spec, resets)
-        return output, *_split(states, self.hidden_size)
+        run = _masked(run, self)
+        output, *states = super()._run(
+            run, input, batch_sizes, joined(state), weights, spec, resets
+        )
+        return output, *split(states, self.hidden_size)
 
     def __prepare_scriptable__(self) -> nn.Module:
         _unscriptable(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self.own, True), self.__getstate__()  # type: ignore[no-untyped-call]
+        return _reduced(self, True) or super().__reduce_ex__(protocol)
 
 
 class AddedCellModule(Cell, _NoTorchCell):
@@ -226,6 +270,7 @@ class AddedCellModule(Cell, _NoTorchCell):
     """
 
     own: AddedCell
+    masks = _no_masks
 
     def __init__(
         self,
@@ -266,11 +311,23 @@ class AddedCellModule(Cell, _NoTorchCell):
 
     select_backend = AddedLayer.select_backend
 
+    def _masked_step(
+        self, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], spec: CallSpec
+    ) -> Sequence[Tensor]:
+        if not BY_MODE[self._mode].masks:
+            return super()._masked_step(input, state, weights, spec)
+        lifted = [s.unsqueeze(0) for s in state]
+        _, *states = self._masked_run(layer_call)(input.unsqueeze(0), None, lifted, weights, spec)
+        return [without_first(s) for s in states]
+
+    def _masked_run(self, run: Run) -> Run:
+        return _masked(run, self)
+
     def _joined(self, state: Sequence[Tensor]) -> Sequence[Tensor]:
-        return _joined(state)
+        return joined(state)
 
     def _result(self, states: Sequence[Tensor]) -> Any:
-        return _result(_split(states, self.hidden_size))
+        return _result(split(states, self.hidden_size))
 
     def _torch_forward(self, input: Any, hx: Any) -> NoReturn:
         if not isinstance(input, Tensor):
@@ -287,7 +344,13 @@ class AddedCellModule(Cell, _NoTorchCell):
         _unscriptable(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self.own, False), dict(vars(self))
+        return _reduced(self, False) or super().__reduce_ex__(protocol)
+
+
+#: The classes to derive a cell's from, by the template around it.
+BASES: dict[str, tuple[type[AddedLayer], type[AddedCellModule]]] = {
+    "": (AddedLayer, AddedCellModule)
+}
 
 
 @cache
@@ -295,18 +358,39 @@ def classes(own: AddedCell) -> tuple[type[AddedLayer], type[AddedCellModule]]:
     """The layer class and the cell class of an added cell."""
     library.read_cells()
     facts = {"own": own, "__module__": __name__}
-    layer = type(own.name, (AddedLayer,), {**facts, "__doc__": AddedLayer.__doc__})
-    step = {**facts, "__doc__": AddedCellModule.__doc__}
-    return layer, type(f"{own.name}Cell", (AddedCellModule,), step)
+    layer, cell = BASES[own.around]
+    layer = type(own.name, (layer,), {**facts, "__doc__": layer.__doc__})
+    return layer, type(f"{own.name}Cell", (cell,), {**facts, "__doc__": cell.__doc__})
+
+
+def is_added(cls: type) -> bool:
+    """Whether it is one of `classes`, and not one derived from it."""
+    return "own" in vars(cls)
+
+
+def class_of(own: AddedCell, is_layer: bool) -> type[nn.Module]:
+    """The layer class or the cell class, in whatever process: the header is where it was.
+
+    Raises RuntimeError where the header has changed, and what `own_cell.add` raises.
+    """
+    found = own_cell.added(own.mode)
+    if found is None:
+        found = own_cell.add_source(own, library.info()["isa"])
+        if found.mode != own.mode:
+            raise RuntimeError(f"{own.header} has changed since the module was pickled")
+    return classes(found)[0 if is_layer else 1]
 
 
 def _new(own: AddedCell, is_layer: bool) -> nn.Module:
-    """An empty instance (for pickle): the header is where it was, and says the same."""
-    found = own_cell.added(own.mode)
-    if found is None:
-        found = own_cell.add(own.header, library.info()["isa"], own.name)
-        if found.mode != own.mode:
-            raise RuntimeError(f"{own.header} has changed since the module was pickled")
-    kind = classes(found)[0 if is_layer else 1]
+    """An empty instance (for pickle)."""
+    kind = class_of(own, is_layer)
     empty: nn.Module = kind.__new__(kind)
     return empty
+
+
+def _reduced(module: Any, is_layer: bool) -> tuple[Any, ...] | None:
+    """How pickle takes a module whose class it cannot find by name; None for the user's classes."""
+    if not is_added(type(module)):
+        return None
+    state = module.__getstate__() if is_layer else dict(vars(module))
+    return _new, (module.own, is_layer), state

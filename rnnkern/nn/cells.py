@@ -12,6 +12,7 @@ from ..ops import autograd, decomposition, library
 from ..ops.autograd import operator_call, step_call, without_first
 from ..ops.library import BY_MODE, CALL_SPECS
 from . import _plain, _torch_twin, _tracing
+from .layers import Run
 from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -67,9 +68,9 @@ class Cell(_torch_twin.RNNCellBase):
             input, state = input.unsqueeze(0), [s.unsqueeze(0) for s in state]
         states: Sequence[Tensor]
         if path is None and usual:
-            states = step_call(input, state, weights, spec)
+            states = self._masked_step(input, state, weights, spec)
         else:
-            run = self._operator_call if path is None else decomposition.layer
+            run = self._masked_run(self._operator_call if path is None else decomposition.layer)
             state = [s.unsqueeze(0) for s in state]
             _, *states = run(input.unsqueeze(0), None, state, weights, spec)
             states = [without_first(s) for s in states]
@@ -78,6 +79,15 @@ class Cell(_torch_twin.RNNCellBase):
         return self._result(states)
 
     # What an added cell overrides.
+
+    def _masked_step(
+        self, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], spec: CallSpec
+    ) -> Sequence[Tensor]:
+        return step_call(input, state, weights, spec)
+
+    def _masked_run(self, run: Run) -> Run:
+        """A call of one layer as this cell makes it."""
+        return run
 
     def _has_bias(self, weights: Sequence[Tensor]) -> bool:
         return len(weights) > 2
@@ -96,8 +106,9 @@ class Cell(_torch_twin.RNNCellBase):
         state: Sequence[Tensor],
         weights: Sequence[Tensor],
         spec: CallSpec,
+        masks: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        return operator_call(input, batch_sizes, state, weights, spec)
+        return operator_call(input, batch_sizes, state, weights, spec, masks=masks)
 
     def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles Python source: it gets torch's cell on the same parameters.

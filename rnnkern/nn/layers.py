@@ -86,6 +86,7 @@ class Layer(_torch_twin.RNNBase):
             weights = self.current_weights()
 
         path = self.select_backend(input, weights, tensors, usual)
+        run: Run
         if path is None:
             run = layer_call if usual else operator_call
         elif path.name == "decomposition":

@@ -29,10 +29,10 @@ _requires_grad = attrgetter("requires_grad")
 
 def _vjp(*args: Any) -> list[Tensor | None]:
     """`decomposition.vjp` for C++, which hands over the spec's fields."""
-    grads, input, batch_sizes, state, weights, fields, mask, reset_state, needed = args
+    grads, input, batch_sizes, state, weights, fields, mask, reset_state, masks, needed = args
     spec = CallSpec(*fields)
     resets = None if mask is None else Resets(mask, reset_state)
-    return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed, resets)
+    return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed, resets, masks)
 
 
 class Native(Protocol):
@@ -50,6 +50,7 @@ class Native(Protocol):
         cast_weights: bool,
         resets: Tensor | None = None,
         reset_state: Sequence[Tensor] = (),
+        masks: Tensor | None = None,
         /,
     ) -> tuple[Tensor, ...]: ...
 
@@ -185,8 +186,9 @@ def _forward(
     spec: CallSpec,
     train: bool,
     resets: Resets | None,
+    masks: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    after = () if resets is None else resets.arguments()
+    after = library.step_arguments(resets, masks)
     try:
         return library.forward(
             input, batch_sizes, *library.optional(state), weights, *spec, train, *after
@@ -204,7 +206,7 @@ def _gradients(
     """Gradients of (input, *state, *weights, *states after resets), from what a forward pass left
     on `ctx`, and saved."""
     spec, states, train, observer, key = ctx.call
-    input, *rest, output, saved, c_states, batch_sizes, mask = tensors
+    input, *rest, output, saved, c_states, batch_sizes, mask, masks = tensors
     end = states + spec.directions * library.weights_per_direction(spec)
     state, weights = rest[:states], _as_input(input, rest[states:end])
     resets = None if mask is None else Resets(mask, rest[end:])
@@ -214,7 +216,9 @@ def _gradients(
         or _functorch_active()
         or any(g is not None and _is_batched(g) for g in grads)
     ):
-        return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed, resets)
+        return decomposition.vjp(
+            grads, input, batch_sizes, state, weights, spec, needed, resets, masks
+        )
     grad_output, grad_h, grad_c = grads
     needs = (
         needed[0]
@@ -222,7 +226,7 @@ def _gradients(
         + 4 * any(needed[1 + states : 1 + end])
         + 8 * any(needed[1 + end :])
     )  # operator's bits
-    after = () if resets is None else resets.arguments()
+    after = library.step_arguments(resets, masks)
     try:
         grad_input, grad_h0, grad_c0, grad_weights, flow_h, flow_c, *of_reset = library.backward(
             grad_output, grad_h, grad_c, input, batch_sizes, *library.optional(state), weights,
@@ -254,6 +258,7 @@ class _Layer(torch.autograd.Function):
         spec: CallSpec,
         cast_weights: bool,
         mask: Tensor | None,
+        masks: Tensor | None,
         input: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -264,7 +269,7 @@ class _Layer(torch.autograd.Function):
         with _below_autograd():
             taken = _as_input(input, weights) if cast_weights else weights
             output, h_n, c_n, saved, c_states = _forward(
-                input, batch_sizes, state, taken, spec, True, resets
+                input, batch_sizes, state, taken, spec, True, resets, masks
             )
         key = None
         if observer is not None:
@@ -272,7 +277,7 @@ class _Layer(torch.autograd.Function):
                 spec, input, batch_sizes, state, output.detach(), h_n, c_n, saved, c_states
             )
         # In the order of the C++ node: a checkpoint may save for one and recompute for the other.
-        ctx.save_for_backward(input, *tensors, output, saved, c_states, batch_sizes, mask)
+        ctx.save_for_backward(input, *tensors, output, saved, c_states, batch_sizes, mask, masks)
         ctx.call = (spec, states, True, observer, key)
         ctx.set_materialize_grads(False)
         return _returned(spec, (output, h_n, c_n))
@@ -281,20 +286,20 @@ class _Layer(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[6:]
+        needed = ctx.needs_input_grad[7:]
         grads = (grad_output, grad_h, grad_c)
         saved = ctx.saved_tensors
         found = _gradients(ctx, saved, grads, needed)
         leaves = saved[: len(found)]
         found = [g if g is None else g.to(t.dtype) for g, t in zip(found, leaves, strict=True)]
-        return (*[None] * 6, *found)
+        return (*[None] * 7, *found)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, batch_sizes, h_0, c_0, weights, *fields, train, mask, reset_h, reset_c = inputs
+    input, batch_sizes, h_0, c_0, weights, *fields, train, mask, reset_h, reset_c, masks = inputs
     state, fresh = ([s for s in two if s is not None] for two in ((h_0, c_0), (reset_h, reset_c)))
     # In the order of `_Layer`, for a checkpoint.
-    kept = (output[0], output[3], output[4], batch_sizes, mask)
+    kept = (output[0], output[3], output[4], batch_sizes, mask, masks)
     ctx.save_for_backward(input, *state, *weights, *fresh, *kept)
     ctx.call = (CallSpec(*fields), len(state), train, None, None)
     ctx.set_materialize_grads(False)
@@ -306,13 +311,13 @@ def _operator_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     settings = [None] * (len(spec) + 2)  # the spec's fields, train and resets
     count = 1 + states + len(weights_needed)  # of gradients but those of states after resets
     tensors = ctx.saved_tensors
-    reset_needed = ctx.needs_input_grad[5 + len(settings) :][: len(tensors) - count - 5]
+    reset_needed = ctx.needs_input_grad[5 + len(settings) :][: len(tensors) - count - 6]
     needed = [input_needed, *state_needed[:states], *weights_needed, *reset_needed]
     grad_c = grads[2] if len(library.CELLS[spec.cell].states) > 1 else None
     found = _gradients(ctx, tensors, (grads[0], grads[1], grad_c), needed)
     of_state = library.optional(found[1 : 1 + states])
     of_reset = library.optional(found[count:])
-    result = (found[0], None, *of_state, found[1 + states : count], *settings, *of_reset)
+    result = (found[0], None, *of_state, found[1 + states : count], *settings, *of_reset, None)
     return result[: len(ctx.needs_input_grad)]  # the dispatcher leaves out defaults at the end
 
 
@@ -327,19 +332,23 @@ def layer_call(
     spec: CallSpec,
     resets: Resets | None = None,
     cast_weights: bool = False,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Runs one layer by the fused kernels in eager mode; differentiable.
 
     Tensors as `rnnkern::forward` takes them, with [], [h_0] or [h_0, c_0] for the state.
-    With `cast_weights` the weights may be wider than the input and are rounded to its dtype.
+    With `cast_weights` the weights may be wider than the input and are rounded to its dtype. masks,
+    (D, T, B, kMasks, H) or as the input is laid out, are for a cell that takes some.
     Returns (output, h_n, c_n); without a cell state (output, h_n). What the kernels saved goes to
     `OBSERVER`, if set.
     """
     observer = OBSERVER.get()
     if observer is None and NATIVE is not None and not _function_modes():
-        if resets is None:
-            return NATIVE.layer(input, batch_sizes, state, weights, spec, cast_weights)
-        return NATIVE.layer(input, batch_sizes, state, weights, spec, cast_weights, *resets)
+        args = input, batch_sizes, state, weights, spec, cast_weights
+        if masks is not None:
+            mask, fresh = (None, ()) if resets is None else resets
+            return NATIVE.layer(*args, mask, fresh, masks)
+        return NATIVE.layer(*args) if resets is None else NATIVE.layer(*args, *resets)
     fresh = () if resets is None else resets.state
     if torch.is_grad_enabled() and (
         input.requires_grad or any(map(_requires_grad, (*state, *weights, *fresh)))
@@ -351,6 +360,7 @@ def layer_call(
             spec,
             cast_weights,
             None if resets is None else resets.mask,
+            masks,
             input,
             *state,
             *weights,
@@ -361,7 +371,7 @@ def layer_call(
         if cast_weights:
             weights = _as_input(input, weights)
         train = observer is not None
-        results = _forward(input, batch_sizes, state, weights, spec, train, resets)
+        results = _forward(input, batch_sizes, state, weights, spec, train, resets, masks)
     if observer is not None:
         observer.forward(spec, input, batch_sizes, state, *results)
     return _returned(spec, results)
@@ -400,11 +410,13 @@ def operator_call(
     weights: Sequence[Tensor],
     spec: CallSpec,
     resets: Resets | None = None,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """`layer_call` through the dispatcher, for compilers, modes and tensor subclasses."""
     tensors = (input, *state, *weights, *(() if resets is None else resets.state))
     train = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return _returned(spec, _forward(input, batch_sizes, state, list(weights), spec, train, resets))
+    results = _forward(input, batch_sizes, state, list(weights), spec, train, resets, masks)
+    return _returned(spec, results)
 
 
 def prepacked_call(

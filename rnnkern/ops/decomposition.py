@@ -14,7 +14,8 @@ from ..call_spec import CallSpec
 from .library import CELLS, Resets, weights_per_direction
 
 # One step: x = W_ih x + b_ih and, if there is a W_hh, y = W_hh h + b_hh (B, G·H), the states
-# before, and the learned values per unit (H), if the cell has any -> the states after.
+# before, the learned values per unit (H) and the masks of the step (B, H), if the cell has any -> the
+# states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
 
 
@@ -51,8 +52,8 @@ _STEPS: dict[str, Step] = {
 
 
 def use_step(mode: str, step: Step) -> None:
-    """The step of an added cell: step(x, y, *states, *params) -> the states after; no y without a
-    W_hh."""
+    """The step of an added cell: step(x, y, *states, *params, *masks) -> the states after; no y
+    without a W_hh."""
     _STEPS[mode] = step
 
 
@@ -61,7 +62,8 @@ def step_of(mode: str) -> Step | None:
     return _STEPS.get(mode)
 
 
-def _required_step(mode: str) -> Step:
+def required_step(mode: str) -> Step:
+    """A cell's step; RuntimeError where there is none."""
     if mode not in _STEPS:
         raise RuntimeError(
             f"{mode.partition('@')[0]} has no step in torch's operations, which double backward, "
@@ -78,6 +80,7 @@ def layer(
     spec: CallSpec,
     resets: Resets | None = None,
     step: Step | None = None,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Runs one layer; returns (output, h_n) or, with a cell state, (output, h_n, c_n).
 
@@ -85,7 +88,7 @@ def layer(
     (library.py).
     """
     kind, each = CELLS[spec.cell], weights_per_direction(spec)
-    step = step or _required_step(kind.mode)
+    step = step or required_step(kind.mode)
     if batch_sizes is None:
         by_step = (input.transpose(0, 1) if spec.batch_first else input).unbind(0)
         sizes = None
@@ -94,6 +97,7 @@ def layer(
         sizes = batch_sizes.tolist()
         by_step = input.split(sizes)  # type: ignore[no-untyped-call]
         batch = sizes[0]
+    masks_by_step = _masks_by_step(masks, sizes, spec)
 
     outputs, finals = [], []
     for direction in range(spec.directions):
@@ -118,8 +122,9 @@ def layer(
                 states = _after_resets(states, resets, t, spec)
             # Rows whose sequence has ended (or, backwards, not begun) keep their state.
             now = states if sizes is None else [s[: sizes[t]] for s in states]
+            given = masks_by_step[t][direction].unbind(-2) if masks_by_step else ()
             y = [_recurrent(now[0], w, b_hh[0]) for w in w_hh]
-            new = list(step(linear(by_step[t], w_ih, b_ih), *y, *now, *params))
+            new = list(step(linear(by_step[t], w_ih, b_ih), *y, *now, *params, *given))
             if w_hr is not None:
                 new[0] = linear(new[0], w_hr)
             hidden[t] = new[0]
@@ -145,6 +150,18 @@ def _recurrent(h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Tensor:
     return y if b_hh is None else y + b_hh
 
 
+def _masks_by_step(
+    masks: Tensor | None, sizes: list[int] | None, spec: CallSpec
+) -> Sequence[Tensor] | None:
+    """(D, B, kMasks, H) of each step."""
+    if masks is None:
+        return None
+    if sizes is not None:
+        found: Sequence[Tensor] = masks.split(sizes, 1)  # type: ignore[no-untyped-call]
+        return found
+    return masks.unbind(2 if spec.batch_first else 1)
+
+
 def _after_resets(
     states: Sequence[Tensor], resets: Resets, step: int, spec: CallSpec
 ) -> list[Tensor]:
@@ -166,6 +183,7 @@ def vjp(
     spec: CallSpec,
     needed: Sequence[bool],
     resets: Resets | None = None,
+    masks: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Gradients of (input, *state, *weights, *states after resets) where `needed`, as a
     differentiable function of all.
@@ -180,7 +198,7 @@ def vjp(
         n = 1 + len(state)
         end = n + len(weights)
         own_resets = None if resets is None else Resets(resets.mask, own[end:])
-        results = layer(own[0], batch_sizes, own[1:n], own[n:end], spec, own_resets)
+        results = layer(own[0], batch_sizes, own[1:n], own[n:end], spec, own_resets, masks=masks)
         pairs = [
             (r, g)
             for r, g in zip(results, grads, strict=False)

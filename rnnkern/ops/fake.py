@@ -135,7 +135,7 @@ def _backward_shapes(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor, Tensor, Tensor]:
     spec, needs, flow, *resets = _settings(rest)
-    after_reset = [s for s in resets[1:] if s is not None and needs & 8]
+    after_reset = [s for s in resets[1:3] if s is not None and needs & 8]
     _check_devices(input, h_0, c_0, *weights)
     hidden, width = _sizes(weights, spec)
     directions, c_values = spec.directions, len(CELLS[spec.cell].states) - 1

@@ -94,6 +94,12 @@ class Resets(NamedTuple):
         return self.mask, *optional(self.state)
 
 
+def step_arguments(resets: Resets | None, masks: Tensor | None) -> tuple[Tensor | None, ...]:
+    """(resets, reset_h, reset_c, masks) as the operators take them, without defaults at the end."""
+    own = () if resets is None else resets.arguments()
+    return own if masks is None else (*(own or (None, None, None)), masks)
+
+
 #: (output, h_n, c_n, saved, c_states)
 forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = (
     torch.ops.rnnkern.forward.default

@@ -382,11 +382,14 @@ def test_a_library_per_content(tmp_path: Path) -> None:
     header, part = tmp_path / "mine.h", tmp_path / "part.h"
     part.write_text("// one\n")
     header.write_text('#include "part.h"\n' + HEADER)
-    keys = [own_cell._key(header, "LiGRU", level) for level in ("avx2", "avx512")]
+    source = own_cell.Source(str(header), "LiGRU", "LiGRU")
+    keys = [own_cell._key(source, level) for level in ("avx2", "avx512")]
     part.write_text("// two\n")
-    keys.append(own_cell._key(header, "LiGRU", "avx2"))
-    assert len({*keys}) == 3
-    assert own_cell._key(header, "LiGRU", "avx2") == keys[-1]
+    keys.append(own_cell._key(source, "avx2"))
+    zoned = own_cell.Source(str(header), "LiGRU", "LiGRU", "Zoneout")
+    keys.append(own_cell._key(zoned, "avx2"))
+    assert len({*keys}) == 4
+    assert own_cell._key(source, "avx2") == keys[-2]
 
 
 def test_names() -> None:

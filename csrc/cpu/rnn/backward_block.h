@@ -11,10 +11,12 @@
 // them one by one; their weight gradients are summed at the end. Neither blocks nor chunks depend
 // on the number of threads, and each element of a weight gradient is summed in the same order.
 #pragma once
+#include "../../cells/call.h"
 #include "../../core/saved_layout.h"
 #include "../simd/math.h"
 #include "backward_shared.h"
 #include "gate_grads.h"
+#include "masks.h"
 #include "projection_backward.h"
 #include "time_loop.h"
 
@@ -261,7 +263,7 @@ class BackwardBlock {
   }
 
   // What the cell reads and writes in a step, by batch row. Null data: not there.
-  struct StepOperands {
+  struct StepOperands : StepMasks<S, Cell::kMasks> {
     StridedRows<const T> h, h_prev, dy;
     SavedValues<const T> saved;
     SavedValues<const S> c_next;
@@ -281,6 +283,7 @@ class BackwardBlock {
       return StridedRows<const U>{reinterpret_cast<const U*>(shared_.zeros), 0};
     };
     StepOperands step{};
+    step.set_masks(p_, seq_, d_, t, 0);
     step.h = {p_.y.at(seq_, t) + d_ * H, y_row};
     step.h_prev = {p_.y.at(seq_, t_prev) + d_ * H, y_row};
     if (!carried) step.h_prev = initial(p_.h0, H);
@@ -353,7 +356,7 @@ class BackwardBlock {
     S *const dh = step.dh[b], *const dc = step.dc[b];
     A saved[Cell::kSaved + 1], prev[Cell::kStates], next[Cell::kStates], dnext[Cell::kStates],
         dprev[Cell::kStates], dgates[Cell::kPreacts], params[Cell::kParams + 1],
-        dparams[Cell::kParams + 1];
+        dparams[Cell::kParams + 1], masks[Cell::kMasks + 1];
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
       const int64_t u = unit + i * kLanes;
@@ -372,11 +375,9 @@ class BackwardBlock {
       }
       for (int k = 0; k < Cell::kParams; ++k)
         params[k].v[i] = V::load(p_.weights[d_].params + k * H + u, lanes);
+      step.load_masks(masks, i, b, u, H, lanes);
     }
-    if constexpr (Cell::kParams > 0)
-      Cell::backward(saved, prev, params, next, dnext, dprev, dgates, dparams);
-    else
-      Cell::backward(saved, prev, next, dnext, dprev, dgates);
+    call_backward<Cell>(saved, prev, params, masks, next, dnext, dprev, dgates, dparams);
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
       const int64_t u = unit + i * kLanes;

@@ -11,17 +11,19 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "../../cells/call.h"
 #include "../../core/saved_layout.h"
 #include "../simd/math.h"
 #include "gate_weights.h"
+#include "masks.h"
 #include "projection_forward.h"
 #include "time_loop.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
 // What a step reads and writes, for batch rows from r0 on.
-template <class T>
-struct StepOperands {
+template <class Cell, class T>
+struct StepOperands : StepMasks<Acc<T>, Cell::kMasks> {
   StridedRows<const T> h_prev;
   StridedRows<const Acc<T>> h_fp32_prev;  // h unrounded, for the cell itself
   StridedRows<T> h_next;
@@ -40,6 +42,7 @@ template <class Cell, class T>
 class ForwardDirection {
   using S = Acc<T>;
   using V = Vec<S>;
+  using StepOperands = RNNKERN_ISA::StepOperands<Cell, T>;
   using Projection = std::conditional_t<std::is_same_v<T, S>, ForwardProjection<S>, NoProjection>;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
@@ -186,10 +189,11 @@ class ForwardDirection {
            row * panels_.ldb(panel);
   }
 
-  StepOperands<T> step_operands(int64_t s, int64_t r0, bool carried) const {
+  StepOperands step_operands(int64_t s, int64_t r0, bool carried) const {
     const int64_t H = p_.hidden_size, R = p_.h_size(), t = time(s);
     const int64_t state_row = d_ * seq_.batch + r0, C = kCValues * H;
-    StepOperands<T> step{};
+    StepOperands step{};
+    step.set_masks(p_, seq_, d_, t, r0);
     step.h_next = h_rows(t, r0);
     if constexpr (kProjects)
       if (projects()) step.h_next = shared_.projection.m(r0);
@@ -222,9 +226,9 @@ class ForwardDirection {
   }
 
   // With the states of rows that are reset before step t replaced, in a copy of them all.
-  __attribute__((noinline)) StepOperands<T> with_resets(StepOperands<T> step, int64_t t,
-                                                        const WorkRange& range, int64_t r0,
-                                                        int64_t r1) const {
+  __attribute__((noinline)) StepOperands with_resets(StepOperands step, int64_t t,
+                                                     const WorkRange& range, int64_t r0,
+                                                     int64_t r1) const {
     const int64_t H = p_.hidden_size, R = p_.h_size();
     const int64_t u0 = panels_.first_unit(range.p0), u1 = min(panels_.first_unit(range.p1), H);
     const StridedRows<const uint8_t> resets{p_.resets.at(seq_, t) + r0 * p_.resets.b_stride,
@@ -257,7 +261,7 @@ class ForwardDirection {
 
   // One step of batch rows [r0, r1). `carried`: they have a previous step.
   void fused_step(int64_t s, const WorkRange& range, int64_t r0, int64_t r1, bool carried) {
-    const StepOperands<T> step =
+    const StepOperands step =
         p_.resets.data ? with_resets(step_operands(s, r0, carried), time(s), range, r0, r1)
                        : step_operands(s, r0, carried);
     const StridedRows<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.b_stride, p_.x.b_stride};
@@ -283,8 +287,7 @@ class ForwardDirection {
   }
 
   // The cell, for n rows of a panel from row r on.
-  void epilogue(int64_t panel, int64_t r, int n, const StepOperands<T>& step,
-                const S* preacts) const {
+  void epilogue(int64_t panel, int64_t r, int n, const StepOperands& step, const S* preacts) const {
     const int width = panels_.unit_vectors(panel), gate_stride = panels_.gate_stride(panel);
     const int64_t row = shared_.weights.preacts_ld(panel);
     for (int w = 0; w < width; ++w) {
@@ -325,11 +328,11 @@ class ForwardDirection {
 
   // The cell for one vector of units of kRows rows.
   template <int kRows>
-  RNNKERN_INLINE void epilogue_rows(const StepOperands<T>& step, const UnitOperands& of, int64_t r,
+  RNNKERN_INLINE void epilogue_rows(const StepOperands& step, const UnitOperands& of, int64_t r,
                                     int64_t unit, int lanes, const S* preacts, int64_t preacts_ld,
                                     int gate_stride, const V* bias) const {
     VecArray<S, kRows> preact[Cell::kPreacts], prev[Cell::kStates], next[Cell::kStates],
-        saved[Cell::kSaved + 1];
+        saved[Cell::kSaved + 1], params[Cell::kParams + 1], masks[Cell::kMasks + 1];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       for (int k = 0; k < Cell::kPreacts; ++k)
@@ -340,15 +343,11 @@ class ForwardDirection {
         prev[0].v[i] = V::load(step.h_prev[r + i] + unit, lanes);
       for (int k = 0; k < kCValues; ++k)
         prev[1 + k].v[i] = V::load(of.c_prev[r + i] + k * of.c_prev_stride, lanes);
+      step.load_masks(masks, i, r + i, unit, p_.hidden_size, lanes);
     }
-    if constexpr (Cell::kParams > 0) {
-      VecArray<S, kRows> params[Cell::kParams];
-      for (int k = 0; k < Cell::kParams; ++k)
-        for (int i = 0; i < kRows; ++i) params[k].v[i] = V::load(of.params + k * of.params_stride);
-      Cell::forward(preact, prev, params, next, saved);
-    } else {
-      Cell::forward(preact, prev, next, saved);
-    }
+    for (int k = 0; k < Cell::kParams; ++k)
+      for (int i = 0; i < kRows; ++i) params[k].v[i] = V::load(of.params + k * of.params_stride);
+    call_forward<Cell>(preact, prev, params, masks, next, saved);
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       next[0].v[i].store(step.h_next[r + i] + unit, lanes);

@@ -1,0 +1,83 @@
+"""The cells of `rnnkern.cells`: the layer, and what it is compared with, a loop of the cell's step.
+
+W_ih x of all steps is one product ahead of the loop, as whoever writes such a loop has it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from rnnkern import cells
+from rnnkern.cells.shelf import SHELF
+from rnnkern.ops.library import BY_MODE
+
+# name: gates, and as SIGMOIDS in rows.py
+CELLS = {
+    "CIFG": (3, (4, 1)),
+    "LiGRU": (2, (1, 0)),
+    "MGU": (2, (2, 0)),
+    "PeepholeLSTM": (4, (5, 1)),
+    "SLSTM": (4, (6, 0)),
+}
+
+
+class StepLoop(torch.nn.Module):
+    """A layer of a shelf cell in torch's operations, with the parameters of rnnkern's layer."""
+
+    def __init__(
+        self, name: str, input_size: int, hidden_size: int, num_layers: int, **options: Any
+    ) -> None:
+        super().__init__()
+        if num_layers > 1 or options.get("batch_first") or options.get("bidirectional"):
+            raise ValueError("the loop is for one layer in one direction, time-major")
+        layer = getattr(cells, name)(input_size, hidden_size, **options)
+        for key, parameter in layer.named_parameters():
+            self.register_parameter(key, parameter)
+        self.step = SHELF[name].step
+        self.hidden_size = hidden_size
+        self.num_states = len(BY_MODE[layer.mode].states)
+
+    def forward(self, x: Tensor, hx: None = None) -> tuple[Tensor, Any]:
+        w_ih, w_hh, b_ih, b_hh, *params = self.parameters()
+        learned = params[0] if params else ()
+        states = (x.new_zeros(x.shape[1], self.hidden_size),) * self.num_states
+        outputs = []
+        for of_x in linear(x, w_ih, b_ih):
+            states = self.step(of_x, linear(states[0], w_hh, b_hh), *states, *learned)
+            outputs.append(states[0])
+        finals = tuple(s[None] for s in states)
+        return torch.stack(outputs), finals if len(finals) > 1 else finals[0]
+
+
+class _Loops:
+    """A package of loops: `loops.CIFG` makes one."""
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(StepLoop, name)
+
+
+class _CompiledLoops:
+    """The same under torch.compile."""
+
+    def __getattr__(self, name: str) -> Any:
+        def make(*args: Any, **options: Any) -> torch.nn.Module:
+            loop = StepLoop(name, *args, **options)
+            loop.compile(fullgraph=True)
+            return loop
+
+        return make
+
+
+LOOPS, COMPILED = _Loops(), _CompiledLoops()
+
+
+def layers_of(package: Any) -> Any:
+    """What has the cells' layers: rnnkern's own, or loops for a package without cells."""
+    if isinstance(package, (_Loops, _CompiledLoops)):
+        return package
+    return getattr(package, "cells", LOOPS)

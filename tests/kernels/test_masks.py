@@ -1,0 +1,271 @@
+"""Masks, which a cell may ask for in each step, and zoneout on them."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from twins import flat, pack
+
+import rnnkern
+import rnnkern.numpy
+from rnnkern.backend import Backend
+from rnnkern.ops import library
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+F64 = torch.float64
+T, B, I, H = 6, 3, 5, 20
+#: What zoneout is put around.
+AROUND = {
+    "LSTM": lambda: rnnkern.cells.zoneout(rnnkern.LSTM),
+    "GRU": lambda: rnnkern.cells.zoneout(nn.GRU),
+    "ReLU": lambda: rnnkern.cells.zoneout(rnnkern.RNN, nonlinearity="relu"),
+    "SLSTM": lambda: rnnkern.cells.zoneout(rnnkern.cells.SLSTM),
+    "PeepholeLSTM": lambda: rnnkern.cells.zoneout(rnnkern.cells.PeepholeLSTM),
+}
+HEADER = """
+// A tanh network with dropout on the candidate: h' = mask tanh(preact) + h / 2
+#include "cells/cell.h"
+struct Dropped : rnnkern::CellDefaults {
+  static constexpr const char* kGateNames[] = {"candidate"};
+  static constexpr const char* kStateNames[] = {"h"};
+  static constexpr const char* kSavedNames[] = {"candidate"};
+  static constexpr const char* kMaskNames[] = {"kept"};
+  static constexpr int kGates = 1, kPreacts = 1, kStates = 1, kSaved = 1, kMasks = 1;
+
+  template <class V>
+  RNNKERN_HD static void forward(const V* preact, const V* prev, const V* masks, V* next,
+                                 V* saved) {
+    saved[0] = tanh(preact[0]);
+    next[0] = masks[0] * saved[0] + V(0.5) * prev[0];
+  }
+  template <class V>
+  RNNKERN_HD static void backward(const V* saved, const V*, const V* masks, const V*, V* dnext,
+                                  V* dprev, V* dgates) {
+    dgates[0] = dnext[0] * masks[0] * (V(1) - saved[0] * saved[0]);
+    dprev[0] = V(0.5) * dnext[0];
+  }
+};
+"""
+
+
+@pytest.fixture(autouse=True)
+def _quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXXFLAGS", "-O0")  # as in test_added_cells.py
+
+
+def make(name: str, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return AROUND[name]().layer(I, H, **{"dtype": F64, "zoneout": 0.3, **options})
+
+
+def seeded(module: nn.Module, *args: object) -> list[Tensor]:
+    """Results with the masks that this seed draws."""
+    torch.manual_seed(5)
+    return flat(module(*args))
+
+
+def by_steps(layer: nn.Module) -> nn.Module:
+    """The same layer in torch's operations."""
+    twin = copy.deepcopy(layer)
+    twin.select_backend = lambda *_: Backend("decomposition", "a test asks for it")
+    return twin
+
+
+def same(found: list[Tensor], expected: list[Tensor]) -> None:
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_zoneout_against_the_step(name: str) -> None:
+    """Every result and gradient in float64, with masks between 0 and 1."""
+    assert rnnkern.cells.check(AROUND[name]().layer) < 1e-12
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_zoneout_of_lstm(training: bool) -> None:
+    """Krueger et al. (2017): h and c kept each by a mask; the new h is of the new c."""
+    layer = make("LSTM", zoneout=(0.2, 0.6)).train(training)
+    plain = nn.LSTMCell(I, H, dtype=F64)
+    plain.load_state_dict({k.replace("_l0", ""): v for k, v in layer.state_dict().items()})
+    x, h, c = torch.randn(T, B, I, dtype=F64), *torch.randn(2, 1, B, H, dtype=F64)
+    found = seeded(layer, x, (h, c))
+    torch.manual_seed(5)
+    masks = layer.masks((1, T, B, 2, H), x).expand(1, T, B, 2, H)[0]
+    assert set(masks.unique().tolist()) == ({0, 1} if training else {0.2, 0.6})
+    h, c, outputs = h[0], c[0], []
+    for step, mask in zip(x, masks, strict=True):
+        new_h, new_c = plain(step, (h, c))
+        h = mask[:, 0] * h + (1 - mask[:, 0]) * new_h
+        c = mask[:, 1] * c + (1 - mask[:, 1]) * new_c
+        outputs.append(h)
+    same(found, [torch.stack(outputs), h[None], c[None]])
+
+
+def test_rates() -> None:
+    """0 is the layer without, 1 keeps hx; as often as the rate says in between."""
+    x, hx = torch.randn(T, B, I, dtype=F64), torch.randn(1, B, H, dtype=F64)
+    layer, plain = make("GRU", zoneout=0), rnnkern.GRU(I, H, dtype=F64)
+    plain.load_state_dict(layer.state_dict())
+    same(flat(layer(x, hx)), flat(plain(x, hx)))
+    assert torch.equal(make("GRU", zoneout=1)(x, hx)[1], hx)
+    masks = make("LSTM", zoneout=(0.1, 0.7)).masks((1, 50, 20, 2, H), x)
+    assert masks.mean((0, 1, 2, 4)).tolist() == pytest.approx([0.1, 0.7], abs=0.02)
+    assert repr(make("LSTM", zoneout=0.5)) == "ZoneoutLSTM(5, 20, zoneout=(0.5, 0.5))"
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_calls(name: str) -> None:
+    """Layers, directions, batch_first, packed data, dropout and a cell, with drawn masks."""
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.5}
+    layer, x = make(name, **options), torch.randn(B, T, I, dtype=F64)
+    packed = pack(x, [4, 6, 2], batch_first=True)
+    for args in ((x,), (x[0],), (packed,)):
+        same(seeded(layer, *args), seeded(by_steps(layer), *args))
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    assert torch.equal(layer.eval()(x)[0], layer(x)[0])
+    cell = AROUND[name]().cell(I, H, dtype=F64)
+    for args in ((x[:, 0],), (x[0, 0],), (x[0, 0].clone().requires_grad_(),)):
+        same(seeded(cell, *args), seeded(by_steps(cell), *args))
+    assert not torch.equal(flat(cell(x[:, 0]))[0], flat(cell(x[:, 0]))[0])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "SLSTM"])
+def test_gradients(name: str) -> None:
+    """First and second ones see the masks of the forward pass."""
+    layer, twin = make(name, bidirectional=True), by_steps(make(name, bidirectional=True))
+    x = torch.randn(3, B, I, dtype=F64, requires_grad=True)
+    found = []
+    for module in (layer, twin):
+        leaves = [x, *module.parameters()]
+        output = seeded(module, x)[0]
+        loss = (output * torch.linspace(0, 1, 2 * H, dtype=F64)).sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        found.append([*torch.autograd.grad(seeded(module, x)[0].sum(), leaves), *first, *second])
+    same(*found)
+
+
+def test_dtypes() -> None:
+    layer, x = make("LSTM", zoneout=0.5), torch.randn(T, B, I, dtype=F64)
+    truth = layer.eval()(x)[0]
+    for dtype, error in ((torch.float32, 1e-6), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)):
+        found = layer.to(dtype)(x.to(dtype))[0]
+        assert found.dtype is dtype
+        torch.testing.assert_close(found.double(), truth, rtol=error, atol=error)
+        assert layer.train()(x.to(dtype))[0].dtype is dtype
+        layer.eval()
+        layer.double()
+    with torch.autocast("cpu"):
+        assert layer.float().train()(x.float())[0].isfinite().all()
+
+
+def test_resets() -> None:
+    """Masks are drawn for the rows of the call, by the mask of resets and by episodes."""
+    layer, x = make("LSTM", zoneout=(0.2, 0.6)).eval(), torch.randn(T, B, I, dtype=F64)
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[3] = True
+    expected = torch.cat([layer(x[:3])[0], layer(x[3:])[0]])
+    same([layer(x, resets=resets)[0]], [expected])
+    same([layer(x, resets=resets, return_ends=True)[0]], [expected])
+
+
+def test_copies() -> None:
+    layer, x = make("LSTM", zoneout=(0.2, 0.6)), torch.randn(T, B, I, dtype=F64)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(other) is type(layer)
+        assert other.zoneout == (0.2, 0.6)
+        same(seeded(other, x), seeded(layer, x))
+    assert rnnkern.cells.zoneout(nn.LSTM).layer is type(layer)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("training", [True, False])
+def test_compile(training: bool) -> None:
+    torch.compiler.reset()
+    layer, x = make("LSTM").train(training), torch.randn(T, B, I, dtype=F64, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    same(seeded(compiled, x), seeded(layer, x))
+    seeded(compiled, x)[0].sum().backward()
+    (grad,) = torch.autograd.grad(seeded(layer, x)[0].sum(), x)
+    same([x.grad], [grad])
+
+
+def test_trace() -> None:
+    layer, x = make("LSTM"), torch.randn(T, B, I, dtype=F64)
+    torch.manual_seed(5)
+    trace = rnnkern.trace(layer, x)
+    assert torch.equal(trace.hidden, seeded(layer, x)[0])
+    assert list(trace.gates) == ["input", "forget", "cell", "output"]
+    flow = rnnkern.gradient_flow(layer, x, lambda output: output[-1].sum())
+    assert list(flow[0, 0].states) == ["h", "c"]
+
+
+def _dropped(tmp_path: Path, **given: object) -> rnnkern.cells.Loaded:
+    header = tmp_path / "dropped.h"
+    header.write_text(HEADER)
+
+    def step(x: Tensor, y: Tensor, h: Tensor, mask: Tensor) -> tuple[Tensor]:
+        return (mask * torch.tanh(x + y) + h / 2,)
+
+    return rnnkern.cells.load(header, step=step, **given)
+
+
+def test_an_own_cell(tmp_path: Path) -> None:
+    """One mask for all steps, as in variational dropout: its sizes of 1 are expanded."""
+
+    def masks(self: nn.Module, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        assert shape == (2, T, B, 1, H)
+        return torch.bernoulli(torch.full((2, 1, B, 1, H), 0.5, dtype=like.dtype)) * 2
+
+    with pytest.raises(RuntimeError, match=r"Dropped takes masks.*load\(header, masks=\.\.\.\)"):
+        _dropped(tmp_path).layer(I, H)(torch.randn(T, B, I))
+    Dropped, _ = _dropped(tmp_path, masks=masks)
+    assert rnnkern.cells.check(Dropped) < 1e-12
+    layer, x = Dropped(I, H, bidirectional=True), torch.randn(T, B, I)
+    for mine, other in zip(seeded(layer, x), seeded(by_steps(layer), x), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    layer, x = make("LSTM").float(), torch.randn(T, B, I)
+    with pytest.raises(ValueError, match="cannot be frozen: its cell takes masks"):
+        rnnkern.freeze(layer)
+    arrays = {name: value.numpy() for name, value in rnnkern.RNN(I, H).state_dict().items()}
+    header = tmp_path / "dropped.h"
+    header.write_text(HEADER)
+    with pytest.raises(ValueError, match="the cell takes 1 masks, and none are given"):
+        rnnkern.numpy.Layer(arrays, cell=header)
+    for zoneout, message in (((0.1,), "one for each of h, c"), (1.5, "between 0 and 1")):
+        with pytest.raises(ValueError, match=message):
+            make("LSTM", zoneout=zoneout)
+    wrong: list[tuple[type[Exception], Callable[[], object]]] = [
+        (TypeError, lambda: rnnkern.cells.zoneout(nn.Linear)),
+        (TypeError, lambda: rnnkern.cells.zoneout("LSTM")),
+        (ValueError, lambda: rnnkern.cells.zoneout(nn.RNN, nonlinearity="sin")),
+        (ValueError, lambda: rnnkern.cells.zoneout(type(layer))),
+    ]
+    for error, act in wrong:
+        with pytest.raises(error):
+            act()
+    weights = list(rnnkern.LSTM(I, H).parameters())
+    with pytest.raises(RuntimeError, match="the cell takes no masks"):
+        call(0, x, weights, torch.zeros(1, T, B, 1, H))
+    zoned = library.BY_MODE[layer.mode].id
+    for masks, message in (
+        (None, "the cell takes 2 masks, and none are given"),
+        (torch.zeros(1, T, B, 1, H), "masks must have the sizes 1 6 3 2 20"),
+        (torch.zeros(1, T, B, 2, H, dtype=F64), "masks and input differ in dtype"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call(zoned, x, weights, masks)
+
+
+def call(cell: int, x: Tensor, weights: list[Tensor], masks: Tensor | None) -> object:
+    spec = library.CALL_SPECS[cell, 1, True, False, False]
+    after = () if masks is None else (None, None, None, masks)
+    return library.forward(x, None, None, None, weights, *spec, False, *after)
