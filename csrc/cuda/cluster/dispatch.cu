@@ -17,9 +17,10 @@ const PersistentKernels* kernels_of(DType dtype) {
 }  // namespace
 
 PersistentPlan persistent_plan(int cell, DType dtype, int64_t units, int64_t batch, bool backward,
-                               int directions) {
+                               int directions, bool resets) {
   const PersistentKernels* kernels = kernels_of(dtype);
-  return kernels ? kernels->plan(cell, units, batch, backward, directions) : PersistentPlan{};
+  return kernels ? kernels->plan(cell, units, batch, backward, directions, resets)
+                 : PersistentPlan{};
 }
 
 const char* launch_persistent(int cell, DType dtype, const PersistentForwardParams* params,

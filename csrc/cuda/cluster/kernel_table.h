@@ -6,7 +6,8 @@
 namespace rnnkern::cuda {
 
 struct PersistentKernels {
-  PersistentPlan (*plan)(int cell, int64_t units, int64_t batch, bool backward, int directions);
+  PersistentPlan (*plan)(int cell, int64_t units, int64_t batch, bool backward, int directions,
+                         bool resets);
   const char* (*forward)(int cell, const PersistentForwardParams* params, int directions,
                          Stream stream);
   const char* (*backward)(int cell, const PersistentBackwardParams* params, int directions,

@@ -30,9 +30,10 @@ constexpr bool kHasClusters = true;
 constexpr bool kHasClusters = false;
 #endif
 
-template <class Params, class Cell, class T, class Config>
+// With resets a kernel of its own, so that without them there is nothing to ask in a step.
+template <class Params, class Cell, class T, class Config, bool kResets>
 __global__ void __launch_bounds__(Config::kThreads, 1) persistent_kernel(const Params params) {
-  if constexpr (kHasClusters) persistent_thread<Cell, T, Config>(params);
+  if constexpr (kHasClusters) persistent_thread<Cell, T, Config, kResets>(params);
 }
 
 // A kernel of its own, since it must look up its direction's parameters in every step: a training
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1) persistent_kernel(const P
 template <class Params, class Cell, class T, class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     persistent_bidirectional_kernel(const BothDirections<Params> both) {
-  if constexpr (kHasClusters) persistent_thread<Cell, T, Config>(both.direction[blockIdx.z]);
+  if constexpr (kHasClusters) persistent_thread<Cell, T, Config, false>(both.direction[blockIdx.z]);
 }
 
 template <class Params>
@@ -103,14 +104,15 @@ int max_active_clusters(const KernelChoice<Params>& choice, int directions) {
 
 // False if no tiling serves so many units.
 template <class T, int BatchTiles, class Params>
-bool find_kernel(int cell, int64_t units, KernelChoice<Params>* choice) {
+bool find_kernel(int cell, int64_t units, bool resets, KernelChoice<Params>* choice) {
   bool found = false;
   visit_cell(CellId(cell), [&](auto c) {
     using Cell = decltype(c);
     found = dispatch_config<Cell, T, BatchTiles>(units, [&](auto config) {
       using Config = decltype(config);
       const int blocks = cluster_size_for<Config>(units);
-      *choice = {persistent_kernel<Params, Cell, T, Config>,
+      *choice = {resets ? persistent_kernel<Params, Cell, T, Config, true>
+                        : persistent_kernel<Params, Cell, T, Config, false>,
                  nullptr,
                  Config::kThreads,
                  blocks,
@@ -138,7 +140,7 @@ bool device_has_clusters() {
 // One batch tile to a cluster, or two where the device does not run that many clusters at once. Two
 // directions only where all their clusters run at once; otherwise they are launched in turn.
 template <class T, class Params>
-PersistentPlan select_kernel(int cell, int64_t units, int64_t batch, int directions,
+PersistentPlan select_kernel(int cell, int64_t units, int64_t batch, int directions, bool resets,
                              KernelChoice<Params>* choice) {
   if (units < 1 || batch < 1 || !persistent_enabled() || !device_has_clusters()) return {};
   PersistentPlan best;
@@ -154,8 +156,9 @@ PersistentPlan select_kernel(int cell, int64_t units, int64_t batch, int directi
   };
   constexpr int kMaxBatchTiles = sizeof(T) == 2 ? 2 : 1;
   KernelChoice<Params> one, two;
-  if (!fits(find_kernel<T, 1>(cell, units, &one), one) && kMaxBatchTiles > 1 && directions == 1)
-    fits(find_kernel<T, kMaxBatchTiles>(cell, units, &two), two);
+  if (!fits(find_kernel<T, 1>(cell, units, resets, &one), one) && kMaxBatchTiles > 1 &&
+      directions == 1)
+    fits(find_kernel<T, kMaxBatchTiles>(cell, units, resets, &two), two);
   return best;
 }
 
@@ -163,7 +166,8 @@ template <class T, class Params>
 const char* launch(int cell, const Params* params, int directions, Stream stream) {
   const auto& step = params[0].step;
   KernelChoice<Params> choice;
-  const PersistentPlan plan = select_kernel<T>(cell, step.units, step.batch, directions, &choice);
+  const PersistentPlan plan =
+      select_kernel<T>(cell, step.units, step.batch, directions, step.resets.mask.data, &choice);
   if (!plan.blocks) return "no cluster holds the recurrent weights";
   const ClusterLaunch launch(choice, plan.clusters, directions, stream);
   const cudaError_t error =
@@ -177,11 +181,11 @@ const char* launch(int cell, const Params* params, int directions, Stream stream
 
 template <class T>
 constexpr PersistentKernels persistent_kernels() {
-  return {[](int cell, int64_t units, int64_t batch, bool backward, int directions) {
+  return {[](int cell, int64_t units, int64_t batch, bool backward, int directions, bool resets) {
             KernelChoice<PersistentForwardParams> forward;
             KernelChoice<PersistentBackwardParams> back;
-            return backward ? select_kernel<T>(cell, units, batch, directions, &back)
-                            : select_kernel<T>(cell, units, batch, directions, &forward);
+            return backward ? select_kernel<T>(cell, units, batch, directions, resets, &back)
+                            : select_kernel<T>(cell, units, batch, directions, resets, &forward);
           },
           launch<T, PersistentForwardParams>, launch<T, PersistentBackwardParams>};
 }
