@@ -4,6 +4,7 @@ In one direction torch.nn runs step by step, with torch.where on the state; in t
 alone. A call that returns the ends runs by episodes, one that does not with the mask, if it can.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,8 +32,10 @@ from torch.utils.checkpoint import checkpoint
 from twins import same_error
 
 import rnnkern
+import rnnkern.nn.resets
 import rnnkern.numpy
 from rnnkern.call_spec import CallSpec
+from rnnkern.nn.resets import choose_way
 from rnnkern.ops import autograd, library
 
 F64, BF16 = torch.float64, torch.bfloat16
@@ -245,6 +248,28 @@ def test_both_ways_have_the_same_bits(
             torch.testing.assert_close(value, by_episodes[name], rtol=0, atol=bound)
         else:
             assert torch.equal(value, by_episodes[name]), name
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "way"),
+    [
+        ("cuda", {}, "mask"),
+        ("cuda", {"bidirectional": True}, "episodes"),
+        ("mps", {}, "episodes"),
+    ],
+)
+def test_way_by_device(
+    device: str, changes: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks into a mask on a GPU, unless the kernels cannot take it."""
+    looks = []
+    monkeypatch.setattr(library, "DEVICES", {"cpu", "cuda"})
+    monkeypatch.setattr(rnnkern.nn.resets, "later_resets", lambda *_: looks.append(0) or 1)
+    layer = rnnkern.LSTM(3, 4, **changes)
+    x = SimpleNamespace(device=torch.device(device), is_cuda=device == "cuda")
+    resets = torch.ones(5, 2, dtype=torch.bool)
+    assert choose_way(layer, x, resets, False)[0] == way
+    assert len(looks) == (way == "episodes")
 
 
 @pytest.mark.parametrize("form", FORMS)
