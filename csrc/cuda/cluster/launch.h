@@ -1,5 +1,6 @@
-// The persistent kernels of one storage type: which kernel a call gets, and its launch.
-// Host code but for the two __global__ functions. Included by <type>.cu alone.
+// The persistent kernels of one storage type, with resets or without: which kernel a call gets, and
+// its launch. Host code but for the two __global__ functions. Included by <type>.cu and
+// <type>_resets.cu alone.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 template <class Params>
 struct KernelChoice {
   void (*kernel)(Params);
-  void (*bidirectional)(BothDirections<Params>);  // null with two batch tiles
+  void (*bidirectional)(BothDirections<Params>);  // null with two batch tiles, or with resets
   int threads, blocks, rows;
   size_t smem;
 
@@ -103,22 +104,21 @@ int max_active_clusters(const KernelChoice<Params>& choice, int directions) {
 }
 
 // False if no tiling serves so many units.
-template <class T, int BatchTiles, class Params>
-bool find_kernel(int cell, int64_t units, bool resets, KernelChoice<Params>* choice) {
+template <class T, bool kResets, int BatchTiles, class Params>
+bool find_kernel(int cell, int64_t units, KernelChoice<Params>* choice) {
   bool found = false;
   visit_cell(CellId(cell), [&](auto c) {
     using Cell = decltype(c);
     found = dispatch_config<Cell, T, BatchTiles>(units, [&](auto config) {
       using Config = decltype(config);
       const int blocks = cluster_size_for<Config>(units);
-      *choice = {resets ? persistent_kernel<Params, Cell, T, Config, true>
-                        : persistent_kernel<Params, Cell, T, Config, false>,
+      *choice = {persistent_kernel<Params, Cell, T, Config, kResets>,
                  nullptr,
                  Config::kThreads,
                  blocks,
                  Config::kBatchRows,
                  smem_bytes<Cell, T, Config>(static_cast<const Params*>(nullptr), blocks)};
-      if constexpr (BatchTiles == 1)
+      if constexpr (BatchTiles == 1 && !kResets)
         choice->bidirectional = persistent_bidirectional_kernel<Params, Cell, T, Config>;
     });
   });
@@ -139,8 +139,8 @@ bool device_has_clusters() {
 
 // One batch tile to a cluster, or two where the device does not run that many clusters at once. Two
 // directions only where all their clusters run at once; otherwise they are launched in turn.
-template <class T, class Params>
-PersistentPlan select_kernel(int cell, int64_t units, int64_t batch, int directions, bool resets,
+template <class T, bool kResets, class Params>
+PersistentPlan select_kernel(int cell, int64_t units, int64_t batch, int directions,
                              KernelChoice<Params>* choice) {
   if (units < 1 || batch < 1 || !persistent_enabled() || !device_has_clusters()) return {};
   PersistentPlan best;
@@ -156,18 +156,18 @@ PersistentPlan select_kernel(int cell, int64_t units, int64_t batch, int directi
   };
   constexpr int kMaxBatchTiles = sizeof(T) == 2 ? 2 : 1;
   KernelChoice<Params> one, two;
-  if (!fits(find_kernel<T, 1>(cell, units, resets, &one), one) && kMaxBatchTiles > 1 &&
+  if (!fits(find_kernel<T, kResets, 1>(cell, units, &one), one) && kMaxBatchTiles > 1 &&
       directions == 1)
-    fits(find_kernel<T, kMaxBatchTiles>(cell, units, resets, &two), two);
+    fits(find_kernel<T, kResets, kMaxBatchTiles>(cell, units, &two), two);
   return best;
 }
 
-template <class T, class Params>
+template <class T, bool kResets, class Params>
 const char* launch(int cell, const Params* params, int directions, Stream stream) {
   const auto& step = params[0].step;
   KernelChoice<Params> choice;
   const PersistentPlan plan =
-      select_kernel<T>(cell, step.units, step.batch, directions, step.resets.mask.data, &choice);
+      select_kernel<T, kResets>(cell, step.units, step.batch, directions, &choice);
   if (!plan.blocks) return "no cluster holds the recurrent weights";
   const ClusterLaunch launch(choice, plan.clusters, directions, stream);
   const cudaError_t error =
@@ -179,15 +179,16 @@ const char* launch(int cell, const Params* params, int directions, Stream stream
 
 }  // namespace
 
-template <class T>
+template <class T, bool kResets>
 constexpr PersistentKernels persistent_kernels() {
-  return {[](int cell, int64_t units, int64_t batch, bool backward, int directions, bool resets) {
+  return {[](int cell, int64_t units, int64_t batch, bool backward, int directions) {
             KernelChoice<PersistentForwardParams> forward;
             KernelChoice<PersistentBackwardParams> back;
-            return backward ? select_kernel<T>(cell, units, batch, directions, resets, &back)
-                            : select_kernel<T>(cell, units, batch, directions, resets, &forward);
+            return backward ? select_kernel<T, kResets>(cell, units, batch, directions, &back)
+                            : select_kernel<T, kResets>(cell, units, batch, directions, &forward);
           },
-          launch<T, PersistentForwardParams>, launch<T, PersistentBackwardParams>};
+          launch<T, kResets, PersistentForwardParams>,
+          launch<T, kResets, PersistentBackwardParams>};
 }
 
 }  // namespace rnnkern::cuda
