@@ -5,10 +5,11 @@ python bench/gpu.py --match "LSTM.*fp16"     rows whose text this regex is found
 python bench/gpu.py --quick --limit 60       a first look; no row begins after so many seconds
 python bench/gpu.py --seconds 0.2            shorter: per row and side
 
-Both sides do the whole layer, input projection included, on the same weights and values; they are
-called alternately, each time with the L2 cache overwritten before. "graph" is our call captured in
-a CUDA graph and replayed: what the GPU alone needs. Writes bench/results/gpu.json and gpu.txt after
-every row, so that a run that is cut off leaves what it has; a row that fails says so in its place.
+Both sides do the whole layer, input projection included, on the same weights and values; with
+resets cuDNN's is a loop over single steps. They are called alternately, each time with the L2 cache
+overwritten before. "graph" is our call captured in a CUDA graph and replayed: what the GPU alone
+needs. Writes bench/results/gpu.json and gpu.txt after every row, so that a run that is cut off
+leaves what it has; a row that fails says so in its place.
 """
 
 from __future__ import annotations
@@ -102,6 +103,9 @@ def rows() -> Iterator[GpuRow]:
             yield from both(cell, 512, 16, 256, precision, bidirectional=True)
             yield from both(cell, 512, 16, 256, precision, L=2)
             yield from both(cell, 512, 16, 256, precision, packed=True)
+    for T, B, H, resets in ((512, 16, 256, 256), (128, 64, 512, 256), (2048, 1, 256, 7)):
+        yield from both("LSTM", T, B, H, "bf16", resets=resets)
+    yield from both("GRU", 128, 16, 512, "fp16", resets=64)
 
 
 @dataclass

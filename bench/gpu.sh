@@ -75,7 +75,7 @@ for tool in memcheck racecheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left)" \
       compute-sanitizer --tool $tool --error-exitcode 99 --print-limit 20 \
       "${pytest[@]}" tests/cuda/test_gpu.py \
-      -k "test_table and ($cases$([ $tool = memcheck ] && echo " or T12-B9-I4-H200"))"
+      -k "test_table and ($cases$([ $tool = memcheck ] && echo " or T12-B9-I4-H200) or test_resets and (T9 and row"))"
     status=$?
     if [ $status -eq 124 ]; then
       say "$tool ran out of time"

@@ -146,7 +146,10 @@ class Side:
         assert isinstance(self.x, Tensor)
         assert self.resets is not None
         for x, keeps in zip(self.x[:, None], ~self.resets[:, None, :, None], strict=True):
-            state = tuple(keeps * s for s in state) if isinstance(state, tuple) else keeps * state
+            if isinstance(state, tuple):
+                state = tuple(keeps * s for s in state)
+            elif state is not None:
+                state = keeps * state
             output, state = self.module(x, state)
             outputs.append(output)
         return torch.cat(outputs), state

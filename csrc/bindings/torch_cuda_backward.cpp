@@ -28,7 +28,8 @@ class BackwardCall {
         need_input_(given.needs & kNeedInput),
         need_state_(given.needs & kNeedState),
         need_weights_(given.needs & kNeedWeights),
-        layer_{call.cell, dtype_, H_, projected_, true},
+        need_reset_(given.needs & kNeedResetState && !given.resets.state.empty()),
+        layer_{call.cell, dtype_, H_, projected_, true, given.resets.mask.has_value()},
         chunk_(chunk_steps(call, preacts_)),
         chunk_rows_(std::min(chunk_ * B_, call.rows)),
         bidirectional_launch_(chunk_ == T_ &&
@@ -40,6 +41,7 @@ class BackwardCall {
     given_.saved = dense(given_.saved);
     given_.c_states = dense(given_.c_states);
     if (given_.grad_output) given_.grad_output = with_dense_rows(*given_.grad_output);
+    given_.resets = with_dense_rows(std::move(given_.resets));
     allocate(given_.flow);
   }
 
@@ -51,6 +53,7 @@ class BackwardCall {
         if (!bidirectional_launch_) finish_chunk(d, begin, end);
       }
     for (int d = 0; bidirectional_launch_ && d < D_; ++d) finish_chunk(d, 0, T_);
+    if (given_.resets.mask && (need_state_ || need_reset_)) end_first_gradients();
     return result();
   }
 
@@ -76,6 +79,9 @@ class BackwardCall {
     dm_ = empty_if(projected_, like, acc_dtype_, {B_, H_});
     reverse_dx_ = empty_if(need_input_ && D_ > 1, like, dtype_, {chunk_rows_, I_});
     wgrads_.resize(D_);
+    for (const Tensor& state : given_.resets.state)
+      dreset_.push_back(need_reset_ ? stable::new_zeros(like, state.sizes(), acc_dtype_)
+                                    : empty(like, acc_dtype_, {0}));
   }
 
   const Tensor& weight(int d, int i) const { return given_.weights[d * call_.places.count + i]; }
@@ -109,6 +115,9 @@ class BackwardCall {
     step.dh_total = element_ptr(dh_total_);
     step.m = element_ptr(m_);
     step.dm = element_ptr(dm_);
+    step.resets = reset_params(call_, given_.resets);
+    if (dreset_.size() > 0) step.dreset_h = reset_rows_by_step<void>(call_, dreset_[0]);
+    if (dreset_.size() > 1) step.dreset_c = reset_rows_by_step<void>(call_, dreset_[1]);
     return step;
   }
 
@@ -138,6 +147,7 @@ class BackwardCall {
 
   void set_step(int d, int64_t k, cuda::StepBackwardParams& step) const {
     const int64_t t = rows_.time(d, k);
+    step.t = t;
     step.row = rows_.row(t);
     step.chunk_row = step.row - chunk_row_;
     step.y_offset = rows_.offset(given_.output, t);
@@ -182,11 +192,19 @@ class BackwardCall {
              matrix_view(dm_, 0, batch, H_, H_));
       }
       check_launch(cuda::launch_backward(int(call_.cell), dtype, step, device_.stream()));
-      if (k || need_state_)
+      if (k || need_state_ || need_reset_)
         gemm(matrix_view(dgates_, step.chunk_row * preacts_ + hidden, batch, call_.gates * H_,
                          preacts_),
              weight(d, 1), dh_rows);
     }
+  }
+
+  // What is left for h_0 and c_0 by the resets before the first step.
+  void end_first_gradients() {
+    cuda::StepBackwardParams step = direction_params(0);
+    step.batch = B_;
+    step.t = -1;
+    check_launch(cuda::launch_end_gradients(cuda_dtype(dtype_), step, device_.stream()));
   }
 
   // The gradients of the weights and of the input, from what the steps left of a chunk.
@@ -263,8 +281,10 @@ class BackwardCall {
     if (need_state_) add(dh_, dh_recurrent_, dh_0, device_);
     Tensor dc_0 = need_state_ && call_.has_c ? to_dtype(dc_, dtype_) : empty(like, dtype_, {0});
     const Tensor dx = need_input_ ? rows_.to_caller_layout(dx_) : dx_;
-    const Tensor none = empty(like, dtype_, {0});
-    return {dx, dh_0, dc_0, grads, flow_h_, flow_c_, none, none};
+    const auto dreset = [&](size_t i) {
+      return i < dreset_.size() ? to_dtype(dreset_[i], dtype_) : empty(like, dtype_, {0});
+    };
+    return {dx, dh_0, dc_0, grads, flow_h_, flow_c_, dreset(0), dreset(1)};
   }
 
   const Call& call_;
@@ -273,7 +293,7 @@ class BackwardCall {
   const GateOrder gates_;
   const ScalarType dtype_, acc_dtype_;
   const int64_t T_, B_, D_, H_, R_, I_, preacts_;  // preacts: of a row, kPreacts * H
-  const bool projected_, need_input_, need_state_, need_weights_;
+  const bool projected_, need_input_, need_state_, need_weights_, need_reset_;
   const PersistentLayer layer_;
   const int64_t chunk_, chunk_rows_;  // steps, rows
   const bool bidirectional_launch_;   // two directions that are one persistent launch each: one
@@ -284,6 +304,7 @@ class BackwardCall {
   Tensor dgates_, h_prev_, dh_total_, m_;  // of a chunk's rows: operands of its products
   Tensor dm_, reverse_dx_;                 // of a step, of a chunk
   std::vector<Tensors> wgrads_;            // by direction
+  Tensors dreset_;                         // sums, as the states after resets
   int64_t chunk_row_ = 0;                  // number of the chunk's first row
   std::vector<cuda::PersistentBackwardParams> pending_;
 };
@@ -292,7 +313,6 @@ class BackwardCall {
 
 BackwardResult cuda_backward(BackwardArgs args) {
   const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
-  STD_TORCH_CHECK(!args.resets.mask, "rnnkern: the CUDA kernels take no resets");
   STD_TORCH_CHECK(!args.masks, "rnnkern: the CUDA kernels take no masks");
   call.check_backward(args, acc_dtype(args.input.scalar_type()));
   return BackwardCall(call, std::move(args)).run();

@@ -9,7 +9,8 @@ namespace {
 
 class ForwardCall {
  public:
-  ForwardCall(const Call& call, Tensor input, Tensors state, Tensors weights, bool train)
+  ForwardCall(const Call& call, Tensor input, Tensors state, Tensors weights, Resets resets,
+              bool train)
       : call_(call),
         device_(input),
         rows_{call_},
@@ -21,18 +22,21 @@ class ForwardCall {
         R_(call.width),
         columns_(call.gates * call.hidden_size),
         projected_(call.proj_size != 0),
-        zero_state_(state.empty()),
+        h_is_zero_(state.empty() && resets.state.empty()),
         saves_(train && call.saved_values),
-        layer_{call.cell, dtype_, H_, projected_, false},
+        layer_{call.cell, dtype_, H_, projected_, false, resets.mask.has_value()},
         chunk_(chunk_steps(call, columns_)),
         bidirectional_launch_(
             chunk_ == T_ && layer_.plan_bidirectional(T_, B_, call.directions, call.packed).blocks),
         input_(std::move(input)),
-        weights_(dense(std::move(weights))) {
+        weights_(dense(std::move(weights))),
+        resets_(with_dense_rows(std::move(resets))),
+        reset_params_(reset_params(call_, resets_)) {
     allocate(state, train);
   }
 
   ForwardResult run() {
+    if (resets_.mask) reset_first_states();
     for (int d = 0; d < call_.directions; ++d) run_direction(d);
     const bool narrow_c = call_.has_c && is_half(dtype_);
     Tensor c_n = narrow_c ? copy_or_zeros(c_, input_, dtype_, {call_.directions, B_, H_}) : c_;
@@ -45,7 +49,7 @@ class ForwardCall {
   void allocate(const Tensors& state, bool train) {
     const int64_t D = call_.directions;
     const auto initial = [&](size_t i) {
-      return zero_state_ ? MaybeTensor() : MaybeTensor(state[i]);
+      return state.empty() ? MaybeTensor() : MaybeTensor(state[i]);
     };
     output_ = rows_.allocate(input_, D * R_);
     h_n_ = copy_or_zeros(initial(0), input_, dtype_, {D, B_, R_});
@@ -62,6 +66,19 @@ class ForwardCall {
                          : empty(input_, acc_dtype_,
                                  {(bidirectional_launch_ ? 2 : 1) * chunk_ * B_, columns_});
     hidden_gemm_ = empty(input_, acc_dtype_, {B_, columns_});
+  }
+
+  void reset_first_states() {
+    reset(h_n_, reset_params_.h, R_, 0);
+    if (is_half(dtype_) && !projected_) reset(h_, reset_params_.h, H_, 0);
+    if (call_.has_c) reset(c_, reset_params_.c, H_, 0);
+  }
+
+  void reset(const Tensor& state, const cuda::RowsByStep<const void>& from, int64_t width,
+             int64_t t) {
+    check_launch(cuda::launch_reset(cuda_dtype(dtype_), state.scalar_type() != dtype_,
+                                    reset_params_, from, t, B_, width, element_ptr(state),
+                                    device_.stream()));
   }
 
   const Tensor& weight(int d, int i) const { return weights_[d * call_.places.count + i]; }
@@ -92,13 +109,14 @@ class ForwardCall {
     step.y_stride = call_.directions * R_;
     step.saved = element_ptr(saved_, first_row * call_.saved_values * H_);
     step.c_states = element_ptr(c_states_, first_row * H_);
+    step.resets = reset_params_;
     return step;
   }
 
   void run_direction(int d) {
     cuda::StepForwardParams step = direction_params(d);
     const Tensor w_ih_t = transposed(weight(d, 0)), w_hh_t = transposed(weight(d, 1));
-    bool h_is_zero = zero_state_;
+    bool h_is_zero = h_is_zero_;
     for (int64_t begin = 0; begin < T_; begin += chunk_) {
       const int64_t end = std::min(begin + chunk_, T_);
       chunk_row_ = input_gemm(d, begin, end, w_ih_t, step.input_stride);
@@ -126,7 +144,8 @@ class ForwardCall {
   }
 
   void set_step(int d, int64_t k, cuda::StepForwardParams& step) const {
-    step.row = rows_.row(rows_.time(d, k));
+    step.t = rows_.time(d, k);
+    step.row = rows_.row(step.t);
     step.input_offset = (step.row - chunk_row_) * step.input_stride;
     step.y_offset = step.row * step.y_stride;
   }
@@ -155,6 +174,7 @@ class ForwardCall {
         gemm(m_rows, transposed(w_hr(d)), h_rows);
         Tensor y = matrix_view(output_, step.y_offset + d * R_, step.batch, R_, step.y_stride);
         stable::copy_(y, h_rows);
+        if (resets_.mask && k + 1 < T_) reset(h_n_, reset_params_.h, R_, k + 1);
       }
     }
   }
@@ -163,13 +183,15 @@ class ForwardCall {
   const DeviceScope device_;
   const SequenceRows rows_;
   const ScalarType dtype_, acc_dtype_;
-  const int64_t T_, B_, H_, R_, columns_;  // columns: gates * H
-  const bool projected_, zero_state_, saves_;
+  const int64_t T_, B_, H_, R_, columns_;     // columns: gates * H
+  const bool projected_, h_is_zero_, saves_;  // h: before the first step
   const PersistentLayer layer_;
   const int64_t chunk_;              // steps
   const bool bidirectional_launch_;  // two directions that are one persistent launch each: one
   const Tensor input_;
   const Tensors weights_;
+  const Resets resets_;
+  const cuda::ResetParams reset_params_;
 
   Tensor output_, h_n_, h_, c_, m_, saved_, c_states_;
   Tensor input_gemm_, hidden_gemm_;  // W_ih x of a chunk, W_hh h of a step
@@ -181,10 +203,10 @@ class ForwardCall {
 
 ForwardResult cuda_forward(ForwardArgs args) {
   const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
-  STD_TORCH_CHECK(!args.resets.mask, "rnnkern: the CUDA kernels take no resets");
+  call.check_resets(args.resets, Kind(args.input));
   STD_TORCH_CHECK(!args.masks, "rnnkern: the CUDA kernels take no masks");
   return ForwardCall(call, std::move(args.input), std::move(args.state), std::move(args.weights),
-                     args.train)
+                     std::move(args.resets), args.train)
       .run();
 }
 

@@ -28,13 +28,14 @@ namespace {
 
 using namespace rnnkern;
 
-// The engine that a call gets, and its grid, as JSON. `batch` is that of the first step.
+// The engine that a call without resets gets, and its grid, as JSON; `batch` is that of the first
+// step. With resets, kernels of more registers may change the grid of a small layer.
 std::string cuda_plan(Tensor input, int64_t cell, int64_t steps, int64_t batch, int64_t hidden_size,
                       int64_t proj_size, int64_t directions, bool packed, bool backward) {
   STD_TORCH_CHECK(cell >= 0 && cell < kCellCount, "rnnkern: no CUDA kernels for cell ", cell);
   const DeviceScope device(input);
-  const PersistentLayer layer{CellId(cell), input.scalar_type(), hidden_size, proj_size != 0,
-                              backward};
+  const PersistentLayer layer{
+      CellId(cell), input.scalar_type(), hidden_size, proj_size != 0, backward, false};
   cuda::PersistentPlan plan = layer.plan_bidirectional(steps, batch, directions, packed);
   const bool both = plan.blocks;
   if (!both) plan = layer.plan(steps, batch);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "layer_params.h"
 #include "torch_cuda_tensors.h"
 
 namespace rnnkern {
@@ -25,12 +26,13 @@ struct PersistentLayer {
   CellId cell;
   ScalarType dtype;
   int64_t units;
-  bool projected, backward;
+  bool projected, backward, resets;
 
   // The grid for so many steps of so many rows; no blocks: the stepwise engine takes them.
   cuda::PersistentPlan plan(int64_t steps, int64_t batch, int directions = 1) const {
     if (projected || steps < kMinPersistentSteps) return {};
-    return cuda::persistent_plan(int(cell), cuda_dtype(dtype), units, batch, backward, directions);
+    return cuda::persistent_plan(int(cell), cuda_dtype(dtype), units, batch, backward, directions,
+                                 resets);
   }
   // For both directions in one launch. Packed directions differ in their rows.
   cuda::PersistentPlan plan_bidirectional(int64_t steps, int64_t batch, int64_t directions,
@@ -46,6 +48,27 @@ struct PersistentLayer {
     pending.clear();
   }
 };
+
+// A state after resets, (D, B, ·) or by step as the input is, or its gradient.
+template <class V>
+cuda::RowsByStep<V> reset_rows_by_step(const Call& call, const Tensor& state) {
+  if (!state.numel()) return {};
+  const SequenceView<V> rows = reset_rows<V>(call, state);
+  return {rows.data, rows.t_stride, rows.b_stride};
+}
+
+inline cuda::ResetParams reset_params(const Call& call, const Resets& resets) {
+  cuda::ResetParams p{};
+  if (!resets.mask) return p;
+  const Tensor& mask = *resets.mask;
+  const int step = call.batch_first ? 1 : 0;
+  p.steps = call.steps;
+  p.mask = {static_cast<const uint8_t*>(element_ptr(mask)), mask.stride(step),
+            mask.stride(1 - step)};
+  if (resets.state.size() > 0) p.h = reset_rows_by_step<const void>(call, resets.state[0]);
+  if (resets.state.size() > 1) p.c = reset_rows_by_step<const void>(call, resets.state[1]);
+  return p;
+}
 
 // Rows by number, in time-major order or as packed, and in a given tensor.
 struct SequenceRows {

@@ -106,6 +106,12 @@ inline Tensor matrix_view(const Tensor& t, int64_t first, int64_t rows, int64_t 
   return Tensor(handle);
 }
 
+// With dense rows of the states.
+inline Resets with_dense_rows(Resets resets) {
+  for (Tensor& state : resets.state) state = with_dense_rows(state);
+  return resets;
+}
+
 inline Tensor transposed(const Tensor& m) { return stable::transpose(m, 0, 1); }
 
 // out = a b, in the dtype of out.

@@ -27,9 +27,26 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 
 enum class DType : int { float64, float32, bfloat16, float16 };
 
+// A tensor by step and batch row: the strides, in elements, may be 0.
+template <class V>
+struct RowsByStep {
+  V* data;  // null: not there
+  int64_t t_stride, b_stride;
+};
+
+// Resets, for one direction and steps of the same rows: before step t, the states of batch rows
+// whose mask is not 0 are replaced. A kernel replaces those that it leaves for the next step;
+// launch_reset does it before the first step, and with a projection for h.
+struct ResetParams {
+  int64_t steps;                   // T
+  RowsByStep<const uint8_t> mask;  // null: no resets
+  RowsByStep<const void> h, c;     // T (R), (H): what the rows get; null: zeros
+};
+
 struct StepForwardParams {
   int64_t batch, units;  // rows of this step, H
   int64_t row;           // number of the first of them
+  int64_t t;             // number of the step; read with resets alone
 
   const void* input;  // A: W_ih x, gates in torch's order; may be the same memory as `saved`
   int64_t input_offset, input_stride;
@@ -40,6 +57,7 @@ struct StepForwardParams {
   void* y;                        // T; null with a projection, as h is
   int64_t y_offset, y_stride;
   void *saved, *c_states;  // A (rows, kSaved, H), (rows, H); null where not wanted
+  ResetParams resets;
 };
 
 struct StepBackwardParams {
@@ -47,6 +65,7 @@ struct StepBackwardParams {
   int64_t row, chunk_row;        // number of the first row, overall and within the chunk
   int64_t prev_batch, prev_row;  // rows that had a step before this one; the others began here,
                                  // from h0 and c0
+  int64_t t;                     // number of the step; read with resets alone
 
   const void* y;  // T
   int64_t y_offset, prev_y_offset, y_stride;
@@ -67,6 +86,11 @@ struct StepBackwardParams {
   void* dh_total;  // R, of the chunk's rows, T: dL/dh_t
   void* m;         // H, of the chunk's rows, T: what was projected; null where not wanted
   const void* dm;  // A (batch, H): W_hr^T dL/dh_t
+
+  // Of rows that are reset before the next step, the kernel takes dh, dh_recurrent and dc for 0,
+  // and adds them to the gradients of the states that the rows got there.
+  ResetParams resets;
+  RowsByStep<void> dreset_h, dreset_c;  // A; null where not wanted
 };
 
 // All steps of a persistent launch have the same batch rows; *_step is the distance of the rows of
@@ -95,6 +119,16 @@ const char* launch_backward(int cell, DType dtype, const StepBackwardParams& ste
 // With a projection, before launch_backward: writes dL/dh_t to dh_total and zeros to dh.
 const char* launch_dh_total(DType dtype, const StepBackwardParams& step, Stream stream);
 
+// Before step t: where `resets` says so, rows of `state` (batch, width) become those of `from`, or
+// zeros. `state` is in A if `accumulated`, else T.
+const char* launch_reset(DType dtype, bool accumulated, const ResetParams& resets,
+                         const RowsByStep<const void>& from, int64_t t, int64_t batch,
+                         int64_t width, void* state, Stream stream);
+
+// Does in memory what launch_backward does with dh, dh_recurrent and dc of rows that are reset
+// before step.t + 1, and nothing else: for the first step, with t = -1.
+const char* launch_end_gradients(DType dtype, const StepBackwardParams& step, Stream stream);
+
 // out = a + b over `count` contiguous elements: out in T, a and b in A if `accumulated`, else T.
 const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
                        void* out, Stream stream);
@@ -106,9 +140,10 @@ struct PersistentPlan {
   int rows = 0;      // of the batch, to a cluster
 };
 
-// The grid for the current device, for one direction or for two of the same size at once.
+// The grid for the current device, for one direction, with resets or without, or for two of the
+// same size at once.
 PersistentPlan persistent_plan(int cell, DType dtype, int64_t units, int64_t batch, bool backward,
-                               int directions);
+                               int directions, bool resets);
 
 // One kernel for the `directions` (1 or 2) elements of `params`.
 const char* launch_persistent(int cell, DType dtype, const PersistentForwardParams* params,

@@ -28,6 +28,22 @@ RNNKERN_HD static int64_t gate_offset(int values, int64_t row, int unit) {
   return row * values - int64_t(values - 1) * unit;
 }
 
+template <class V>
+RNNKERN_HD static int64_t row_offset(const RowsByStep<V>& rows, int64_t t, int64_t b) {
+  return t * rows.t_stride + b * rows.b_stride;
+}
+
+RNNKERN_HD static bool is_reset(const ResetParams& p, int64_t t, int64_t b) {
+  return p.mask.data && t < p.steps && p.mask.data[row_offset(p.mask, t, b)];
+}
+
+// A unit of a state that batch row b gets before step t.
+template <class T>
+RNNKERN_HD static T state_after_reset(const RowsByStep<const void>& rows, int64_t t, int64_t b,
+                                      int64_t u) {
+  return rows.data ? static_cast<const T*>(rows.data)[row_offset(rows, t, b) + u] : T(0.f);
+}
+
 // Offsets of one (batch row, unit) of a step, in elements.
 struct ForwardOffsets {
   int64_t input, y, row;  // row: in a layout (rows, H)
@@ -96,6 +112,17 @@ RNNKERN_HD static void store_states(const StepForwardParams& p, int64_t b, int64
   if constexpr (Cell::kStates == 2) static_cast<A*>(p.c)[at] = state[1];
 }
 
+// The states that a row gets before step t. If it keeps its own: false, and `state` is as it was.
+// So is state[0] with a projection, of which no kernel has the h.
+template <class Cell, class T>
+RNNKERN_HD static bool load_reset(const StepForwardParams& p, int64_t t, int64_t b, int64_t u,
+                                  Acc<T>* state) {
+  if (!is_reset(p.resets, t, b)) return false;
+  if (p.h) state[0] = Acc<T>(state_after_reset<T>(p.resets.h, t, b, u));
+  if constexpr (Cell::kStates == 2) state[1] = Acc<T>(state_after_reset<T>(p.resets.c, t, b, u));
+  return true;
+}
+
 struct BackwardOffsets {
   int64_t y, dy, row;  // as in ForwardOffsets
   int64_t chunk_row;   // row, within the chunk
@@ -160,6 +187,32 @@ RNNKERN_HD static void load_saved(const StepBackwardParams& p, const BackwardOff
   for (int s = 0; s < Cell::kSaved; ++s)
     v->saved[s] =
         static_cast<const A*>(p.saved)[gate_offset(Cell::kSaved, at.row, at.unit) + s * p.units];
+}
+
+// In a row that is reset before step t: the states it began the step with. False in others.
+template <class Cell, class T>
+RNNKERN_HD static bool load_reset(const StepBackwardParams& p, int64_t t, int64_t b, int64_t u,
+                                  SavedValues<Cell, T>* v) {
+  if (!is_reset(p.resets, t, b)) return false;
+  if (!p.dm) v->h_prev = state_after_reset<T>(p.resets.h, t, b, u);
+  if constexpr (Cell::kStates == 2) v->c_prev = Acc<T>(state_after_reset<T>(p.resets.c, t, b, u));
+  return true;
+}
+
+// The gradient of a state that is replaced before step t goes to what replaces it. Only this thread
+// adds to that element, so the order is fixed; an atomic sum is one that it need not wait for.
+template <class A>
+RNNKERN_HD static void end_gradient(const RowsByStep<void>& to, int64_t t, int64_t b, int64_t u,
+                                    A* grad) {
+  if (to.data) {
+    A* const sum = static_cast<A*>(to.data) + row_offset(to, t, b) + u;
+#if defined(__CUDA_ARCH__)
+    atomicAdd(sum, *grad);
+#else
+    *sum += *grad;
+#endif
+  }
+  *grad = A(0);
 }
 
 // Cell::backward: dnext becomes the total derivative.

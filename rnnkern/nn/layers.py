@@ -291,8 +291,8 @@ class LSTM(Layer, _torch_twin.LSTM):
     return_ends  whether to return a third result, the states in which the episodes end (`Ends`)
 
     Every episode is a sequence of its own, in both directions. h_n and c_n are those of each row's
-    last episode. The bits are those of each episode alone, whether the kernels take the mask or the
-    episodes run as one packed batch (`rnnkern.explain` says which).
+    last episode. On a CPU the bits are those of each episode alone, whether the kernels take the
+    mask or the episodes run as one packed batch (`rnnkern.explain` says which).
 
     Raises RuntimeError for wrong shapes and devices, ValueError for a mask that is not bool and for
     packed input, TypeError for what is no tensor.

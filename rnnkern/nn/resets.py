@@ -264,10 +264,11 @@ def choose_way(
     """Which way a call goes whose resets are (T, B) or (B, T): "mask" or "episodes", and why.
 
     None: no row is reset after its first step. A compiler cannot look into the mask, nor a
-    transform: there the mask goes to the kernels, or all rows are packed. Where torch.nn's own code
-    has to run, and with `return_ends`, only episodes will do.
+    transform: there the mask goes to the kernels, or all rows are packed. So it is on a GPU, which
+    a look would have to wait for. Where torch.nn's own code has to run, and with `return_ends`,
+    only episodes will do.
     """
-    if input.device.type not in ("cpu", "meta"):
+    if input.device.type not in library.DEVICES:
         refusal = "the kernels of this device take no mask"
     elif layer.bidirectional:
         refusal = "two directions"
@@ -279,13 +280,15 @@ def choose_way(
         refusal = ""
     if _is_compiling() or type(resets) is not Tensor or resets.is_meta or _is_wrapped(resets):
         return ("episodes", refusal) if refusal else ("mask", "the mask is not to be looked into")
+    if not refusal and OBSERVER.get() is not None:
+        refusal = "an observer"  # it reads what the kernels save as rows of episodes
+    if input.is_cuda and not refusal:
+        return "mask", "a look into the mask would wait for the GPU"
     count = later_resets(resets, batch_first)
     if not count:
         return None, "no reset after the first step"
     if refusal:
         return "episodes", refusal
-    if OBSERVER.get() is not None:  # it reads what the kernels save as rows of episodes
-        return "episodes", "an observer"
     steps, batch = resets.shape[::-1] if batch_first else resets.shape
     return library.plan_resets(steps, batch, layer.hidden_size, batch + count)
 

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Iterator
+from itertools import product
 
 # cuBLAS asks for it when torch is to be deterministic; read when its first handle is made.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
+import reset_calls
 import torch
 from cases import CELLS, PERSISTENT, TABLE, Case, Judged, Results, results
 from judging import judge_halves
+from reset_calls import FORMS, assert_close, mask
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -25,6 +28,7 @@ pytestmark = [
     # torch says so once, when the first product of all is one of autograd's thread.
     pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
 ]
+HALVES = (torch.bfloat16, torch.float16)
 KINDS = [*({"cell": cell} for cell in CELLS), {"cell": "LSTM", "proj": 24}]
 PADDED = [Case(**kind, T=9, B=5, I=6, H=40, bidirectional=True, hx=True) for kind in KINDS]
 PACKED = [Case(**kind, T=9, B=5, I=6, H=40, bidirectional=True, packed=True) for kind in KINDS]
@@ -53,9 +57,7 @@ class OnGpu:
         def make(*args: object, **options: object) -> torch.nn.RNNBase:
             layer = getattr(rnnkern, name)(*args, device="cuda", **options)
             on_gpu = layer.forward
-            layer.forward = lambda x, hx=None: move(
-                on_gpu(move(x, "cuda"), move(hx, "cuda")), "cpu"
-            )
+            layer.forward = lambda *args: move(on_gpu(*move(args, "cuda")), "cpu")
             return layer
 
         return make
@@ -94,6 +96,58 @@ def test_same_bits_twice(case: Case) -> None:
     first, second = gpu_results(case), gpu_results(case)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+# The smooth cells: ReLU units in half precision are on or off by rounding.
+RESETS = [
+    *(Case(**kind, T=9, B=5, I=6, H=40, hx=True) for kind in KINDS),
+    Case("LSTM", T=9, B=5, H=40, L=2, batch_first=True, dtype=torch.float64),
+    *(
+        Case(cell, T=14, B=19, H=H, hx=True, dtype=dtype)
+        for cell in CELLS[:3]
+        for H, dtype in ((70, torch.float32), (300, torch.float32), *product((20, 500), HALVES))
+    ),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", RESETS, ids=str)
+def test_resets(case: Case, form: str) -> None:
+    """Against the CPU engine in float64."""
+    resets = mask(case)
+    ours = {k: v.cpu() for k, v in reset_calls.results(case, resets, form, OnGpu()).items()}
+    assert_close(case, ours, reset_calls.results(case, resets, form, rnnkern, torch.float64), form)
+
+
+@pytest.mark.parametrize("case", RESETS, ids=str)
+def test_resets_have_the_same_bits_twice(case: Case) -> None:
+    first, second = (reset_calls.results(case, mask(case), "row", OnGpu()) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("case", RESETS[:6], ids=str)
+def test_graph_of_resets(case: Case) -> None:
+    """Nothing looks into the mask: captured once, replayed on another."""
+    layer = case.layer(rnnkern).to("cuda")
+    x = case.inputs()[0].to("cuda").requires_grad_()
+    resets = mask(case).to("cuda")
+
+    def run() -> list[Tensor]:
+        output, _ = layer(x, None, resets)
+        leaves = [x, *layer.parameters()]
+        return [output, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    resets.copy_(~resets)
+    graph.replay()
+    assert_equal(captured, run())
 
 
 class Call:

@@ -6,8 +6,6 @@ matrix products. test_gpu.py is for that.
 """
 
 import json
-import os
-from collections.abc import Iterator
 from itertools import product
 
 import hypothesis.strategies as st
@@ -15,10 +13,8 @@ import pytest
 import test_properties
 import torch
 from cases import CELLS, PERSISTENT, TABLE, Case, check, results
-from filelock import FileLock
 from hypothesis import given, settings
 from judging import judge
-from simulated import COMPILER, compile_operators, in_place, loaded
 from test_properties import (  # noqa: F401
     test_gradcheck,
     test_not_finite,
@@ -28,7 +24,6 @@ from test_properties import (  # noqa: F401
 from torch.nn.functional import linear
 
 import rnnkern
-import rnnkern.ops.autograd
 import rnnkern.ops.library
 from rnnkern.call_spec import CallSpec
 from rnnkern.ops import decomposition
@@ -40,31 +35,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The operators, compiled once for all of pytest-xdist's workers."""
-    if not COMPILER:
-        pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    path = folder / "cuda_on_host.so"
-    with FileLock(folder / "cuda_on_host.lock"):
-        if not path.exists():
-            compile_operators(path)
-    with loaded(path):
-        yield
-
-
 @pytest.fixture(autouse=True)
-def _simulated(library: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The operators in place, with small chunks of time."""
+def _simulated(simulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # The CPU's matrix products may round by where their operands begin in memory.
     monkeypatch.setattr(test_properties, "assert_same_bits", torch.testing.assert_close)
-    with in_place():
-        chunk = torch.ops.rnnkern_cuda_on_host.set_chunk(200)
-        yield
-        torch.ops.rnnkern_cuda_on_host.set_chunk(chunk)
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
@@ -101,15 +75,6 @@ def test_chunks_of_halves(dtype: torch.dtype) -> None:
         found = results(case, rnnkern)
         errors.append(max((found[k] - truth[k]).abs().max().item() for k in found if "weight" in k))
     assert errors[0] <= 1.1 * errors[1]
-
-
-@pytest.fixture
-def persistent() -> Iterator[None]:
-    """The persistent engine on the simulated chip, with chunks of the usual size."""
-    torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
-    torch.ops.rnnkern_cuda_on_host.set_persistent(True, 0)
-    yield
-    torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
 
 
 @pytest.mark.parametrize("case", PERSISTENT, ids=str)
@@ -177,7 +142,7 @@ def test_persistent_leaves_the_same(persistent: None, cell: str) -> None:
         output, _, _, saved, c_states = rnnkern.ops.library.forward(
             x, None, None, None, weights, *spec, True
         )
-        *_, flow_h, flow_c = rnnkern.ops.library.backward(
+        *_, flow_h, flow_c, _, _ = rnnkern.ops.library.backward(
             dy, None, None, x, None, None, None, weights, output, saved, c_states, *spec, 7, True
         )
         found.append([saved, c_states, flow_h, flow_c])

@@ -40,6 +40,17 @@ void dispatch_dtype(DType dtype, F&& f) {
   }
 }
 
+// f(storage type, type of an operand): the accumulation type or the storage type.
+template <class F>
+void dispatch_operand(DType dtype, bool accumulated, F&& f) {
+  dispatch_dtype(dtype, [&](auto type) {
+    if (accumulated)
+      f(type, Acc<decltype(type)>{});
+    else
+      f(type, type);
+  });
+}
+
 }  // namespace
 
 const char* launch_forward(int cell, DType dtype, const StepForwardParams& step, Stream) {
@@ -72,23 +83,37 @@ const char* launch_dh_total(DType dtype, const StepBackwardParams& step, Stream)
   return nullptr;
 }
 
+const char* launch_end_gradients(DType dtype, const StepBackwardParams& step, Stream) {
+  dispatch_dtype(dtype, [&](auto type) {
+    for_each_thread(make_grid(step.batch, step.units), [&](const GridStride& at) {
+      end_gradients_grid_stride<decltype(type)>(step, at);
+    });
+  });
+  return nullptr;
+}
+
+const char* launch_reset(DType dtype, bool accumulated, const ResetParams& resets,
+                         const RowsByStep<const void>& from, int64_t t, int64_t batch,
+                         int64_t width, void* state, Stream) {
+  dispatch_operand(dtype, accumulated, [&](auto type, auto operand) {
+    for_each_thread(make_grid(batch, width), [&](const GridStride& at) {
+      reset_grid_stride<decltype(type)>(resets, from, t, batch, width,
+                                        static_cast<decltype(operand)*>(state), at);
+    });
+  });
+  return nullptr;
+}
+
 const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
                        void* out, Stream) {
-  dispatch_dtype(dtype, [&](auto type) {
-    using T = decltype(type);
-    const auto add = [&](auto operand) {
-      using S = decltype(operand);
-      Grid g = make_grid(1, count);
-      g.threads_y = 1;
-      for_each_thread(g, [&](const GridStride& at) {
-        add_grid_stride(count, static_cast<const S*>(a), static_cast<const S*>(b),
-                        static_cast<T*>(out), at.unit, at.unit_step);
-      });
-    };
-    if (accumulated)
-      add(Acc<T>{});
-    else
-      add(type);
+  Grid g = make_grid(1, count);
+  g.threads_y = 1;
+  dispatch_operand(dtype, accumulated, [&](auto type, auto operand) {
+    using S = decltype(operand);
+    for_each_thread(g, [&](const GridStride& at) {
+      add_grid_stride(count, static_cast<const S*>(a), static_cast<const S*>(b),
+                      static_cast<decltype(type)*>(out), at.unit, at.unit_step);
+    });
   });
   return nullptr;
 }
@@ -142,8 +167,12 @@ const char* launch_each(int cell, DType dtype, const Params* params, int directi
     using Config = decltype(config);
     for (const Params* each = params; each < params + directions; ++each, ++persistent_launches)
       launch_clusters(chosen.blocks, chosen.clusters, Config::kThreads,
-                      smem_bytes<Cell, T, Config>(each, chosen.blocks),
-                      [&] { persistent_thread<Cell, T, Config>(*each); });
+                      smem_bytes<Cell, T, Config>(each, chosen.blocks), [&] {
+                        if (step.resets.mask.data)
+                          persistent_thread<Cell, T, Config, true>(*each);
+                        else
+                          persistent_thread<Cell, T, Config, false>(*each);
+                      });
   });
   return nullptr;
 }
@@ -151,7 +180,7 @@ const char* launch_each(int cell, DType dtype, const Params* params, int directi
 }  // namespace
 
 PersistentPlan persistent_plan(int cell, DType dtype, int64_t units, int64_t batch, bool backward,
-                               int) {
+                               int, bool) {
   if (!persistent || !batch) return {};
   return backward ? plan<PersistentBackwardParams>(cell, dtype, units, batch)
                   : plan<PersistentForwardParams>(cell, dtype, units, batch);

@@ -4,7 +4,7 @@ In one direction torch.nn runs step by step, with torch.where on the state; in t
 alone. A call that returns the ends runs by episodes, one that does not with the mask, if it can.
 """
 
-from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +12,18 @@ import torch
 from cases import CELLS, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reset_calls import (
+    FORMS,
+    Named,
+    as_hx,
+    as_list,
+    assert_near,
+    call,
+    leaves_of,
+    mask,
+    named,
+    reset_states,
+)
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, vmap
@@ -20,40 +32,13 @@ from torch.utils.checkpoint import checkpoint
 from twins import same_error
 
 import rnnkern
+import rnnkern.nn.resets
 import rnnkern.numpy
 from rnnkern.call_spec import CallSpec
+from rnnkern.nn.resets import choose_way
 from rnnkern.ops import autograd, library
 
-FORMS = ("none", "layer", "row", "position")  # of reset_state
 F64, BF16 = torch.float64, torch.bfloat16
-Named = dict[str, Tensor]
-
-
-def mask(case: Case, density: float = 0.3, seed: int = 11) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    resets = torch.rand(case.T, case.B, generator=generator) < density
-    return resets.T.contiguous() if case.batch_first else resets
-
-
-def reset_states(case: Case, form: str) -> list[Tensor]:
-    rows = {
-        "layer": (),
-        "row": (case.B,),
-        "position": (case.B, case.T) if case.batch_first else (case.T, case.B),
-    }
-    if form == "none":
-        return []
-    widths = (case.R, case.H) if case.has_c else (case.R,)
-    count = case.num_states
-    return [case.normal(20 + i, count, *rows[form], w) for i, w in enumerate(widths)]
-
-
-def as_hx(states: Sequence[Tensor]) -> Any:
-    return None if not states else tuple(states) if len(states) > 1 else states[0]
-
-
-def as_list(hx: Any) -> list[Tensor]:
-    return list(hx) if isinstance(hx, tuple) else [hx]
 
 
 def at(state: Tensor, t: int) -> Tensor:
@@ -105,24 +90,6 @@ def episode_by_episode(
     return [output, *states]
 
 
-def named(case: Case, layer: nn.RNNBase, outputs: list[Tensor], leaves: Named) -> Named:
-    """Every result and gradient by name, in float64."""
-    loss = [case.normal(50 + i, *t.shape).to(t.dtype) for i, t in enumerate(outputs)]
-    torch.autograd.backward(outputs, loss)
-    found = {f"result {k}": t for k, t in enumerate(outputs)}
-    for name, leaf in (*leaves.items(), *layer.named_parameters()):
-        found[f"{name}.grad"] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    return {k: v.detach().double() for k, v in found.items()}
-
-
-def leaves_of(case: Case, form: str, dtype: torch.dtype) -> Named:
-    x, states = case.inputs()
-    named = {"x": x}
-    named |= {f"hx {k}": s for k, s in enumerate(states)}
-    named |= {f"fresh {k}": s for k, s in enumerate(reset_states(case, form))}
-    return {name: t.to(dtype).requires_grad_() for name, t in named.items()}
-
-
 def expected(case: Case, resets: Tensor, form: str, ends: bool) -> Named:
     """By torch.nn in float64; the loss depends on the ends if they are asked for."""
     layer = case.layer(torch.nn, F64)
@@ -147,20 +114,15 @@ def expected(case: Case, resets: Tensor, form: str, ends: bool) -> Named:
 
 def found(case: Case, resets: Tensor, form: str, return_ends: bool) -> Named:
     layer = case.layer(rnnkern)
-    leaves = leaves_of(case, form, case.dtype)
-    state, fresh = (
-        as_hx([t for name, t in leaves.items() if name.startswith(kind)])
-        for kind in ("hx", "fresh")
-    )
-    output, final, *ends_if_any = layer(leaves["x"], state, resets, fresh, return_ends)
+    outputs, leaves, ends_if_any = call(case, layer, resets, form, return_ends)
     if not return_ends:
-        return named(case, layer, [output, *as_list(final)], leaves)
+        return named(case, layer, outputs, leaves)
     ends = ends_if_any[0]
     by_row = resets if case.batch_first else resets.T
     of_mask = episodes(by_row.T)
     assert ends.row.tolist() == [b for b, _, _ in of_mask]
     assert ends.step.tolist() == [z for _, _, z in of_mask]
-    return named(case, layer, [output, *as_list(final), *as_list(ends.state)], leaves)
+    return named(case, layer, [*outputs, *as_list(ends.state)], leaves)
 
 
 def check(case: Case, form: str = "none", resets: Tensor | None = None) -> None:
@@ -171,13 +133,7 @@ def check(case: Case, form: str = "none", resets: Tensor | None = None) -> None:
 
 def check_call(case: Case, form: str, resets: Tensor, ends: bool) -> None:
     ours, exact = found(case, resets, form, ends), expected(case, resets, form, ends)
-    assert ours.keys() == exact.keys()
-    eps = torch.finfo(case.dtype).eps
-    for name, value in exact.items():
-        bound = 200 * eps * max(1.0, value.abs().max().item())
-        worst = (ours[name] - value).abs().max().item()
-        what = f"{case}, {form}, {ends=}, {name}"
-        assert worst <= bound, f"{what}: error {worst:.2e}, bound {bound:.2e}"
+    assert_near(case, ours, exact, f"{case}, {form}, {ends=}")
 
 
 CASES = [
@@ -292,6 +248,28 @@ def test_both_ways_have_the_same_bits(
             torch.testing.assert_close(value, by_episodes[name], rtol=0, atol=bound)
         else:
             assert torch.equal(value, by_episodes[name]), name
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "way"),
+    [
+        ("cuda", {}, "mask"),
+        ("cuda", {"bidirectional": True}, "episodes"),
+        ("mps", {}, "episodes"),
+    ],
+)
+def test_way_by_device(
+    device: str, changes: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks into a mask on a GPU, unless the kernels cannot take it."""
+    looks = []
+    monkeypatch.setattr(library, "DEVICES", {"cpu", "cuda"})
+    monkeypatch.setattr(rnnkern.nn.resets, "later_resets", lambda *_: looks.append(0) or 1)
+    layer = rnnkern.LSTM(3, 4, **changes)
+    x = SimpleNamespace(device=torch.device(device), is_cuda=device == "cuda")
+    resets = torch.ones(5, 2, dtype=torch.bool)
+    assert choose_way(layer, x, resets, False)[0] == way
+    assert len(looks) == (way == "episodes")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,6 +7,9 @@
 //
 // A block multiplies the rows of W_hh of its units, transposed, by dgates of its units, and so has
 // a part of W_hh^T dgates for all units. Each part goes to the block that owns the units.
+//
+// Where the next step in time began with a reset, dh and dc end: carry_gradients hands them to the
+// states that the row got there.
 #pragma once
 #include "../step.h"
 #include "exchange.h"
@@ -50,7 +53,7 @@ size_t smem_bytes(const PersistentBackwardParams*, int blocks) {
 }
 
 // Scalars only, as in ForwardThread.
-template <class Cell, class T, class Config>
+template <class Cell, class T, class Config, bool kResets>
 struct BackwardThread {
   static constexpr int G = Cell::kGates, kElems = Config::kElemsPerThread;
   static constexpr int kKFragments = G * Config::kUnitTiles * kFragmentsPerTile<T>;
@@ -68,6 +71,8 @@ struct BackwardThread {
     T dy[kElems];
     SavedValues<Cell, T> saved[kElems];
     BackwardOffsets at[kElems];
+    // With resets alone: whether the row is reset before this step, and before the next in time.
+    bool is_reset[kElems], ended[kElems];
   };
   // Of a thread's elements, within a step.
   struct Gradients {
@@ -115,6 +120,9 @@ struct BackwardThread {
       regs.at[e].began = elems.row[e] >= params.last_prev_batch;
     }
     load_saved<Cell, T>(step, regs.at[e], prev, &regs.saved[e]);
+    if constexpr (kResets)
+      regs.is_reset[e] =
+          load_reset<Cell, T>(step, step.t - i, elems.row[e], elems.unit[e], &regs.saved[e]);
     if (step.dy) regs.dy[e] = static_cast<const T*>(step.dy)[regs.at[e].dy];
   }
 
@@ -127,6 +135,7 @@ struct BackwardThread {
         regs.dh[e] = static_cast<const float*>(step.dh)[state];
         regs.dh_recurrent[e] = static_cast<const float*>(step.dh_recurrent)[state];
         if constexpr (Cell::kStates == 2) regs.dc[e] = static_cast<const float*>(step.dc)[state];
+        if constexpr (kResets) regs.ended[e] = is_reset(step.resets, step.t + 1, elems.row[e]);
         load_step(elems, regs, e, 0);
       }
   }
@@ -147,9 +156,24 @@ struct BackwardThread {
       }
   }
 
+  // The derivatives by the states after step i, but for dy.
+  RNNKERN_DEVICE_MEMBER void carry_gradients(const Partition& elems, const Registers& regs,
+                                             Gradients& grads, int e, int64_t i) const {
+    float* const dnext = grads.dnext[e];
+    dnext[0] = regs.dh[e] + regs.dh_recurrent[e];
+    if constexpr (Cell::kStates == 2) dnext[1] = regs.dc[e];
+    if constexpr (kResets)
+      if (regs.ended[e]) {
+        const int64_t t = step.t - i + 1;
+        end_gradient(step.dreset_h, t, elems.row[e], elems.unit[e], &dnext[0]);
+        if constexpr (Cell::kStates == 2)
+          end_gradient(step.dreset_c, t, elems.row[e], elems.unit[e], &dnext[1]);
+      }
+  }
+
   // The cell's adjoint; dgates becomes the B operand of the product.
   RNNKERN_DEVICE_MEMBER void cell_epilogue(const Partition& elems, Registers& regs, T* operand,
-                                           Gradients& grads) const {
+                                           Gradients& grads, int64_t i) const {
     RNNKERN_UNROLL
     for (int e = 0; e < kElems; ++e) {
       if (elems.tile[e] < 0) continue;
@@ -157,9 +181,8 @@ struct BackwardThread {
       for (int s = 0; s < Cell::kPreacts; ++s) grads.dgates[e][s] = 0.f;
       if (elems.in_bounds[e]) {
         float dprev[Cell::kStates];
-        grads.dnext[e][0] = regs.dh[e] + regs.dh_recurrent[e];
+        carry_gradients(elems, regs, grads, e, i);
         if (step.dy) grads.dnext[e][0] += float(regs.dy[e]);
-        if constexpr (Cell::kStates == 2) grads.dnext[e][1] = regs.dc[e];
         cell_backward<Cell, T>(regs.saved[e], grads.dnext[e], dprev, grads.dgates[e]);
         regs.dh[e] = dprev[0];
         if constexpr (Cell::kStates == 2) regs.dc[e] = dprev[1];
@@ -218,6 +241,7 @@ struct BackwardThread {
       if (elems.in_bounds[e]) {
         store_backward<Cell, T>(step, regs.at[e], regs.saved[e], grads.dnext[e], grads.dgates[e]);
         regs.at[e] += strides;
+        if constexpr (kResets) regs.ended[e] = regs.is_reset[e];
         if (i + 1 < params.steps) load_step(elems, regs, e, i + 1);
       }
   }
@@ -246,7 +270,7 @@ struct BackwardThread {
       const int buffer = int(i) & 1;
       T* const operand = smem.dgates + buffer * Smem::kDgatesElems;
       Gradients grads;
-      cell_epilogue(elems, regs, operand, grads);
+      cell_epilogue(elems, regs, operand, grads, i);
       sync_block();
       Accumulators acc = {};
       mma_mainloop(weights, operand, acc);
@@ -259,9 +283,9 @@ struct BackwardThread {
   }
 };
 
-template <class Cell, class T, class Config>
+template <class Cell, class T, class Config, bool kResets>
 RNNKERN_DEVICE void persistent_thread(const PersistentBackwardParams& params) {
-  BackwardThread<Cell, T, Config>(params).run();
+  BackwardThread<Cell, T, Config, kResets>(params).run();
 }
 
 }  // namespace rnnkern::cuda

@@ -5,6 +5,9 @@
 //               exchange_h | store_and_prefetch, while the exchange is in flight
 //   store_final_states
 //
+// With resets, a step stores the states it ends with, but sends and keeps those that the next step
+// begins with. States after a reset are loaded a step ahead.
+//
 // A block multiplies the rows of W_hh of its units by h of all units. kSplitK warps share K of one
 // unit tile; the epilogue adds their partial sums and finishes the block's units.
 #pragma once
@@ -54,7 +57,7 @@ size_t smem_bytes(const PersistentForwardParams*, int /*blocks*/) {
 
 // The object has scalars only. Arrays are locals of run(): their indices are constant only once
 // the loops are unrolled, and until then the compiler keeps the whole object around them in memory.
-template <class Cell, class T, class Config>
+template <class Cell, class T, class Config, bool kResets>
 struct ForwardThread {
   static constexpr int G = Cell::kGates, kElems = Config::kElemsPerThread;
   static constexpr int kKFragments =  // of a warp
@@ -69,6 +72,9 @@ struct ForwardThread {
   struct Registers {
     float state[kElems][Cell::kStates], bias[kElems][Cell::kPreacts], input[kElems][G];
     ForwardOffsets at[kElems];
+    // With resets alone: whether the row is reset before the next step, and to which states.
+    bool is_reset[kElems];
+    float state_after_reset[kElems][Cell::kStates];
   };
 
   const PersistentForwardParams& params;
@@ -127,7 +133,23 @@ struct ForwardThread {
         load_bias<Cell, T>(step, elems.unit[e], regs.bias[e]);
         load_states<Cell, T>(step, elems.row[e], elems.unit[e], regs.state[e]);
         load_input<Cell, T>(step, regs.at[e], regs.input[e]);
+        load_next_reset(elems, regs, e, 0);
       }
+  }
+
+  // The reset before the step that follows step i.
+  RNNKERN_DEVICE_MEMBER void load_next_reset(const Partition& elems, Registers& regs, int e,
+                                             int64_t i) const {
+    if constexpr (kResets)
+      regs.is_reset[e] = load_reset<Cell, T>(step, step.t + i + 1, elems.row[e], elems.unit[e],
+                                             regs.state_after_reset[e]);
+  }
+
+  // A state that the next step begins with.
+  RNNKERN_DEVICE_MEMBER float carried(const Registers& regs, int e, int s) const {
+    if constexpr (kResets)
+      if (regs.is_reset[e]) return regs.state_after_reset[e][s];
+    return regs.state[e][s];
   }
 
   // The warp's part of W_hh h: M = 16 units of each gate, N = the cluster's rows.
@@ -190,7 +212,7 @@ struct ForwardThread {
     RNNKERN_UNROLL
     for (int e = 0; e < kElems; ++e)
       smem.staging[e * Config::kThreads + thread] =
-          elems.in_bounds[e] ? T(regs.state[e][0]) : T(0.f);
+          elems.in_bounds[e] ? T(carried(regs, e, 0)) : T(0.f);
     sync_warp();
     RNNKERN_UNROLL
     for (int e = 0; e < kElems; ++e) {
@@ -216,8 +238,13 @@ struct ForwardThread {
     for (int e = 0; e < kElems; ++e)
       if (elems.in_bounds[e]) {
         store_forward<Cell, T>(step, regs.at[e], regs.state[e], saved[e]);
+        RNNKERN_UNROLL
+        for (int s = 0; s < Cell::kStates; ++s) regs.state[e][s] = carried(regs, e, s);
         regs.at[e] += strides;
-        if (i + 1 < params.steps) load_input<Cell, T>(step, regs.at[e], regs.input[e]);
+        if (i + 1 < params.steps) {
+          load_input<Cell, T>(step, regs.at[e], regs.input[e]);
+          load_next_reset(elems, regs, e, i + 1);
+        }
       }
   }
 
@@ -254,9 +281,9 @@ struct ForwardThread {
   }
 };
 
-template <class Cell, class T, class Config>
+template <class Cell, class T, class Config, bool kResets>
 RNNKERN_DEVICE void persistent_thread(const PersistentForwardParams& params) {
-  ForwardThread<Cell, T, Config>(params).run();
+  ForwardThread<Cell, T, Config, kResets>(params).run();
 }
 
 }  // namespace rnnkern::cuda

@@ -1,5 +1,6 @@
-// The persistent kernels of one storage type. Each <type>.cu instantiates launch.h for its type and
-// exports a table, so that the types compile side by side; dispatch.cu chooses among the tables.
+// The persistent kernels of one storage type, with resets or without. Each <type>.cu and
+// <type>_resets.cu instantiates launch.h and exports a table, so that they compile side by side;
+// dispatch.cu chooses among the tables.
 #pragma once
 #include "../params.h"
 
@@ -14,5 +15,7 @@ struct PersistentKernels {
 };
 
 extern const PersistentKernels persistent_bfloat16, persistent_float16, persistent_float32;
+extern const PersistentKernels persistent_bfloat16_resets, persistent_float16_resets,
+    persistent_float32_resets;
 
 }  // namespace rnnkern::cuda

@@ -1,5 +1,6 @@
-// The persistent kernels of one storage type: which kernel a call gets, and its launch.
-// Host code but for the two __global__ functions. Included by <type>.cu alone.
+// The persistent kernels of one storage type, with resets or without: which kernel a call gets, and
+// its launch. Host code but for the two __global__ functions. Included by <type>.cu and
+// <type>_resets.cu alone.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -30,9 +31,10 @@ constexpr bool kHasClusters = true;
 constexpr bool kHasClusters = false;
 #endif
 
-template <class Params, class Cell, class T, class Config>
+// With resets a kernel of its own, so that without them there is nothing to ask in a step.
+template <class Params, class Cell, class T, class Config, bool kResets>
 __global__ void __launch_bounds__(Config::kThreads, 1) persistent_kernel(const Params params) {
-  if constexpr (kHasClusters) persistent_thread<Cell, T, Config>(params);
+  if constexpr (kHasClusters) persistent_thread<Cell, T, Config, kResets>(params);
 }
 
 // A kernel of its own, since it must look up its direction's parameters in every step: a training
@@ -40,13 +42,13 @@ __global__ void __launch_bounds__(Config::kThreads, 1) persistent_kernel(const P
 template <class Params, class Cell, class T, class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     persistent_bidirectional_kernel(const BothDirections<Params> both) {
-  if constexpr (kHasClusters) persistent_thread<Cell, T, Config>(both.direction[blockIdx.z]);
+  if constexpr (kHasClusters) persistent_thread<Cell, T, Config, false>(both.direction[blockIdx.z]);
 }
 
 template <class Params>
 struct KernelChoice {
   void (*kernel)(Params);
-  void (*bidirectional)(BothDirections<Params>);  // null with two batch tiles
+  void (*bidirectional)(BothDirections<Params>);  // null with two batch tiles, or with resets
   int threads, blocks, rows;
   size_t smem;
 
@@ -102,7 +104,7 @@ int max_active_clusters(const KernelChoice<Params>& choice, int directions) {
 }
 
 // False if no tiling serves so many units.
-template <class T, int BatchTiles, class Params>
+template <class T, bool kResets, int BatchTiles, class Params>
 bool find_kernel(int cell, int64_t units, KernelChoice<Params>* choice) {
   bool found = false;
   visit_cell(CellId(cell), [&](auto c) {
@@ -110,13 +112,13 @@ bool find_kernel(int cell, int64_t units, KernelChoice<Params>* choice) {
     found = dispatch_config<Cell, T, BatchTiles>(units, [&](auto config) {
       using Config = decltype(config);
       const int blocks = cluster_size_for<Config>(units);
-      *choice = {persistent_kernel<Params, Cell, T, Config>,
+      *choice = {persistent_kernel<Params, Cell, T, Config, kResets>,
                  nullptr,
                  Config::kThreads,
                  blocks,
                  Config::kBatchRows,
                  smem_bytes<Cell, T, Config>(static_cast<const Params*>(nullptr), blocks)};
-      if constexpr (BatchTiles == 1)
+      if constexpr (BatchTiles == 1 && !kResets)
         choice->bidirectional = persistent_bidirectional_kernel<Params, Cell, T, Config>;
     });
   });
@@ -137,7 +139,7 @@ bool device_has_clusters() {
 
 // One batch tile to a cluster, or two where the device does not run that many clusters at once. Two
 // directions only where all their clusters run at once; otherwise they are launched in turn.
-template <class T, class Params>
+template <class T, bool kResets, class Params>
 PersistentPlan select_kernel(int cell, int64_t units, int64_t batch, int directions,
                              KernelChoice<Params>* choice) {
   if (units < 1 || batch < 1 || !persistent_enabled() || !device_has_clusters()) return {};
@@ -154,16 +156,18 @@ PersistentPlan select_kernel(int cell, int64_t units, int64_t batch, int directi
   };
   constexpr int kMaxBatchTiles = sizeof(T) == 2 ? 2 : 1;
   KernelChoice<Params> one, two;
-  if (!fits(find_kernel<T, 1>(cell, units, &one), one) && kMaxBatchTiles > 1 && directions == 1)
-    fits(find_kernel<T, kMaxBatchTiles>(cell, units, &two), two);
+  if (!fits(find_kernel<T, kResets, 1>(cell, units, &one), one) && kMaxBatchTiles > 1 &&
+      directions == 1)
+    fits(find_kernel<T, kResets, kMaxBatchTiles>(cell, units, &two), two);
   return best;
 }
 
-template <class T, class Params>
+template <class T, bool kResets, class Params>
 const char* launch(int cell, const Params* params, int directions, Stream stream) {
   const auto& step = params[0].step;
   KernelChoice<Params> choice;
-  const PersistentPlan plan = select_kernel<T>(cell, step.units, step.batch, directions, &choice);
+  const PersistentPlan plan =
+      select_kernel<T, kResets>(cell, step.units, step.batch, directions, &choice);
   if (!plan.blocks) return "no cluster holds the recurrent weights";
   const ClusterLaunch launch(choice, plan.clusters, directions, stream);
   const cudaError_t error =
@@ -175,15 +179,16 @@ const char* launch(int cell, const Params* params, int directions, Stream stream
 
 }  // namespace
 
-template <class T>
+template <class T, bool kResets>
 constexpr PersistentKernels persistent_kernels() {
   return {[](int cell, int64_t units, int64_t batch, bool backward, int directions) {
             KernelChoice<PersistentForwardParams> forward;
             KernelChoice<PersistentBackwardParams> back;
-            return backward ? select_kernel<T>(cell, units, batch, directions, &back)
-                            : select_kernel<T>(cell, units, batch, directions, &forward);
+            return backward ? select_kernel<T, kResets>(cell, units, batch, directions, &back)
+                            : select_kernel<T, kResets>(cell, units, batch, directions, &forward);
           },
-          launch<T, PersistentForwardParams>, launch<T, PersistentBackwardParams>};
+          launch<T, kResets, PersistentForwardParams>,
+          launch<T, kResets, PersistentBackwardParams>};
 }
 
 }  // namespace rnnkern::cuda

@@ -23,13 +23,15 @@ RNNKERN_HD static void forward_element(const StepForwardParams& p, int64_t b, in
   A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
   load_states<Cell, T>(p, b, u, prev);
   cell_forward<Cell, T>(preact, prev, next, saved);
-  store_states<Cell, T>(p, b, u, next);
   store_forward<Cell, T>(p, at, next, saved);
+  load_reset<Cell, T>(p, p.t + 1, b, u, next);
+  store_states<Cell, T>(p, b, u, next);
 }
 
 // h before the step.
 template <class T>
 RNNKERN_HD static T prev_h(const StepBackwardParams& p, int64_t b, int64_t u) {
+  if (is_reset(p.resets, p.t, b)) return state_after_reset<T>(p.resets.h, p.t, b, u);
   if (b < p.prev_batch) return static_cast<const T*>(p.y)[p.prev_y_offset + b * p.y_stride + u];
   return p.h0 ? static_cast<const T*>(p.h0)[b * p.width + u] : T(0.f);
 }
@@ -40,6 +42,7 @@ RNNKERN_HD static Acc<T> dh_total_of(const StepBackwardParams& p, int64_t b, int
   using A = Acc<T>;
   const int64_t state = b * p.width + u;
   A sum = static_cast<const A*>(p.dh)[state] + static_cast<const A*>(p.dh_recurrent)[state];
+  if (is_reset(p.resets, p.t + 1, b)) end_gradient(p.dreset_h, p.t + 1, b, u, &sum);
   if (p.dy) sum += A(static_cast<const T*>(p.dy)[p.dy_offset + b * p.dy_stride + u]);
   return sum;
 }
@@ -62,31 +65,72 @@ RNNKERN_HD static void backward_element(const StepBackwardParams& p, int64_t b, 
   SavedValues<Cell, T> values{};
   A dnext[Cell::kStates], dprev[Cell::kStates], dgates[Cell::kPreacts];
   load_saved<Cell, T>(p, at, prev_step_offset(p), &values);
+  load_reset<Cell, T>(p, p.t, b, u, &values);
   dnext[0] = p.dm ? static_cast<const A*>(p.dm)[at.first] : dh_total_of<T>(p, b, u);
-  if constexpr (Cell::kStates == 2) dnext[1] = static_cast<A*>(p.dc)[at.first];
+  if constexpr (Cell::kStates == 2) {
+    dnext[1] = static_cast<A*>(p.dc)[at.first];
+    if (is_reset(p.resets, p.t + 1, b)) end_gradient(p.dreset_c, p.t + 1, b, u, &dnext[1]);
+  }
   cell_backward<Cell, T>(values, dnext, dprev, dgates);
   store_backward<Cell, T>(p, at, values, dnext, dgates);
   if (!p.dm) static_cast<A*>(p.dh)[at.first] = dprev[0];
   if constexpr (Cell::kStates == 2) static_cast<A*>(p.dc)[at.first] = dprev[1];
 }
 
-// One thread's part of a kernel.
+template <class T>
+RNNKERN_HD static void end_gradients_element(const StepBackwardParams& p, int64_t b, int64_t u) {
+  using A = Acc<T>;
+  const int64_t t = p.t + 1;
+  if (!is_reset(p.resets, t, b)) return;
+  if (u < p.width) {
+    A* const dh = static_cast<A*>(p.dh) + b * p.width + u;
+    A* const dh_recurrent = static_cast<A*>(p.dh_recurrent) + b * p.width + u;
+    A sum = *dh + *dh_recurrent;
+    end_gradient(p.dreset_h, t, b, u, &sum);
+    *dh = *dh_recurrent = A(0);
+  }
+  if (p.dc) end_gradient(p.dreset_c, t, b, u, static_cast<A*>(p.dc) + b * p.units + u);
+}
+
+// One thread's part of a kernel: f(row, unit) for its elements.
+template <class F>
+RNNKERN_HD static void grid_stride(const GridStride& at, int64_t rows, int64_t units, F&& f) {
+  for (int64_t b = at.row; b < rows; b += at.row_step)
+    for (int64_t u = at.unit; u < units; u += at.unit_step) f(b, u);
+}
+
 template <class Cell, class T>
 RNNKERN_HD static void forward_grid_stride(const StepForwardParams& p, const GridStride& at) {
-  for (int64_t b = at.row; b < p.batch; b += at.row_step)
-    for (int64_t u = at.unit; u < p.units; u += at.unit_step) forward_element<Cell, T>(p, b, u);
+  grid_stride(at, p.batch, p.units,
+              [&](int64_t b, int64_t u) { forward_element<Cell, T>(p, b, u); });
 }
 
 template <class Cell, class T>
 RNNKERN_HD static void backward_grid_stride(const StepBackwardParams& p, const GridStride& at) {
-  for (int64_t b = at.row; b < p.batch; b += at.row_step)
-    for (int64_t u = at.unit; u < p.units; u += at.unit_step) backward_element<Cell, T>(p, b, u);
+  grid_stride(at, p.batch, p.units,
+              [&](int64_t b, int64_t u) { backward_element<Cell, T>(p, b, u); });
 }
 
 template <class T>
 RNNKERN_HD static void dh_total_grid_stride(const StepBackwardParams& p, const GridStride& at) {
-  for (int64_t b = at.row; b < p.batch; b += at.row_step)
-    for (int64_t u = at.unit; u < p.width; u += at.unit_step) dh_total_element<T>(p, b, u);
+  grid_stride(at, p.batch, p.width, [&](int64_t b, int64_t u) { dh_total_element<T>(p, b, u); });
+}
+
+template <class T>
+RNNKERN_HD static void end_gradients_grid_stride(const StepBackwardParams& p,
+                                                 const GridStride& at) {
+  grid_stride(at, p.batch, p.units,
+              [&](int64_t b, int64_t u) { end_gradients_element<T>(p, b, u); });
+}
+
+// `state` is before step t; S is its type, T or A.
+template <class T, class S>
+RNNKERN_HD static void reset_grid_stride(const ResetParams& p, const RowsByStep<const void>& from,
+                                         int64_t t, int64_t batch, int64_t width, S* state,
+                                         const GridStride& at) {
+  grid_stride(at, batch, width, [&](int64_t b, int64_t u) {
+    if (is_reset(p, t, b)) state[b * width + u] = S(state_after_reset<T>(from, t, b, u));
+  });
 }
 
 // S is the type of both operands, T or A.

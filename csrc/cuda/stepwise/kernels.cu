@@ -29,6 +29,18 @@ __global__ void __launch_bounds__(kThreads) dh_total_kernel(const StepBackwardPa
   dh_total_grid_stride<T>(step, this_thread());
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads) end_gradients_kernel(const StepBackwardParams step) {
+  end_gradients_grid_stride<T>(step, this_thread());
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(kThreads)
+    reset_kernel(const ResetParams resets, const RowsByStep<const void> from, int64_t t,
+                 int64_t batch, int64_t width, S* state) {
+  reset_grid_stride<T>(resets, from, t, batch, width, state, this_thread());
+}
+
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     add_kernel(int64_t count, const S* a, const S* b, T* out) {
@@ -54,6 +66,17 @@ auto dispatch_dtype(DType dtype, F&& f) {
     case DType::float16: return f(Type<__half>{});
     default: return f(Type<float>{});
   }
+}
+
+// f(storage type, type of an operand): the accumulation type or the storage type.
+template <class F>
+void dispatch_operand(DType dtype, bool accumulated, F&& f) {
+  dispatch_dtype(dtype, [&](auto type) {
+    if (accumulated)
+      f(type, Type<Acc<typename decltype(type)::type>>{});
+    else
+      f(type, type);
+  });
 }
 
 }  // namespace
@@ -95,21 +118,41 @@ const char* launch_dh_total(DType dtype, const StepBackwardParams& step, Stream 
   return launched();
 }
 
+const char* launch_end_gradients(DType dtype, const StepBackwardParams& step, Stream stream) {
+  if (step.batch == 0 || step.units == 0) return nullptr;
+  const Grid g = make_grid(step.batch, step.units);
+  const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
+  dispatch_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    end_gradients_kernel<T><<<blocks, threads, 0, stream>>>(step);
+  });
+  return launched();
+}
+
+const char* launch_reset(DType dtype, bool accumulated, const ResetParams& resets,
+                         const RowsByStep<const void>& from, int64_t t, int64_t batch,
+                         int64_t width, void* state, Stream stream) {
+  if (batch == 0 || width == 0) return nullptr;
+  const Grid g = make_grid(batch, width);
+  const dim3 blocks(g.blocks_x, g.blocks_y), threads(g.threads_x, g.threads_y);
+  dispatch_operand(dtype, accumulated, [&](auto type, auto operand) {
+    using T = typename decltype(type)::type;
+    using S = typename decltype(operand)::type;
+    reset_kernel<T>
+        <<<blocks, threads, 0, stream>>>(resets, from, t, batch, width, static_cast<S*>(state));
+  });
+  return launched();
+}
+
 const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
                        void* out, Stream stream) {
   if (count == 0) return nullptr;
   const Grid g = make_grid(1, count);
-  dispatch_dtype(dtype, [&](auto type) {
+  dispatch_operand(dtype, accumulated, [&](auto type, auto operand) {
     using T = typename decltype(type)::type;
-    const auto add = [&](auto operand) {
-      using S = typename decltype(operand)::type;
-      add_kernel<<<g.blocks_x, g.threads_x, 0, stream>>>(
-          count, static_cast<const S*>(a), static_cast<const S*>(b), static_cast<T*>(out));
-    };
-    if (accumulated)
-      add(Type<Acc<T>>{});
-    else
-      add(type);
+    using S = typename decltype(operand)::type;
+    add_kernel<<<g.blocks_x, g.threads_x, 0, stream>>>(
+        count, static_cast<const S*>(a), static_cast<const S*>(b), static_cast<T*>(out));
   });
   return launched();
 }
