@@ -2,12 +2,12 @@
 // and sees the h of its own units alone.
 //
 // GEMMs take panels of units, as wide as a vector or more. A panel multiplies the k of the heads
-// that its units belong to. Here are heads of 6 units and panels of 8:
+// that its units belong to. Here are 4 heads of 6 units and panels of 8:
 //
-//            k  0      6      12     18
-//   panel 0     [head 0][head 1]             units 0-5, 6-7
-//   panel 1             [head 1][head 2]     units 8-11, 12-15
-//   panel 2             [head 1][head 2]     units 16-17
+//            k  0       6       12      18
+//   panel 0     [head 0][head 1]                units 0-5, 6-7
+//   panel 1             [head 1][head 2]        units 8-11, 12-15
+//   panel 2                     [head 2][head 3]    units 16-17, 18-23
 //
 // All panels have as many k as the one that needs most. Where one has k of other heads than a
 // unit's own, the weights are zeros. Heads of whole panels have none.
