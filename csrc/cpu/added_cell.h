@@ -2,6 +2,7 @@
 // the library is compiled for. rnnkern/own_cell.py writes the source file that includes this header
 // and the cell's, and ends with the macro.
 #pragma once
+#define RNNKERN_GEMM_OF_ENGINE
 #include "engine.h"
 #include "rnn/backward.h"
 #include "rnn/forward.h"

@@ -67,6 +67,29 @@ double peak_fma_loop(int64_t iterations) {
 
 }  // namespace
 
+#if !defined(RNNKERN_BF16)
+void engine_gemm(int rows, int nr, const GemmOperands<float>* pairs, int count,
+                 const COperand<float>& c, bool bf16_b) {
+  bf16_b ? gemm_simd<float, true>(rows, nr, pairs, count, c) : gemm_simd(rows, nr, pairs, count, c);
+}
+void engine_gemm(int rows, int nr, const GemmOperands<double>* pairs, int count,
+                 const COperand<double>& c, bool) {
+  gemm_simd(rows, nr, pairs, count, c);
+}
+void engine_gemm_unpacked(int rows, int nr, const UnpackedOperands<float>* pairs, int count,
+                          const COperand<float>& c) {
+  gemm_unpacked(rows, nr, pairs, count, c);
+}
+void engine_gemm_unpacked(int rows, int nr, const UnpackedOperands<double>* pairs, int count,
+                          const COperand<double>& c) {
+  gemm_unpacked(rows, nr, pairs, count, c);
+}
+void engine_gemm_int8(int rows, int nr, const Int8Rows& a, const Int8Matrix& b, int64_t column,
+                      int64_t lanes, const COperand<float>& c) {
+  gemm_int8(rows, nr, a, b, column, lanes, c);
+}
+#endif
+
 #if defined(RNNKERN_BF16)
 extern const KernelTable<bfloat16> engine;
 const KernelTable<bfloat16> engine = {forward<bfloat16>, backward<bfloat16>, pack_once<bfloat16>,

@@ -7,6 +7,7 @@
 #pragma once
 #include "../runtime/tuning.h"
 #include "../simd/math.h"
+#include "engine_gemm.h"
 #include "pack.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -216,8 +217,12 @@ void gemm_int8_rows(int rows, int nr, Int8Rows a, const Int8Matrix& b, int64_t c
 
 inline void gemm_int8(int rows, int nr, const Int8Rows& a, const Int8Matrix& b, int64_t column,
                       int64_t lanes, const COperand<float>& c) {
+#if defined(RNNKERN_GEMM_OF_ENGINE)
+  engine_gemm_int8(rows, nr, a, b, column, lanes, c);
+#else
   const auto run = this_machine().has_vnni ? gemm_int8_rows<Vnni> : gemm_int8_rows<NoVnni>;
   run(rows, nr, a, b, column, lanes, c);
+#endif
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -6,6 +6,7 @@
 #pragma once
 #include <utility>
 
+#include "engine_gemm.h"
 #include "microkernel.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -69,6 +70,13 @@ RNNKERN_INLINE void run_macrokernel(int rows, int nr, const GemmOperands<F>* pai
     of_variant(RowMajorA());
 }
 
+#if defined(RNNKERN_GEMM_OF_ENGINE)
+template <class F, bool kBf16B = false>
+RNNKERN_INLINE void gemm_simd(int rows, int nr, const GemmOperands<F>* pairs, int count,
+                              const COperand<Acc<F>>& c) {
+  engine_gemm(rows, nr, pairs, count, c, kBf16B);
+}
+#else
 // gemm() in vectors. Operand pairs of one KC block each share a pass over the tiles. With kBf16B,
 // every B has rows of two k in bfloat16 (pack_bf16): ldb is half of such a row.
 template <class F, bool kBf16B = false>
@@ -90,5 +98,6 @@ void gemm_simd(int rows, int nr, const GemmOperands<F>* pairs, int count, COpera
     c = c.continued();
   }
 }
+#endif
 
 }  // namespace rnnkern::RNNKERN_ISA

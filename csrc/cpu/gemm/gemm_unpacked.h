@@ -179,6 +179,13 @@ void gemm_transposing(int rows, int nr, const UnpackedOperands<F>* pairs, int co
   }
 }
 
+#if defined(RNNKERN_GEMM_OF_ENGINE)
+template <class F>
+RNNKERN_INLINE void gemm_unpacked(int rows, int nr, const UnpackedOperands<F>* pairs, int count,
+                                  const COperand<Acc<F>>& c) {
+  engine_gemm_unpacked(rows, nr, pairs, count, c);
+}
+#else
 // rows in 1..kMC, vectors in 1..kMaxNR
 template <class F>
 RNNKERN_INLINE void gemm_unpacked(int rows, int nr, const UnpackedOperands<F>* pairs, int count,
@@ -216,5 +223,6 @@ RNNKERN_INLINE void gemm_unpacked(int rows, int nr, const UnpackedOperands<F>* p
 #endif
   }
 }
+#endif
 
 }  // namespace rnnkern::RNNKERN_ISA
