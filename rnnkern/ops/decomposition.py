@@ -14,7 +14,7 @@ from ..call_spec import CallSpec
 from .library import CELLS, Resets, weights_per_direction
 
 # One step: x = W_ih x + b_ih and, if there is a W_hh, y = W_hh h + b_hh (B, G·H), the states
-# before, the learned values per unit (H) and the masks of the step (B, H), if the cell has any -> the
+# before, and the learned values per unit (H) and masks of the step (B, H) that the cell has -> the
 # states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
 
