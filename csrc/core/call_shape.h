@@ -165,9 +165,10 @@ class CallShape {
   void check(const Shape& shape, const char* name, std::initializer_list<int64_t> wanted) const {
     require(shape.is(wanted), [&] {
       std::string message = std::string(name) + " must have the sizes";
-      for (int64_t size : wanted) message += " " + std::to_string(size);
+      for (int64_t size : wanted) message.append(" ").append(std::to_string(size));
       message += ", got";
-      for (int64_t i = 0; i < shape.rank; ++i) message += " " + std::to_string(shape.sizes[i]);
+      for (int64_t i = 0; i < shape.rank; ++i)
+        message.append(" ").append(std::to_string(shape.sizes[i]));
       return message;
     });
   }

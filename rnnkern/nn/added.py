@@ -365,7 +365,7 @@ def classes(own: AddedCell) -> tuple[type[AddedLayer], type[AddedCellModule]]:
 
 def is_added(cls: type) -> bool:
     """Whether it is one of `classes`, and not one derived from it."""
-    return "own" in vars(cls)
+    return isinstance(vars(cls).get("own"), AddedCell)
 
 
 def class_of(own: AddedCell, is_layer: bool) -> type[nn.Module]:
