@@ -215,11 +215,12 @@ numpy_module = Extension(
 def autograd() -> list[Extension]:
     """For the torch that builds it, as torch has no stable ABI for autograd; its name says which.
 
+    Releases that differ in their last number have the same headers, and get the same machine code.
     Without it, or under another torch, the same runs in Python. RNNKERN_AUTOGRAD=0 leaves it out.
     """
     if os.environ.get("RNNKERN_AUTOGRAD") == "0":
         return []
-    release = re.sub(r"\W", "_", TORCH_RELEASE)
+    release = re.sub(r"\W", "_", re.sub(r"^(\d+\.\d+)\.\d+$", r"\1", TORCH_RELEASE))
     sources = ["csrc/bindings/autograd_library.cpp"]
     extension = torch_extension(f"rnnkern._autograd_torch{release}", sources)
     extension.optional = True

@@ -23,17 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "wheel"
 GLIBC = ROOT / "release" / "older_glibc.cpp"
 SLOTS = range(10, 15)  # CPython 3.10 to 3.14
-#: Every release of torch that the wheel is for, and the oldest Python, 3.N, of each.
-TORCHES = {
-    "2.10.0": 10,
-    "2.11.0": 10,
-    "2.12.0": 10,
-    "2.12.1": 10,
-    "2.13.0": 10,
-    "2.14.0": 10,
-    "2.14.1": 10,
-    "2.15.0": 11,
-}
+#: The newest of the releases of torch that share an autograd module, and the oldest Python, 3.N, of
+#: each.
+TORCHES = {"2.10.0": 10, "2.11.0": 10, "2.12.1": 10, "2.13.0": 10, "2.14.1": 10, "2.15.0": 11}
 #: torch's own libraries come with torch.
 EXCLUDED = ("libc10.so", "libtorch.so", "libtorch_cpu.so", "libtorch_python.so")
 LIMIT = 10 << 20
@@ -138,7 +130,8 @@ def build_for(python: str, release: str, torch: Path, tools: Path, flags: str) -
     print(f"torch {release}, {python}", flush=True)
     build(python, torch, tools, flags)
     suffix = run(python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
-    module = f"_autograd_torch{release.replace('.', '_')}{suffix.strip()}"
+    minor = "_".join(release.split(".")[:2])
+    module = f"_autograd_torch{minor}{suffix.strip()}"
     if not (WORK / "lib" / "rnnkern" / module).exists():
         sys.exit(f"not built: {module}")
 

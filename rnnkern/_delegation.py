@@ -27,6 +27,8 @@ _TORCHS = frozenset({_torch_twin.RNNBase, _torch_twin.RNNCellBase, *_torch_twin.
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
+    if code.co_name == "__annotate__":  # Python 3.14: annotations, which no call evaluates
+        return
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -123,8 +123,9 @@ class Native(Protocol):
 
 
 def _native() -> Native | None:
-    release = re.sub(r"\W", "_", torch.__version__.partition("+")[0])
-    name = f"rnnkern._autograd_torch{release}"
+    # As setup.py names it: releases that differ in their last number have the same headers.
+    release = re.sub(r"^(\d+\.\d+)\.\d+$", r"\1", torch.__version__.partition("+")[0])
+    name = "rnnkern._autograd_torch" + re.sub(r"\W", "_", release)
     if importlib.util.find_spec(name) is None:
         return None
     native = cast(Native, importlib.import_module(name))
@@ -136,7 +137,7 @@ def _native() -> Native | None:
     return native
 
 
-#: The C++ functions, if the package was built with this very version of torch; else None.
+#: The C++ functions, if the package was built with this version of torch; else None.
 NATIVE: Native | None = _native()
 
 

@@ -60,6 +60,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> object:
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 0)  # it asks each device
     monkeypatch.setattr(gpu, "rows", rows)
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(timer, "FLUSH_BYTES", 1 << 10)

@@ -32,7 +32,7 @@ def test_stable_abi() -> None:
 def test_autograd_library_is_of_this_torch() -> None:
     """A library built against another torch's C++ headers is never loaded: its name differs."""
     require_native()
-    release = torch.__version__.partition("+")[0].replace(".", "_")
+    release = "_".join(torch.__version__.split(".")[:2])
     assert f"_autograd_torch{release}." in rnnkern.ops.autograd.NATIVE.__file__
 
 
