@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from .convert import refusal, user_class
 from .nn._torch_twin import CLASSES
 from .nn.added import AddedCellModule, AddedLayer
-from .ops.library import BY_MODE
 
 RECURRENT = (*CLASSES.values(), AddedLayer, AddedCellModule)
 #: The frozen class for each of them, which frozen.py defines.
@@ -25,8 +24,6 @@ def obstacle(module: nn.Module) -> str | None:
     is_frozen = isinstance(module, tuple(FROZEN.values()))
     if not is_frozen and (reason := refusal(module, cls, frozen_base(cls))):
         return reason
-    if isinstance(module, (AddedLayer, AddedCellModule)) and BY_MODE[module.own.mode].masks:
-        return "its cell takes masks"
     nonlinearity = getattr(module, "nonlinearity", "tanh")
     if nonlinearity not in ("tanh", "relu"):
         return f"its nonlinearity is {nonlinearity!r}"

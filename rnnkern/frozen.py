@@ -22,7 +22,7 @@ from .nn import added, cells, layers
 from .nn._torch_twin import CLASSES
 from .nn._tracing import fx_tracing
 from .ops import decomposition, library
-from .ops.autograd import NATIVE, OBSERVER, frozen_call, layer_call, prepacked_call
+from .ops.autograd import NATIVE, OBSERVER, Run, frozen_call, layer_call, prepacked_call
 from .ops.library import BY_MODE, CALL_SPECS, CELLS
 from .stream import Stream
 
@@ -122,13 +122,13 @@ class Frozen(nn.Module):
             raise ValueError(f"{type(self).__name__} cannot pack its weights: {reason}")
         if isinstance(self, nn.RNNBase):
             self._init_flat_weights()
-        format = WEIGHT_FORMATS[self._format]
         spec = self._spec(False)
         each = spec.directions * library.weights_per_direction(spec)
         self._specs = (spec, self._spec(True))
         with torch.inference_mode(False), torch.no_grad():
+            after = WEIGHT_FORMATS[self._format], *added.constant_masks(self, weights[0])
             self._prepacked = [
-                library.prepack([w.detach() for w in weights[k : k + each]], *spec, format)
+                library.prepack([w.detach() for w in weights[k : k + each]], *spec, *after)
                 for k in range(0, len(weights), each)
             ]
 
@@ -246,7 +246,7 @@ class FrozenLayer(Frozen, layers.Layer):
 
     def _run_stack(
         self,
-        call: layers.Run,
+        call: Run,
         input: Tensor,
         batch_sizes: Tensor | None,
         state: Sequence[Tensor],
@@ -268,7 +268,7 @@ class FrozenLayer(Frozen, layers.Layer):
 
     def _run(
         self,
-        run: layers.Run,
+        run: Run,
         input: Tensor,
         batch_sizes: Tensor | None,
         state: Sequence[Tensor],
@@ -327,11 +327,11 @@ class FrozenCell(Frozen, cells.Cell):
         state: Sequence[Tensor],
         weights: Sequence[Tensor],
         spec: CallSpec,
-        masks: Tensor | None = None,  # never given: such cells are refused
+        masks: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         if _is_exporting():
             self._refuse_rounded("torch.export")
-            return super()._operator_call(input, batch_sizes, state, weights, spec)
+            return super()._operator_call(input, batch_sizes, state, weights, spec, masks)
         return prepacked_call(
             input, batch_sizes, state, self._prepacked[0], spec, self.hidden_size, 0
         )
@@ -371,7 +371,7 @@ class FrozenAddedLayer(FrozenLayer, added.AddedLayer):
 
     def _run_stack(
         self,
-        call: layers.Run,
+        call: Run,
         input: Tensor,
         batch_sizes: Tensor | None,
         state: Sequence[Tensor],

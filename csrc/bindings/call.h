@@ -209,8 +209,8 @@ struct Call : CallShape {
 
   // With prepacked weights, of which the header tells the shapes.
   Call(const Tensor& input, const MaybeTensor& batch_sizes, const Tensors& state,
-       const std::vector<Shape>& weights, const CallSpec& spec)
-      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail) {
+       const std::vector<Shape>& weights, const CallSpec& spec, bool masks)
+      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail, masks) {
     read_tensors(input, batch_sizes, state, weights.data());
   }
 
@@ -234,6 +234,13 @@ struct Call : CallShape {
   void check_masks(const MaybeTensor& masks, const Kind& input) const {
     if (!masks) return;
     CallShape::check_masks(shape_of(*masks));
+    check_kind(*masks, shape_of(*masks), input, "masks");
+  }
+
+  // Those of all steps and rows, (kMasks, H).
+  void check_constant_masks(const MaybeTensor& masks, const Kind& input) const {
+    if (!masks) return;
+    CallShape::check_constant_masks(shape_of(*masks));
     check_kind(*masks, shape_of(*masks), input, "masks");
   }
 

@@ -282,7 +282,7 @@ std::optional<std::array<Tensor, 5>> direct_forward_prepacked(const LayerCall& c
   try {
     const WeightShapes weights(call.spec, header);
     const std::vector<Shape> weight_shapes = weights.shapes();
-    CallShape shape(call.spec, false, weight_shapes.size(), call.states, refuse);
+    CallShape shape(call.spec, false, weight_shapes.size(), call.states, refuse, has_masks(header));
     const Shapes shapes(call, tensors);
     shape.read(shapes[0], &shapes[1], weight_shapes.data());
     if (dtype == at::kFloat) return forward_as<float>(call, shape, tensors, false, &header);

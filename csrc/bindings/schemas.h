@@ -20,8 +20,9 @@ enum Needs : int64_t { kNeedInput = 1, kNeedState = 2, kNeedWeights = 4, kNeedRe
   ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved, Tensor c_states)"
 // A layer's weights as the engine multiplies by them, opaque, for this process's instruction-set
 // level; `format` is a WeightFormat (core/prepacked.h).
-#define RNNKERN_PREPACK_SCHEMA \
-  "prepack(Tensor[] weights, " RNNKERN_CALL_SPEC_SCHEMA ", int format) -> Tensor"
+#define RNNKERN_PREPACK_SCHEMA                          \
+  "prepack(Tensor[] weights, " RNNKERN_CALL_SPEC_SCHEMA \
+  ", int format, Tensor? masks=None) -> Tensor"
 #define RNNKERN_FORWARD_PREPACKED_SCHEMA                                                   \
   "forward_prepacked(Tensor input, Tensor? batch_sizes, Tensor? h_0, Tensor? c_0, Tensor " \
   "prepacked, " RNNKERN_CALL_SPEC_SCHEMA                                                   \

@@ -195,13 +195,13 @@ ForwardResult forward_op(ForwardArgs args) {
 }
 
 // A layer's weights alone, as a call without rows to compute.
-Call weights_call(const Tensors& weights, const CallSpec& spec) {
+Call weights_call(const Tensors& weights, const CallSpec& spec, bool masks) {
   STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2, "rnnkern: expected a layer's weights");
   const int64_t sizes[] = {1, 1, weights[0].size(1)}, strides[] = {0, 0, 0};
   AtenTensorHandle row;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(3, sizes, strides, Kind(weights[0]).dtype,
                                                   aoti_torch_device_type_cpu(), 0, &row));
-  return Call(Tensor(row), {}, {}, weights, spec);
+  return Call(Tensor(row), {}, {}, weights, spec, masks);
 }
 
 // As allocate_block, in torch's memory.
@@ -219,23 +219,27 @@ Tensor allocate_bytes(int64_t bytes) {
 }
 
 template <class T>
-Tensor prepack_typed(const Call& call, const Tensors& weights, WeightFormat format, int tag) {
+Tensor prepack_typed(const Call& call, const Tensors& weights, WeightFormat format,
+                     const MaybeTensor& masks, int tag) {
   LayerParams<T> p{};
   fill(p, call, weights[0], {}, weights);
+  if (masks) p.masks.data = data<const Acc<T>>(*masks);
   Tensor memory = allocate_bytes(int64_t(prepacked_bytes(p, format)));
   prepack(p, format, tag, memory.data_ptr());
   return memory;
 }
 
-Tensor prepack_op(Tensors weights, const CallSpec& spec, int64_t format) {
-  const Call call = weights_call(weights, spec);
+Tensor prepack_op(Tensors weights, const CallSpec& spec, int64_t format, const MaybeTensor& masks) {
+  const Call call = weights_call(weights, spec, masks.has_value());
+  call.check_constant_masks(masks, Kind(weights[0]));
   const ScalarType dtype = weights[0].scalar_type();
   STD_TORCH_CHECK(format >= 0 && format <= int64_t(WeightFormat::int8),
                   "rnnkern: no format of weights ", format);
   STD_TORCH_CHECK(format == 0 || dtype == ScalarType::Float,
                   "rnnkern: only float32 weights can be rounded to bfloat16 or int8");
   return visit_type(call, dtype, [&]<class T>(T) {
-    return prepack_typed<T>(call, weights_as<T>(std::move(weights)), WeightFormat(format),
+    const MaybeTensor own = masks ? dense(converted(*masks, kType<Acc<T>>)) : masks;
+    return prepack_typed<T>(call, weights_as<T>(std::move(weights)), WeightFormat(format), own,
                             int(dtype));
   });
 }
@@ -263,7 +267,7 @@ InferenceResult forward_prepacked_op(const Tensor& input, const MaybeTensor& bat
   STD_TORCH_CHECK(header.tag == int32_t(dtype),
                   "rnnkern: the prepacked weights and input differ in dtype");
   const WeightShapes weights(spec, header);
-  const Call call(input, batch_sizes, state, weights.shapes(), spec);
+  const Call call(input, batch_sizes, state, weights.shapes(), spec, has_masks(header));
   const auto run = [&]<class T>(T) {
     return forward_typed<T>(call, rows_as<T>(input), states_as<T>(std::move(state)), {}, {}, {},
                             false, &header);
@@ -279,8 +283,8 @@ template <class SpecTypes>
 struct PrepackedOps;
 template <class... Spec>
 struct PrepackedOps<std::tuple<Spec...>> {
-  static Tensor prepack(Tensors weights, Spec... spec, int64_t format) {
-    return prepack_op(std::move(weights), CallSpec{spec...}, format);
+  static Tensor prepack(Tensors weights, Spec... spec, int64_t format, MaybeTensor masks) {
+    return prepack_op(std::move(weights), CallSpec{spec...}, format, masks);
   }
   static InferenceResult forward(Tensor input, MaybeTensor batch_sizes, MaybeTensor h_0,
                                  MaybeTensor c_0, Tensor prepacked, Spec... spec,

@@ -52,6 +52,9 @@ struct WeightPlaces {
 
 inline int weights_per_direction(const CallSpec& spec) { return WeightPlaces(spec).count; }
 
+// Whether prepacked weights have masks with them.
+inline bool has_masks(const PrepackedHeader& header) { return header.masks_at > 0; }
+
 // Whether prepacked weights are those of such a layer.
 inline bool is_of(const PrepackedHeader& header, const CallSpec& spec, int64_t hidden_size,
                   int64_t proj_size) {
@@ -212,6 +215,11 @@ class CallShape {
     if (packed) return check(masks, "masks", {directions, rows, masks_, hidden_size});
     const int64_t first = batch_first ? batch : steps, second = batch_first ? steps : batch;
     check(masks, "masks", {directions, first, second, masks_, hidden_size});
+  }
+
+  // Those of all steps and rows, for prepacked weights.
+  void check_constant_masks(const Shape& masks) const {
+    check(masks, "masks", {masks_, hidden_size});
   }
 
   static const char* reset_name(int i) { return i ? "reset_c" : "reset_h"; }

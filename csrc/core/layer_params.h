@@ -134,7 +134,8 @@ struct LayerParams {
   // next.
   SequenceView<const Acc<T>> masks;  // (D, T, B, kMasks, H)
   int64_t masks_d_stride;
-  // The weights as prepack() left them, for forward passes: `weights` is not read then. Or null.
+  // The weights as prepack() left them, for forward passes: `weights` is not read then, nor
+  // `masks`. Or null.
   const PrepackedHeader* prepacked;
 
   int64_t h_size() const { return proj_size ? proj_size : hidden_size; }  // R

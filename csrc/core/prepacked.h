@@ -2,8 +2,9 @@
 // any number of calls and threads. Opaque to bindings, which own the memory and check it by the
 // header:
 //
-//   header | direction 0: W_ih panels | W_hh panels | bias | W_hr panels | direction 1: ...
+//   header | direction 0: W_ih panels | W_hh panels | bias | W_hr panels | direction 1: ... | masks
 //
+// The masks of a cell that takes some are those of all steps and rows, (kMasks, H).
 // Panels are those of one instruction-set level: memory is not to be taken to another machine.
 #pragma once
 #include <cstdint>
@@ -29,6 +30,7 @@ struct alignas(64) PrepackedHeader {
   WeightFormat format;
   int32_t tag;                                        // of the bindings: the dtype of the tensors
   int64_t input_size, hidden_size, proj_size, heads;  // heads: as LayerParams has them
+  int64_t masks_at;                                   // bytes from here to them
 };
 
 }  // namespace rnnkern

@@ -8,7 +8,8 @@
 >>> output, (h_n, c_n) = ZoneoutLSTM(128, 256, zoneout=(0.05, 0.5))(x)
 
 >>> rnnkern.cells.list()
-['CIFG', 'IndRNN', 'LiGRU', 'MGU', 'MinGRU', 'MinLSTM', 'PeepholeLSTM', 'SLSTM', 'SRU']
+['CIFG', 'IndRNN', 'LiGRU', 'MGU', 'MinGRU', 'MinLSTM', 'PeepholeLSTM', 'RecurrentDropoutLSTM',
+ 'SLSTM', 'SRU']
 >>> output, (h_n, c_n) = rnnkern.cells.CIFG(128, 256)(x)
 """
 
@@ -25,10 +26,13 @@ from ..nn.added import Masks
 from ..ops import decomposition, library
 from ..ops.decomposition import Step
 from .checking import check
-from .shelf import FOLDER, SHELF
+from .shelf import FOLDER, MASKED, SHELF
 from .zoned import add_zoneout
 
 __all__ = ["Loaded", "check", "include_folder", "list", "load", "zoneout"]
+
+
+_ALL = SHELF | MASKED
 
 
 class Loaded(NamedTuple):
@@ -104,18 +108,18 @@ def include_folder() -> Path:
 def list() -> builtins.list[str]:
     """The names of the cells on the shelf: `rnnkern.cells.CIFG` is a layer class, `CIFGCell` its
     cell class."""
-    return sorted(SHELF)
+    return sorted(_ALL)
 
 
 def __getattr__(name: str) -> Any:
-    kind = name if name in SHELF else name.removesuffix("Cell")
-    if kind not in SHELF:
+    kind = name if name in _ALL else name.removesuffix("Cell")
+    if kind not in _ALL:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    entry = SHELF[kind]
+    entry = _ALL[kind]
     layer, cell = load(FOLDER / entry.header, name=kind, step=entry.step)
     globals().update({kind: layer, f"{kind}Cell": cell})
     return globals()[name]
 
 
 def __dir__() -> builtins.list[str]:
-    return sorted([*__all__, *SHELF, *(f"{name}Cell" for name in SHELF)])
+    return sorted([*__all__, *_ALL, *(f"{name}Cell" for name in _ALL)])

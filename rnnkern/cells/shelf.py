@@ -76,6 +76,14 @@ def _sru(x: Tensor, h: Tensor, c: Tensor, v_f: Tensor, v_r: Tensor) -> tuple[Ten
     return r * c + (1 - r) * highway, c
 
 
+def _recurrent_dropout_lstm(
+    x: Tensor, y: Tensor, h: Tensor, c: Tensor, mask: Tensor
+) -> tuple[Tensor, ...]:
+    i, f, g, o = (x + y).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * (mask * torch.tanh(g))
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
 class Entry(NamedTuple):
     """A header in `FOLDER`, which says where its equations are from, and its step."""
 
@@ -94,4 +102,8 @@ SHELF = {
     "PeepholeLSTM": Entry("peephole_lstm.h", _peephole_lstm),
     "SLSTM": Entry("slstm.h", _slstm),
     "SRU": Entry("sru.h", _sru),
+}
+#: Those that take masks, which their classes draw.
+MASKED = {
+    "RecurrentDropoutLSTM": Entry("recurrent_dropout_lstm.h", _recurrent_dropout_lstm),
 }

@@ -4,6 +4,7 @@ layers       LSTM, GRU, RNN: checks, layouts, the stack of layers; no arithmetic
 cells        LSTMCell, GRUCell, RNNCell: one step of a layer
 added        layers and cells of cells that are not built in
 zoneout      those with zoneout around the cell
+recurrent_dropout  those of an LSTM with recurrent dropout
 resets       resets inside a sequence: a layer's rows as a packed batch of episodes
 weights      which weights a call uses
 _plain       which classes the C++ functions for the usual call serve
@@ -11,7 +12,7 @@ _torch_twin  torch.nn's own classes, captured once, and the way back to them
 _tracing     what lets torch.compile and torch.fx trace the modules
 """
 
-from . import zoneout  # noqa: F401, a pickle of such a layer names `added` alone
+from . import recurrent_dropout, zoneout  # noqa: F401, a pickle of such a layer names `added`
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
 

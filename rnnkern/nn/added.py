@@ -17,12 +17,12 @@ from .. import own_cell
 from ..backend import Backend, select_backend
 from ..call_spec import CallSpec
 from ..ops import library
-from ..ops.autograd import layer_call, without_first
+from ..ops.autograd import Run, layer_call, without_first
 from ..ops.library import BY_MODE, Resets
 from ..own_cell import AddedCell
 from . import _torch_twin
 from .cells import Cell
-from .layers import Layer, Run
+from .layers import Layer
 
 #: A method that draws the masks of a call: (module, shape, like) -> a tensor of like's dtype and
 #: device, which is expanded to the shape, (D, T, B, kMasks, H) or as the input is laid out.
@@ -148,6 +148,23 @@ def _no_masks(self: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
     raise RuntimeError(
         f"{self.own.name} takes masks, and nothing draws them: give load(header, masks=...)"
     )
+
+
+def constant_masks(module: Any, like: Tensor) -> tuple[Tensor, ...]:
+    """Those of all steps and rows in evaluation, (kMasks, H); () of a module without masks.
+
+    Raises ValueError where they differ from step to step or from row to row.
+    """
+    own = getattr(module, "own", None)
+    kinds = len(BY_MODE[own.mode].masks) if isinstance(own, AddedCell) else 0
+    if not kinds:
+        return ()
+    shape = (2, 2, 2, kinds, module.hidden_size)
+    masks = module.masks(shape, like).expand(shape)
+    first = masks[0, 0, 0]
+    if not torch.equal(masks, first.expand(shape)):
+        raise ValueError("its masks in evaluation are not the same for all steps and rows")
+    return (first,)
 
 
 class AddedLayer(Layer, _NoTorchLayer):
@@ -347,7 +364,7 @@ class AddedCellModule(Cell, _NoTorchCell):
         return _reduced(self, False) or super().__reduce_ex__(protocol)
 
 
-#: The classes to derive a cell's from, by the template around it.
+#: The classes to derive a cell's from, by the template around it, or by its struct.
 BASES: dict[str, tuple[type[AddedLayer], type[AddedCellModule]]] = {
     "": (AddedLayer, AddedCellModule)
 }
@@ -358,7 +375,7 @@ def classes(own: AddedCell) -> tuple[type[AddedLayer], type[AddedCellModule]]:
     """The layer class and the cell class of an added cell."""
     library.read_cells()
     facts = {"own": own, "__module__": __name__}
-    layer, cell = BASES[own.around]
+    layer, cell = BASES.get(own.around or own.struct, BASES[""])
     layer = type(own.name, (layer,), {**facts, "__doc__": layer.__doc__})
     return layer, type(f"{own.name}Cell", (cell,), {**facts, "__doc__": cell.__doc__})
 

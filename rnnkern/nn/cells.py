@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from ..backend import select_backend, tensors_in
 from ..call_spec import CallSpec
 from ..ops import autograd, decomposition, library
-from ..ops.autograd import operator_call, step_call, without_first
+from ..ops.autograd import Run, operator_call, step_call, without_first
 from ..ops.library import BY_MODE, CALL_SPECS
 from . import _plain, _torch_twin, _tracing
-from .layers import Run
 from .weights import registered_weights
 
 _any_autocast = torch._C._is_any_autocast_enabled

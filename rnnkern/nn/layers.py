@@ -4,7 +4,7 @@ Construction, parameters, copies and most messages are torch.nn's own code. Lett
 B batch rows, I input_size, H hidden_size, L layers, D directions, N rows of packed data.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..backend import select_backend
 from ..call_spec import CallSpec
 from ..ops import autograd, decomposition, library
-from ..ops.autograd import layer_call, operator_call
+from ..ops.autograd import Run, layer_call, operator_call
 from ..ops.library import BY_MODE, CALL_SPECS, Resets
 from ..precision import autocast_dtype, cast_weights, takes_bfloat16
 from . import _plain, _torch_twin, _tracing, resets
@@ -24,8 +24,6 @@ from .weights import registered_weights
 _any_autocast = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
 _update_flat_weights = nn.RNNBase._update_flat_weights
-
-Run = Callable[..., tuple[Tensor, ...]]
 
 
 def _all_to(dtype: torch.dtype, tensors: Sequence[Tensor]) -> list[Tensor]:

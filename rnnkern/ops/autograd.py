@@ -20,6 +20,9 @@ from ..call_spec import CallSpec
 from . import decomposition, library
 from .library import Resets
 
+#: How one layer is run: `layer_call`, or what takes its arguments.
+Run = Callable[..., tuple[Tensor, ...]]
+
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # by autograd.grad(is_grads_batched=True)

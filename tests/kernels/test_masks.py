@@ -150,6 +150,39 @@ def test_gradients(name: str) -> None:
     same(*found)
 
 
+def test_recurrent_dropout() -> None:
+    """Semeniuta et al. (2016): of what is added to c, by the step of torch.nn's LSTM."""
+    kind = rnnkern.cells.RecurrentDropoutLSTM
+    assert rnnkern.cells.check(kind) < 1e-12
+    layer, plain = kind(I, H, recurrent_dropout=0.4, dtype=F64), nn.LSTMCell(I, H, dtype=F64)
+    plain.load_state_dict({k.replace("_l0", ""): v for k, v in layer.state_dict().items()})
+    x = torch.randn(T, B, I, dtype=F64)
+    found = seeded(layer, x)
+    torch.manual_seed(5)
+    masks = layer.masks((1, T, B, 1, H), x)
+    assert {round(m, 6) for m in masks.unique().tolist()} == {0, round(1 / 0.6, 6)}
+    h = c = torch.zeros(B, H, dtype=F64)
+    for step, mask in zip(x, masks[0, :, :, 0], strict=True):
+        preacts = nn.functional.linear(step, plain.weight_ih, plain.bias_ih)
+        preacts = preacts + nn.functional.linear(h, plain.weight_hh, plain.bias_hh)
+        i, f, g, o = preacts.chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh() * mask
+        h = o.sigmoid() * c.tanh()
+    same([s[0] for s in found[1:]], [h, c])
+    same(flat(layer.eval()(x)), flat(_as_lstm(layer)(x)))
+    other = pickle.loads(pickle.dumps(layer))
+    assert repr(other) == repr(layer) == "RecurrentDropoutLSTM(5, 20, recurrent_dropout=0.4)"
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        kind(I, H, recurrent_dropout=1)
+    assert "RecurrentDropoutLSTM" in rnnkern.cells.list()
+
+
+def _as_lstm(layer: nn.Module) -> nn.LSTM:
+    lstm = nn.LSTM(I, H, dtype=F64)
+    lstm.load_state_dict(layer.state_dict())
+    return lstm
+
+
 def test_dtypes() -> None:
     layer, x = make("LSTM", zoneout=0.5), torch.randn(T, B, I, dtype=F64)
     truth = layer.eval()(x)[0]
@@ -205,6 +238,32 @@ def test_trace() -> None:
     assert list(flow[0, 0].states) == ["h", "c"]
 
 
+@pytest.mark.parametrize("name", ["LSTM", "SLSTM", "dropout"])
+@torch.inference_mode()
+def test_freeze(name: str) -> None:
+    """The layer's bits in evaluation: a call, a stream, copies, rounded weights, a cell."""
+    if name == "dropout":
+        loaded = rnnkern.cells.RecurrentDropoutLSTM, rnnkern.cells.RecurrentDropoutLSTMCell
+    else:
+        loaded = AROUND[name]()
+    layer, x = loaded[0](I, H, num_layers=2), torch.randn(T, B, I)
+    frozen = rnnkern.freeze(layer)
+    layer.eval()
+    resets = torch.rand(T, B) < 0.3
+    hx = tuple(torch.rand(2, B, H) + 0.5 for _ in flat(layer(x)[1]))
+    for args in ((x,), (x[:, 0],), (pack(x, [4, 6, 2]),), (x, hx), (x, hx, resets)):
+        for same_module in (frozen, pickle.loads(pickle.dumps(frozen)), copy.deepcopy(frozen)):
+            assert all(map(torch.equal, flat(same_module(*args)), flat(layer(*args))))
+    stream = frozen.stream(B)
+    assert torch.equal(torch.stack([stream(step) for step in x]), layer(x)[0])
+    assert torch.equal(rnnkern.trace(frozen, x).hidden, layer(x)[0])
+    torch.testing.assert_close(rnnkern.freeze(layer, "int8")(x)[0], layer(x)[0], rtol=0, atol=0.05)
+    assert torch.equal(frozen.double()(x.double())[0], layer.double()(x.double())[0])
+    cell = loaded[1](I, H)
+    found = flat(rnnkern.freeze(cell)(x[0]))
+    assert all(map(torch.equal, found, flat(cell.eval()(x[0]))))
+
+
 def _dropped(tmp_path: Path, **given: object) -> rnnkern.cells.Loaded:
     header = tmp_path / "dropped.h"
     header.write_text(HEADER)
@@ -226,15 +285,21 @@ def test_an_own_cell(tmp_path: Path) -> None:
         _dropped(tmp_path).layer(I, H)(torch.randn(T, B, I))
     Dropped, _ = _dropped(tmp_path, masks=masks)
     assert rnnkern.cells.check(Dropped) < 1e-12
+    with pytest.raises(ValueError, match="in evaluation are not the same for all steps and rows"):
+        _random(Dropped(I, H))
     layer, x = Dropped(I, H, bidirectional=True), torch.randn(T, B, I)
     for mine, other in zip(seeded(layer, x), seeded(by_steps(layer), x), strict=True):
         torch.testing.assert_close(mine, other)
 
 
+def _random(layer: nn.Module) -> None:
+    """Freezes it, with masks that are drawn in evaluation too."""
+    layer.masks = lambda shape, like: torch.rand(shape, dtype=like.dtype)
+    rnnkern.freeze(layer)
+
+
 def test_refusals(tmp_path: Path) -> None:
     layer, x = make("LSTM").float(), torch.randn(T, B, I)
-    with pytest.raises(ValueError, match="cannot be frozen: its cell takes masks"):
-        rnnkern.freeze(layer)
     arrays = {name: value.numpy() for name, value in rnnkern.RNN(I, H).state_dict().items()}
     header = tmp_path / "dropped.h"
     header.write_text(HEADER)

@@ -470,6 +470,7 @@ size_t prepack(const ForwardParams<T>& p, PrepackedHeader* to) {
     if constexpr (ForwardDirection<Cell, T>::kProjects)
       if (p.proj_size) shared.projection.pack(Team{0, 1, nullptr});
   }
+  StepMasks<Acc<T>, Cell::kMasks>::prepack(p, to, packed);
   return sizeof(PrepackedHeader) + packed.used();
 }
 

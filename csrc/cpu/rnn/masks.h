@@ -2,6 +2,7 @@
 #pragma once
 #include "../../core/layer_params.h"
 #include "../../core/strided_rows.h"
+#include "../runtime/arena.h"
 #include "../simd/vec.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -15,8 +16,20 @@ struct StepMasks {
   template <class T>
   void set_masks(const LayerParams<T>& p, const Sequence& seq, int direction, int64_t t,
                  int64_t first) {
-    masks = {p.masks.at(seq, t) + direction * p.masks_d_stride + first * p.masks.b_stride,
-             p.masks.b_stride};
+    if (p.prepacked)
+      masks = {behind(p.prepacked), 0};
+    else
+      masks = {p.masks.at(seq, t) + direction * p.masks_d_stride + first * p.masks.b_stride,
+               p.masks.b_stride};
+  }
+
+  // Keeps a row of masks with the prepacked weights; with a null header only counts.
+  template <class T>
+  static void prepack(const LayerParams<T>& p, PrepackedHeader* to, Arena& packed) {
+    S* const kept = packed.alloc<S>(kMasks * p.hidden_size);
+    if (!to) return;
+    to->masks_at = reinterpret_cast<char*>(kept) - reinterpret_cast<char*>(to);
+    std::memcpy(kept, p.masks.data, kMasks * p.hidden_size * sizeof(S));
   }
 
   // Of one vector of units of row r.
@@ -25,12 +38,18 @@ struct StepMasks {
                                  int64_t units, int lanes) const {
     for (int k = 0; k < kMasks; ++k) to[k].v[i] = Vec<S>::load(masks[r] + k * units + unit, lanes);
   }
+
+  static const S* behind(const PrepackedHeader* header) {
+    return reinterpret_cast<const S*>(reinterpret_cast<const char*>(header) + header->masks_at);
+  }
 };
 
 template <class S>
 struct StepMasks<S, 0> {
   template <class T>
   void set_masks(const LayerParams<T>&, const Sequence&, int, int64_t, int64_t) {}
+  template <class T>
+  static void prepack(const LayerParams<T>&, PrepackedHeader*, Arena&) {}
   template <int kCount>
   RNNKERN_INLINE void load_masks(VecArray<S, kCount>*, int, int64_t, int64_t, int64_t, int) const {}
 };
