@@ -19,11 +19,16 @@ from rnnkern.ops.library import BY_MODE
 # name: gates, and as SIGMOIDS in rows.py
 CELLS = {
     "CIFG": (3, (4, 1)),
+    "IndRNN": (1, (0, 0)),
     "LiGRU": (2, (1, 0)),
     "MGU": (2, (2, 0)),
+    "MinGRU": (2, (1, 0)),
+    "MinLSTM": (3, (2, 0)),
     "PeepholeLSTM": (4, (5, 1)),
     "SLSTM": (4, (6, 0)),
+    "SRU": (4, (2, 0)),
 }
+WITHOUT_W_HH = frozenset({"IndRNN", "MinGRU", "MinLSTM", "SRU"})
 
 
 class StepLoop(torch.nn.Module):
@@ -43,12 +48,19 @@ class StepLoop(torch.nn.Module):
         self.num_states = len(BY_MODE[layer.mode].states)
 
     def forward(self, x: Tensor, hx: None = None) -> tuple[Tensor, Any]:
-        w_ih, w_hh, b_ih, b_hh, *params = self.parameters()
-        learned = params[0] if params else ()
+        weights = dict(self.named_parameters())
+        w_hh = weights.get("weight_hh_l0")
+        learned = weights.get("params_l0", ())
         states = (x.new_zeros(x.shape[1], self.hidden_size),) * self.num_states
         outputs = []
-        for of_x in linear(x, w_ih, b_ih):
-            states = self.step(of_x, linear(states[0], w_hh, b_hh), *states, *learned)
+        for of_x in linear(x, weights["weight_ih_l0"], weights["bias_ih_l0"]):
+            # flatten: of a W_hh in heads, which is one head here
+            of_h = (
+                ()
+                if w_hh is None
+                else (linear(states[0], w_hh.flatten(0, -2), weights["bias_hh_l0"]),)
+            )
+            states = self.step(of_x, *of_h, *states, *learned)
             outputs.append(states[0])
         finals = tuple(s[None] for s in states)
         return torch.stack(outputs), finals if len(finals) > 1 else finals[0]

@@ -69,6 +69,10 @@ class Row(LayerCall):
         return GATES[self.cell] if self.cell in GATES else own_cells.CELLS[self.cell][0]
 
     @property
+    def recurrent_gates(self) -> int:
+        return 0 if self.cell in own_cells.WITHOUT_W_HH else self.gates
+
+    @property
     def mode(self) -> str:
         return "train" if self.train else "infer"
 
@@ -103,12 +107,12 @@ class Row(LayerCall):
     def flops(self) -> float:
         """Multiplications and additions of the matrix products; a training step does three times
         those of the forward pass (less dX where the input needs no gradient)."""
-        gates = self.gates
+        gates, recurrent = self.gates, self.recurrent_gates
         total = 0.0
         for layer in range(self.L):
             features = self.I if layer == 0 else self.directions * self.R
             needs_dx = layer > 0 or self.input_requires_grad
-            into, back = gates * self.H * features, gates * self.H * self.R + self.proj * self.H
+            into, back = gates * self.H * features, recurrent * self.H * self.R + self.proj * self.H
             per_step = into * (2 + needs_dx) + 3 * back if self.train else into + back
             total += 2.0 * self.directions * per_step
         return total * sum(self.lengths())
@@ -122,7 +126,7 @@ class Row(LayerCall):
     def recurrent_bytes(self) -> float:
         """Bytes of recurrent weights that a forward pass must read, every step all of them."""
         size = torch.finfo(self.dtype).bits // 8
-        weights = self.gates * self.H * self.R * size
+        weights = self.recurrent_gates * self.H * self.R * size
         return float(weights) * self.T * self.num_states
 
     def layer(self, package: object, dtype: torch.dtype | None = None) -> torch.nn.RNNBase:
