@@ -54,11 +54,12 @@ def _cell_of(layer: Any, nonlinearity: str) -> tuple[str, str, str]:
 
 def _zoned(mode: str) -> Step:
     """The step with zoneout around that of another cell."""
-    count = len(library.BY_MODE[mode].states)
+    cell = library.BY_MODE[mode]
+    count, first = len(cell.states), 1 + cell.recurs
 
-    def step(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        states, masks = others[:count], others[-count:]
-        new = decomposition.required_step(mode)(x, y, *others[:-count])
+    def step(*given: Tensor) -> tuple[Tensor, ...]:
+        states, masks = given[first : first + count], given[-count:]
+        new = decomposition.required_step(mode)(*given[:-count])
         return tuple(m * s + (1 - m) * n for m, s, n in zip(masks, states, new, strict=True))
 
     return step

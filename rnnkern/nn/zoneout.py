@@ -42,7 +42,8 @@ class _Rates:
 class ZoneoutLayer(_Rates, AddedLayer):
     """A stack of layers with zoneout: torch.nn.LSTM's arguments without proj_size, and zoneout.
 
-    zoneout  the rate of all states, or of each in the order of the cell's names
+    zoneout    the rate of all states, or of each in the order of the cell's names
+    num_heads  as the layer without zoneout has it
 
     Parameters, hx and final states are those of the layer without zoneout.
     """
@@ -59,10 +60,11 @@ class ZoneoutLayer(_Rates, AddedLayer):
         zoneout: float | Sequence[float] = 0.1,
         device: Any = None,
         dtype: Any = None,
+        num_heads: int = 1,
     ) -> None:
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            device, dtype,
+            device, dtype, num_heads,
         )  # fmt: skip
         self._set_rates(self.own.mode, zoneout)
 
@@ -78,8 +80,9 @@ class ZoneoutCell(_Rates, AddedCellModule):
         zoneout: float | Sequence[float] = 0.1,
         device: Any = None,
         dtype: Any = None,
+        num_heads: int = 1,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, device, dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype, num_heads)
         self._set_rates(self.own.mode, zoneout)
 
 

@@ -25,6 +25,7 @@ AROUND = {
     "ReLU": lambda: rnnkern.cells.zoneout(rnnkern.RNN, nonlinearity="relu"),
     "SLSTM": lambda: rnnkern.cells.zoneout(rnnkern.cells.SLSTM),
     "PeepholeLSTM": lambda: rnnkern.cells.zoneout(rnnkern.cells.PeepholeLSTM),
+    "SRU": lambda: rnnkern.cells.zoneout(rnnkern.cells.SRU),  # without a W_hh
 }
 HEADER = """
 // A tanh network with dropout on the candidate: h' = mask tanh(preact) + h / 2
