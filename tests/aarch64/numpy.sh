@@ -31,7 +31,8 @@ if [[ ! -d $site/numpy ]]; then
 fi
 
 mkdir -p "$package"
-cp rnnkern/*.py "$package"
+cp -r rnnkern/. "$package"
+rm -f "$package"/*.so
 torch=$("$python" -c 'import importlib.util as u; print(*u.find_spec("torch").submodule_search_locations)')
 build=("$cross" -std=c++20 -O1 -fPIC -fvisibility=hidden -shared -pthread)
 "${build[@]}" csrc/cpu/runtime/*.cpp "$@" -Wl,-soname,_engine.abi3.so -o "$package/_engine.abi3.so"
