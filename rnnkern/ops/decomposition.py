@@ -5,12 +5,14 @@ with the operators' meaning of the arguments (see library.py), so that one can s
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from ..call_spec import CallSpec
+from ..cell_spec import Cell
 from .library import CELLS, Resets, weights_per_direction
 
 # One step: x = W_ih x + b_ih and, if there is a W_hh, y = W_hh h + b_hh (B, G·H), the states
@@ -87,7 +89,7 @@ def layer(
     step is the cell's own, if None. Shapes, dtypes and strides are those of `rnnkern::forward`
     (library.py).
     """
-    kind, each = CELLS[spec.cell], weights_per_direction(spec)
+    kind = CELLS[spec.cell]
     step = step or required_step(kind.mode)
     if batch_sizes is None:
         by_step = (input.transpose(0, 1) if spec.batch_first else input).unbind(0)
@@ -101,20 +103,8 @@ def layer(
 
     outputs, finals = [], []
     for direction in range(spec.directions):
-        own = weights[direction * each : (direction + 1) * each]
-        count = 1 + kind.recurs
-        w_ih, *w_hh = own[:count]
-        b_ih, *b_hh = own[count : 2 * count] if spec.bias else (None, None)
-        w_hr = own[-1] if spec.projection else None
-        params = own[-1] if kind.params else ()
-        states = [s[direction] for s in state]
-        others_of_h = len(kind.states) - 1
-        if not states:
-            hidden_size = w_ih.shape[0] // len(kind.gates)
-            states = [input.new_zeros(batch, hidden_size if w_hr is None else w_hr.shape[0])]
-            states += [input.new_zeros(batch, hidden_size) for _ in range(others_of_h)]
-        elif others_of_h > 1:
-            states = [states[0], *states[1].chunk(others_of_h, -1)]
+        own = _of_direction(weights, direction, spec)
+        states = _initial([s[direction] for s in state], own, kind, input, batch)
         order = range(len(by_step)) if direction == 0 else range(len(by_step) - 1, -1, -1)
         hidden: list[Tensor] = [input] * len(by_step)
         for t in order:
@@ -123,21 +113,57 @@ def layer(
             # Rows whose sequence has ended (or, backwards, not begun) keep their state.
             now = states if sizes is None else [s[: sizes[t]] for s in states]
             given = masks_by_step[t][direction].unbind(-2) if masks_by_step else ()
-            y = [_recurrent(now[0], w, b_hh[0]) for w in w_hh]
-            new = list(step(linear(by_step[t], w_ih, b_ih), *y, *now, *params, *given))
-            if w_hr is not None:
-                new[0] = linear(new[0], w_hr)
+            y = [] if own.w_hh is None else [_recurrent(now[0], own.w_hh, own.b_hh)]
+            x = linear(by_step[t], own.w_ih, own.b_ih)
+            new = list(step(x, *y, *now, *own.params, *given))
+            if own.w_hr is not None:
+                new[0] = linear(new[0], own.w_hr)
             hidden[t] = new[0]
             if sizes is not None and sizes[t] < batch:
                 new = [torch.cat([n, s[sizes[t] :]]) for n, s in zip(new, states, strict=True)]
             states = new
         outputs.append(torch.stack(hidden) if sizes is None else torch.cat(hidden))
-        finals.append([states[0], torch.cat(states[1:], -1)] if others_of_h > 1 else states)
+        joined = [states[0], torch.cat(states[1:], -1)] if len(states) > 2 else states
+        finals.append(joined)
 
     output = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
     if spec.batch_first and batch_sizes is None:
         output = output.transpose(0, 1)
     return output, *(torch.stack(s) for s in zip(*finals, strict=True))
+
+
+class _Weights(NamedTuple):
+    """Those of one direction."""
+
+    w_ih: Tensor
+    w_hh: Tensor | None
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+    params: Sequence[Tensor]
+
+
+def _of_direction(weights: Sequence[Tensor], direction: int, spec: CallSpec) -> _Weights:
+    kind, each = CELLS[spec.cell], weights_per_direction(spec)
+    own = weights[direction * each : (direction + 1) * each]
+    count = 1 + kind.recurs
+    w_ih, w_hh = own[0], own[1] if kind.recurs else None
+    b_ih, *b_hh = own[count : 2 * count] if spec.bias else (None, None)
+    w_hr = own[-1] if spec.projection else None
+    params = own[-1].unbind(0) if kind.params else ()
+    return _Weights(w_ih, w_hh, b_ih, b_hh[0] if b_hh else None, w_hr, params)
+
+
+def _initial(
+    state: list[Tensor], own: _Weights, kind: Cell, input: Tensor, batch: int
+) -> list[Tensor]:
+    """All states one by one, zeros if none are given."""
+    others = len(kind.states) - 1
+    if state:
+        return [state[0], *state[1].chunk(others, -1)] if others > 1 else state
+    hidden_size = own.w_ih.shape[0] // len(kind.gates)
+    width = hidden_size if own.w_hr is None else own.w_hr.shape[0]
+    return [input.new_zeros(batch, n) for n in (width, *[hidden_size] * others)]
 
 
 def _recurrent(h: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Tensor:
