@@ -32,8 +32,8 @@ link() {  # PROGRAM, then sources and objects
   # shellcheck disable=SC2086
   "$cross" $flags -O1 -static -pthread -DRNNKERN_NEON -DRNNKERN_ISA=neon "${@:2}" -o "$out/$1"
 }
-link plan tests/kernels/plan.cpp csrc/cpu/runtime/{plan,tuning}.cpp
-link int8 tests/aarch64/int8.cpp csrc/cpu/runtime/tuning.cpp
+link plan tests/kernels/plan.cpp csrc/cpu/runtime/{plan,tuning,cpu_quota}.cpp
+link int8 tests/aarch64/int8.cpp csrc/cpu/runtime/{tuning,cpu_quota}.cpp
 link engine tests/sanitize/engine.cpp csrc/cpu/runtime/*.cpp "${objects[@]}"
 ${CXX:-g++} -std=c++20 -O1 tests/sanitize/engine.cpp rnnkern/_engine*.so \
   -Wl,-rpath,"$PWD/rnnkern" -pthread -o "$out/engine-here"
