@@ -160,8 +160,12 @@ void run_case() {
     layer.x = {x.data(), B * I, I};
     for (int64_t d = 0; d < D; ++d) {
       const auto* w = &weights[5 * d];
-      layer.weights[d] = {w[0].data(), w[1].data(), bias ? w[2].data() : nullptr,
-                          bias ? w[3].data() : nullptr, P ? w[4].data() : nullptr};
+      layer.weights[d] = {w[0].data(),
+                          w[1].data(),
+                          bias ? w[2].data() : nullptr,
+                          bias ? w[3].data() : nullptr,
+                          P ? w[4].data() : nullptr,
+                          nullptr};
     }
     layer.h0 = state ? h0.data() : nullptr;
     layer.c0 = state && has_c ? c0.data() : nullptr;
@@ -199,8 +203,12 @@ void run_case() {
     b.dc_0 = has_c && states_wanted ? dc_0.data() : nullptr;
     for (int64_t d = 0; grads_wanted && d < D; ++d) {
       auto* g = &grads[5 * d];
-      b.grads[d] = {g[0].data(), g[1].data(), bias ? g[2].data() : nullptr,
-                    bias ? g[3].data() : nullptr, P ? g[4].data() : nullptr};
+      b.grads[d] = {g[0].data(),
+                    g[1].data(),
+                    bias ? g[2].data() : nullptr,
+                    bias ? g[3].data() : nullptr,
+                    P ? g[4].data() : nullptr,
+                    nullptr};
     }
     if (resets && form && states_wanted) {
       b.dreset_h = {dreset_h.data(), reset_t * R, R};
