@@ -20,6 +20,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 from calls import LayerCall, tensor_of
 
 CELLS = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
+#: Whether the instruction-set level computes in bfloat16; others convert to float32 and back.
+HAS_BFLOAT16 = library.info()["isa"].endswith(("_bf16", "_amx"))
 Results = Mapping[str, Tensor]
 
 
