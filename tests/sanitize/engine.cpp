@@ -83,11 +83,13 @@ void run_prepacked(const ForwardParams<T>& f, int threads) {
     const AlignedBytes memory(prepacked_bytes<T>(f, as));
     prepack<T>(f, as, 0, memory.data);
     const auto* const weights = static_cast<const PrepackedHeader*>(memory.data);
-    std::vector<T> y(wanted.size());
+    std::vector<T> y(wanted.size()), h_n(f.directions * B * R);
+    std::vector<Acc<T>> c_n(f.directions * B * f.hidden_size);
     ForwardParams<T> p = f;
     p.prepacked = weights;
     for (Weights<T>& w : p.weights) w = {};
     p.y.data = y.data(), p.saved = nullptr, p.c_states = nullptr;
+    p.h_n = h_n.data(), p.c_n = f.c_n ? c_n.data() : nullptr;
     forward(p, kOwnThreads, threads);
     if (format == 0 && bytes(y) != bytes(wanted)) finding("prepacked weights change the results");
     if (f.sequence.offsets || f.directions > 1 || f.h0 || f.resets.data) continue;
