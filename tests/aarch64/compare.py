@@ -9,6 +9,9 @@ import numpy as np
 # Of an array's largest magnitude: many times what x86's own levels differ by in these layers, where
 # weights of deviation 0.5 amplify a rounding from step to step.
 ALLOWED = {2: 0.03, 4: 2e-4, 8: 1e-12}
+# The share of elements beyond that: a rectified unit whose sum is a rounding from zero may pass a
+# gradient on at one level alone.
+BEYOND = 2e-3
 TYPES = {2: "bfloat16", 4: "float32", 8: "float64"}
 
 
@@ -39,11 +42,13 @@ def compare(wanted: Path, found: Path) -> bool:
         error = max(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30) for a, b in pairs)
         finite = all(np.isfinite(a).all() for a, _ in pairs)
         same = np.concatenate([a == b for a, b in pairs]).mean()
-        good = finite and error <= ALLOWED[2 if coarse else size]
+        limit = ALLOWED[2 if coarse else size]
+        beyond = np.concatenate([np.abs(a - b) > limit * np.abs(b).max() for a, b in pairs]).mean()
+        good = finite and beyond <= BEYOND
         ok &= bool(good)
         print(
             f"{found.name} beside {wanted.name}, {TYPES[size]}: {error:.1e} of the largest, "
-            f"{same:.1%} identical{'' if good else ': NOT ALLOWED'}"
+            f"{same:.1%} identical, {beyond:.2%} beyond {limit}{'' if good else ': NOT ALLOWED'}"
         )
     return ok
 
