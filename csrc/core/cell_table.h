@@ -26,8 +26,8 @@ inline std::string cell_table() {
              ", \"saved\": " + json_list(facts->saved_names, facts->saved) +
              ", \"states\": " + json_list(facts->state_names, facts->states) +
              ", \"params\": " + json_list(facts->param_names, facts->params) +
-             ", \"masks\": " + json_list(facts->mask_names, facts->masks) +
-             ", \"recurrent\": \"" + name_of(facts->recurrent) +
+             ", \"masks\": " + json_list(facts->mask_names, facts->masks) + ", \"recurrent\": \"" +
+             name_of(facts->recurrent) +
              "\", \"projects\": " + (facts->projects ? "true" : "false") + "}";
   return "[" + table + "]";
 }
