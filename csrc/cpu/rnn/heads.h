@@ -21,14 +21,13 @@ namespace rnnkern::RNNKERN_ISA {
 // The k of each panel.
 struct HeadRange {
   int64_t units, head_units;
-  int64_t depth;  // k of a panel
+  int64_t depth = 0;  // k of a panel
 
   // `width`: units of a panel. `multiple`, a power of two, divides where a range begins and its
   // depth, and may lengthen the row of k to a multiple of itself.
   HeadRange(int64_t units, int64_t heads, int64_t width, int64_t multiple = 1)
       : units(units),
         head_units(max<int64_t>(units / max<int64_t>(heads, 1), 1)),
-        depth(0),
         multiple_(multiple),
         row_((units + multiple - 1) & -multiple) {
     for (int64_t first = 0; first < units; first += width) {
