@@ -302,7 +302,7 @@ def test_sums_are_float32() -> None:
     ("change", "message"),
     [
         ({"x": torch.zeros(3, 2)}, "dimensions"),
-        ({"cell": 9}, "no cell"),
+        ({"cell": 999}, "no cell"),
         ({"x": torch.zeros(3, 2, 5)}, "weight_ih must have the sizes 8 5, got 8 4"),
         ({"x": torch.zeros(3, 2, 4, dtype=torch.float64)}, "differ in dtype"),
         ({"x": torch.zeros(0, 2, 4)}, "larger than 0"),

@@ -223,7 +223,7 @@ def test_the_bindings_own_check():
         ((x[0], None, [], weights, spec), "input must have 3 dimensions, got 2"),
         ((x, None, [], [random(4 * H, 2), weights[1]], spec), "weight_ih must have the"),
         ((x, None, [random(1, B, H)], weights, spec), "expected 2 states, got 1"),
-        ((x, None, [], weights, spec._replace(cell=9)), "no cell 9"),
+        ((x, None, [], weights, spec._replace(cell=999)), "no cell 999"),
         ((x, None, [], weights, spec._replace(directions=3)), "expected 1 or 2 direct"),
         ((x, None, [], weights, spec._replace(cell=1, projection=True)), "only LSTM"),
         ((x[0], [1, 2], [], weights, spec), "must not grow"),
