@@ -48,18 +48,15 @@ class StepLoop(torch.nn.Module):
         self.num_states = len(BY_MODE[layer.mode].states)
 
     def forward(self, x: Tensor, hx: None = None) -> tuple[Tensor, Any]:
-        weights = dict(self.named_parameters())
-        w_hh = weights.get("weight_hh_l0")
+        weights: dict[str, Tensor] = dict(self.named_parameters())
+        w_hh, b_hh = weights.get("weight_hh_l0"), weights.get("bias_hh_l0")
+        if w_hh is not None:
+            w_hh = w_hh.flatten(0, -2)  # in heads it has one head here
         learned = weights.get("params_l0", ())
         states = (x.new_zeros(x.shape[1], self.hidden_size),) * self.num_states
         outputs = []
         for of_x in linear(x, weights["weight_ih_l0"], weights["bias_ih_l0"]):
-            # flatten: of a W_hh in heads, which is one head here
-            of_h = (
-                ()
-                if w_hh is None
-                else (linear(states[0], w_hh.flatten(0, -2), weights["bias_hh_l0"]),)
-            )
+            of_h = [] if w_hh is None else [linear(states[0], w_hh, b_hh)]
             states = self.step(of_x, *of_h, *states, *learned)
             outputs.append(states[0])
         finals = tuple(s[None] for s in states)
