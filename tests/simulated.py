@@ -7,8 +7,12 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import hypothesis.strategies as st
 import torch
+from cases import CELLS, Case
+from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 import rnnkern.ops.autograd
@@ -69,3 +73,19 @@ def in_place() -> Iterator[None]:
         rnnkern.ops.autograd.NATIVE, rnnkern.ops.library.forward, rnnkern.ops.library.backward = (
             saved
         )
+
+
+def random_cases(**more: SearchStrategy[Any]) -> SearchStrategy[Case]:
+    """Calls whose layers fit on the chip, of a block or of several; `more` of their attributes."""
+    return st.builds(
+        Case,
+        st.sampled_from(CELLS),
+        T=st.integers(1, 14),
+        B=st.integers(1, 20),
+        I=st.integers(1, 9),
+        H=st.one_of(st.integers(1, 70), st.integers(1, 270)),
+        bias=st.booleans(),
+        hx=st.booleans(),
+        dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+        **more,
+    )
