@@ -67,14 +67,14 @@ TIDY_TORCH = $(shell $(BIN)/python -c 'import sysconfig, importlib.util as u; \
                  print("-isystem", t, "-isystem", t + "/torch/csrc/api/include", \
                        "-isystem", sysconfig.get_paths()["include"])')
 TIDY_FILES = csrc/cpu/engine.cpp $(wildcard csrc/cpu/runtime/*.cpp) \
-             $(addprefix csrc/bindings/,numpy_module.cpp torch_ops.cpp autograd.cpp autograd_module.cpp \
-               module_weights.cpp direct_call.cpp plain_call.cpp)
+             $(addprefix csrc/bindings/,numpy_module.cpp torch_ops.cpp torch_engine_ops.cpp autograd.cpp \
+               autograd_module.cpp module_weights.cpp direct_call.cpp plain_call.cpp plain_module.cpp)
 
 tidy: $(TIDY_FILES:%=tidy/%)
 
 tidy/csrc/cpu/engine.cpp: FLAGS = $(TIDY_LEVEL)
 tidy/csrc/bindings/%: FLAGS = $(TIDY_TORCH)
-tidy/csrc/bindings/torch_ops.cpp: FLAGS = $(TIDY_TORCH) -DTORCH_TARGET_VERSION=0x020a000000000000
+tidy/csrc/bindings/torch_%.cpp: FLAGS = $(TIDY_TORCH) -DTORCH_TARGET_VERSION=0x020a000000000000
 tidy/%: $(READY)
 	$(BIN)/clang-tidy --quiet $* -- -std=c++20 $(FLAGS)
 

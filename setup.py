@@ -201,7 +201,8 @@ def torch_extension(name: str, sources: list[str], *flags: str, abi3: bool = Fal
     )
 
 
-torch_ops = torch_extension("rnnkern._C", ["csrc/bindings/torch_ops.cpp"], *TORCH, abi3=True)
+OPS = ["csrc/bindings/torch_engine_ops.cpp", "csrc/bindings/torch_ops.cpp"]
+torch_ops = torch_extension("rnnkern._C", OPS, *TORCH, abi3=True)
 
 numpy_module = Extension(
     "rnnkern._numpy",

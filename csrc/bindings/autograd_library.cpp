@@ -5,3 +5,4 @@
 #include "direct_call.cpp"
 #include "module_weights.cpp"
 #include "plain_call.cpp"
+#include "plain_module.cpp"

@@ -9,6 +9,7 @@
 #include "direct_call.h"
 #include "module_weights.h"
 #include "plain_call.h"
+#include "plain_module.h"
 #include "torch_pool.h"
 
 namespace {

@@ -11,173 +11,24 @@
 #include "plain_call.h"
 
 #include <ATen/Context.h>
-#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/ops/cat.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <optional>
-#include <string_view>
-#include <unordered_map>
 
 #include "../core/cell_facts.h"
 #include "../cpu/runtime/plan_resets.h"
 #include "autograd.h"
 #include "direct_call.h"
-#include "module_weights.h"
+#include "plain_module.h"
 
 namespace rnnkern {
 namespace {
 
 using at::Tensor;
 using torch::autograd::variable_list;
-
-// See use_plain_calls.
-PyObject* is_plain = nullptr;    // class -> bool
-PyObject* methods = nullptr;     // tuple of names that a module must not hide
-PyObject* observer = nullptr;    // a ContextVar
-PyObject* forward_ad = nullptr;  // the namespace of torch.autograd.forward_ad
-
-class Name {  // of an attribute
- public:
-  explicit Name(const char* name) : name_(PyUnicode_InternFromString(name)) {}
-  PyObject* in(PyObject* dict) const { return PyDict_GetItemWithError(dict, name_); }  // borrowed
-
- private:
-  PyObject* name_;
-};
-
-bool is_observed() {
-  PyObject* value = nullptr;
-  if (PyContextVar_Get(observer, nullptr, &value)) throw python_error();
-  const bool found = value && value != Py_None;
-  Py_XDECREF(value);
-  return found;
-}
-
-bool has_dual_level() {
-  static const Name name("_current_level");
-  PyObject* const level = name.in(forward_ad);
-  return !level || PyLong_AsLong(level) >= 0;
-}
-
-bool is_watched() {
-  using c10::DispatchKey;
-  const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
-  const c10::DispatchKeySet transforms{DispatchKey::FuncTorchDynamicLayerFrontMode,
-                                       DispatchKey::FuncTorchDynamicLayerBackMode};
-  return keys.included_.has_any(transforms) ||
-         !keys.excluded_.isSupersetOf(c10::autocast_dispatch_keyset) ||
-         torch::jit::tracer::isTracing() || at::impl::PythonTorchFunctionTLS::stack_len() ||
-         has_dual_level() || is_observed();
-}
-
-// Whether is_plain says so of the class: asked again whenever the class or a base has changed,
-// which gives it a new version.
-bool is_plain_class(PyTypeObject* type) {
-  struct Judged {
-    unsigned version;
-    bool plain;
-  };
-  static std::unordered_map<PyTypeObject*, Judged> judged;
-  unsigned version = type->tp_version_tag;
-#if PY_VERSION_HEX < 0x030B0000
-  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) version = 0;
-#endif
-  const auto known = judged.find(type);
-  if (version && known != judged.end() && known->second.version == version)
-    return known->second.plain;
-  const auto answer = pybind11::reinterpret_steal<pybind11::object>(
-      PyObject_CallOneArg(is_plain, reinterpret_cast<PyObject*>(type)));
-  if (!answer) throw python_error();
-  judged[type] = {version, answer.ptr() == Py_True};
-  return answer.ptr() == Py_True;
-}
-
-bool read(PyObject* value, int64_t& number) {
-  if (!value || !PyLong_CheckExact(value)) return false;
-  int overflow;
-  number = PyLong_AsLongLongAndOverflow(value, &overflow);
-  return !overflow;
-}
-bool read(PyObject* value, bool& flag) {
-  flag = value == Py_True;
-  return flag || value == Py_False;
-}
-
-// What the module says besides its weights.
-struct Settings {
-  CallSpec spec = {};
-  int64_t layers = 1, input_size, hidden_size, proj_size = 0;
-  int64_t width() const { return proj_size ? proj_size : hidden_size; }
-};
-
-bool read_mode(PyObject* value, int64_t& cell) {
-  if (!value || !PyUnicode_Check(value)) return false;
-  for (cell = 0; cell < kCellCount; ++cell)
-    if (!PyUnicode_CompareWithASCIIString(value, kCellFacts[cell].mode)) return true;
-  return false;
-}
-
-bool read_sizes(PyObject* attributes, Settings& settings) {
-  static const Name input_size("input_size"), hidden_size("hidden_size");
-  return read(input_size.in(attributes), settings.input_size) && settings.input_size &&
-         read(hidden_size.in(attributes), settings.hidden_size) && settings.hidden_size;
-}
-
-// Between layers; masks are drawn in Python.
-bool drops_out(PyObject* attributes) {
-  static const Name training("training"), dropout("dropout");
-  PyObject *const active = training.in(attributes), *const rate = dropout.in(attributes);
-  if (active == Py_False) return false;
-  return !rate || !PyFloat_CheckExact(rate) || PyFloat_AS_DOUBLE(rate) != 0;
-}
-
-bool read_layer(PyObject* attributes, Settings& settings) {
-  static const Name mode("mode"), num_layers("num_layers"), bidirectional("bidirectional"),
-      bias("bias"), proj_size("proj_size"), batch_first("batch_first");
-  bool two;
-  CallSpec& spec = settings.spec;
-  if (!(read_mode(mode.in(attributes), spec.cell) &&
-        read(num_layers.in(attributes), settings.layers) && settings.layers > 0 &&
-        read(bidirectional.in(attributes), two) && read(bias.in(attributes), spec.bias) &&
-        read(proj_size.in(attributes), settings.proj_size) &&
-        read(batch_first.in(attributes), spec.batch_first) && read_sizes(attributes, settings)))
-    return false;
-  spec.directions = two ? 2 : 1;
-  spec.projection = settings.proj_size > 0;
-  return settings.layers == 1 || !drops_out(attributes);
-}
-
-struct Module {
-  pybind11::object attributes, weights;  // a dict, a list
-};
-
-// The module's own attributes and its weights of these names, if it is an ordinary one.
-std::optional<Module> find_module(PyObject* module, PyObject* names, bool flat) {
-  static const Name flat_weights("_flat_weights"), flat_names("_flat_weights_names");
-  if (!is_plain_class(Py_TYPE(module))) return std::nullopt;
-  Module found{
-      pybind11::reinterpret_steal<pybind11::object>(PyObject_GenericGetDict(module, nullptr)), {}};
-  if (!found.attributes) throw python_error();
-  PyObject* const own = found.attributes.ptr();
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(methods); ++i)
-    if (PyDict_Contains(own, PyTuple_GET_ITEM(methods, i))) return std::nullopt;
-  PyObject* list = Py_None;
-  if (flat) {
-    list = flat_weights.in(own);
-    names = flat_names.in(own);
-    if (!list || !PyList_Check(list) || !names || !PyList_Check(names)) return std::nullopt;
-  }
-  found.weights =
-      pybind11::reinterpret_steal<pybind11::object>(find_weights(module, names, list, own));
-  if (PyErr_Occurred()) throw python_error();
-  if (!found.weights) return std::nullopt;
-  return found;
-}
 
 bool add(variable_list& tensors, PyObject* item) {
   const bool exact = THPVariable_CheckExact(item);
@@ -357,7 +208,7 @@ PyObject* wrap_layer(const variable_list& results) {
 
 PyObject* plain_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE((count == 3 || count == 5) && is_plain,
+  TORCH_CHECK_TYPE((count == 3 || count == 5) && knows_plain_calls(),
                    "expected a module, input and hx, or resets and reset_state as well");
   if (is_watched()) Py_RETURN_NONE;
   const std::optional<Module> module = find_module(args[0], nullptr, true);
@@ -386,7 +237,8 @@ PyObject* plain_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 5 && is_plain, "expected a module, its names, mode, input and hx");
+  TORCH_CHECK_TYPE(count == 5 && knows_plain_calls(),
+                   "expected a module, its names, mode, input and hx");
   if (is_watched()) Py_RETURN_NONE;
   const std::optional<Module> module = find_module(args[0], args[1], false);
   Settings settings;
@@ -413,7 +265,7 @@ PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyObject* plain_frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 7 && is_plain && THPVariable_Check(args[2]),
+  TORCH_CHECK_TYPE(count == 7 && knows_plain_calls() && THPVariable_Check(args[2]),
                    "plain_frozen takes 7 arguments");
   if (is_watched()) Py_RETURN_NONE;
   LayerCall call{.spec = read_spec(args[3]), .step = args[6] == Py_True};
@@ -433,22 +285,8 @@ PyObject* plain_frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyObject* is_call_watched(PyObject*, PyObject*) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(is_plain, "use_plain_calls comes first");
+  TORCH_CHECK_TYPE(knows_plain_calls(), "use_plain_calls comes first");
   return PyBool_FromLong(is_watched());
-  END_HANDLE_TH_ERRORS
-}
-
-PyObject* use_plain_calls(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 4 && PyCallable_Check(args[0]) && PyTuple_Check(args[1]) &&
-                       PyContextVar_CheckExact(args[2]) && PyDict_Check(args[3]),
-                   "use_plain_calls takes a function, a tuple, a ContextVar and a dict");
-  PyObject** const places[] = {&is_plain, &methods, &observer, &forward_ad};
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    Py_INCREF(args[i]);
-    Py_XSETREF(*places[i], args[i]);
-  }
-  Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
 

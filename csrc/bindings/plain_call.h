@@ -18,7 +18,4 @@ PyObject* plain_frozen(PyObject*, PyObject* const* args, Py_ssize_t count);
 // is_watched(): whether a mode, transform, trace, cast or observer is active.
 PyObject* is_call_watched(PyObject*, PyObject*);
 
-// use_plain_calls(is_plain, methods, observer, forward_ad): what is asked of Python meanwhile.
-PyObject* use_plain_calls(PyObject*, PyObject* const* args, Py_ssize_t count);
-
 }  // namespace rnnkern

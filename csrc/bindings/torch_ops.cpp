@@ -3,151 +3,20 @@
 // Only libtorch's stable ABI (TORCH_TARGET_VERSION) is used, so that one build loads in every
 // torch from 2.10 on. No engine code here; no torch in the engine.
 // clang-format off
-#include "call.h"  // before torch's headers, which report errors by it
+#include "torch_tensors.h"  // before torch's headers, as it includes call.h
 // clang-format on
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
-#include <chrono>
-#include <cstdlib>
-#include <limits>
-#include <new>
-#include <string>
+#include <tuple>
 #include <vector>
 
-#include "../core/cell_table.h"
 #include "../cpu/engine.h"
-#include "../cpu/runtime/plan_resets.h"
 #include "layer_params.h"
 #include "torch_pool.h"
 
 namespace {
 
 using namespace rnnkern;
-
-// With RNNKERN_POISON set, new tensors are filled with NaN: what a kernel leaves unwritten shows.
-const bool kPoison = std::getenv("RNNKERN_POISON") != nullptr;
-
-int32_t aoti_type(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double: return aoti_torch_dtype_float64();
-    case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
-    default: return aoti_torch_dtype_float32();
-  }
-}
-
-// Strides are those of the contiguous tensor, but for `swapped`: the first two dimensions then lie
-// in memory in the other order.
-Tensor allocate(ScalarType dtype, std::initializer_list<int64_t> sizes, bool swapped = false) {
-  const int64_t dim = int64_t(sizes.size());
-  const int64_t* size = sizes.begin();
-  int64_t stride[4], numel = 1;
-  for (int64_t i = dim - 1; i >= 0; numel *= size[i--]) stride[i] = numel > 0 ? numel : 1;
-  if (swapped) {
-    stride[1] = size[0] * size[2];
-    stride[0] = size[2];
-  }
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, size, stride, aoti_type(dtype),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor tensor(handle);
-  advise_huge_pages(tensor.data_ptr(), numel * tensor.element_size());
-  if (kPoison) torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN());
-  return tensor;
-}
-
-// The engine's own memory is not torch's, but it ends in the same way.
-template <class F>
-void run_engine(F&& f) {
-  try {
-    f();
-  } catch (const std::bad_alloc&) {
-    STD_TORCH_CHECK(false, RNNKERN_OUT_OF_MEMORY, " for rnnkern's workspace");
-  }
-}
-
-Tensor nothing(ScalarType dtype) { return allocate(dtype, {0}); }
-
-// Contiguous, of three or four dimensions.
-Tensor zeros_as(const Tensor& t, ScalarType dtype) {
-  Tensor zeros = t.dim() == 3 ? allocate(dtype, {t.size(0), t.size(1), t.size(2)})
-                              : allocate(dtype, {t.size(0), t.size(1), t.size(2), t.size(3)});
-  return torch::stable::zero_(zeros);
-}
-
-// A tensor of rows with `features` columns, laid out in time-major order.
-Tensor allocate_rows(const Call& call, ScalarType dtype, int64_t features) {
-  if (call.packed) return allocate(dtype, {call.rows, features});
-  if (call.batch_first) return allocate(dtype, {call.batch, call.steps, features}, true);
-  return allocate(dtype, {call.steps, call.batch, features});
-}
-
-Tensor converted(const Tensor& t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-}
-Tensors converted(Tensors&& tensors, ScalarType dtype) {
-  for (Tensor& t : tensors)
-    if (t.scalar_type() != dtype) t = torch::stable::to(t, dtype);
-  return std::move(tensors);
-}
-
-template <class T>
-constexpr ScalarType kType = ScalarType::Float;
-template <>
-constexpr ScalarType kType<double> = ScalarType::Double;
-template <>
-constexpr ScalarType kType<bfloat16> = ScalarType::BFloat16;
-
-// f(T{}), where the engine takes the call's tensors as T: those of half precision that it does not
-// take are converted to float32 at the edges.
-template <class F>
-auto visit_type(const Call& call, ScalarType dtype, F&& f) {
-  STD_TORCH_CHECK(is_half(dtype) || dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "rnnkern: unsupported dtype");
-  if (dtype == ScalarType::Double) return f(double{});
-  if (dtype == ScalarType::BFloat16 &&
-      supports<bfloat16>(call.cell, call.input_size, call.hidden_size, call.proj_size))
-    return f(bfloat16{});
-  return f(float{});
-}
-
-// Rows of x that begin with whole factors of a product.
-template <class T>
-Tensor rows_as(const Tensor& t) {
-  const Tensor rows = with_dense_rows(converted(t, kType<T>));
-  bool whole = true;
-  for (int64_t i = 0; i + 1 < rows.dim(); ++i)
-    whole = whole && rows.stride(i) % kVnniFactor<T> == 0;
-  return whole ? rows : torch::stable::contiguous(rows);
-}
-template <class T>
-Tensors states_as(Tensors&& states) {
-  for (size_t i = 0; i < states.size(); ++i)
-    states[i] = dense(converted(states[i], i ? kType<Acc<T>> : kType<T>));
-  return std::move(states);
-}
-template <class T>
-Tensors weights_as(Tensors&& weights) {
-  return dense(converted(std::move(weights), kType<T>));
-}
-
-// The states after resets; their rows may lie anywhere.
-template <class T>
-Resets resets_as(Resets&& resets) {
-  for (size_t i = 0; i < resets.state.size(); ++i)
-    resets.state[i] = with_dense_rows(converted(resets.state[i], i ? kType<Acc<T>> : kType<T>));
-  return std::move(resets);
-}
-
-// The masks of a row must be neighbours in memory; rows may lie anywhere.
-template <class T>
-MaybeTensor masks_as(const MaybeTensor& masks) {
-  if (!masks) return masks;
-  const Tensor t = with_dense_rows(converted(*masks, kType<Acc<T>>));
-  const int64_t last = t.dim() - 1;
-  const bool adjoin = t.size(last - 1) <= 1 || t.stride(last - 1) == t.size(last);
-  return adjoin ? t : torch::stable::contiguous(t);
-}
 
 // With prepacked weights, `weights` is empty.
 template <class T>
@@ -202,20 +71,6 @@ Call weights_call(const Tensors& weights, const CallSpec& spec, bool masks) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(3, sizes, strides, Kind(weights[0]).dtype,
                                                   aoti_torch_device_type_cpu(), 0, &row));
   return Call(Tensor(row), {}, {}, weights, spec, masks);
-}
-
-// As allocate_block, in torch's memory.
-Tensor allocate_bytes(int64_t bytes) {
-  constexpr int64_t kPage = kHugePage;
-  const int64_t slack = bytes >= kPage / 2 ? kPage : 0, size = bytes + slack, strides[] = {1};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, strides, aoti_torch_dtype_uint8(),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor memory(handle);
-  advise_huge_pages(memory.data_ptr(), size_t(size));
-  if (!slack) return memory;
-  const int64_t begin = -reinterpret_cast<intptr_t>(memory.data_ptr()) & (kPage - 1);
-  return torch::stable::narrow(memory, 0, begin, bytes);
 }
 
 template <class T>
@@ -377,72 +232,6 @@ BackwardResult backward_op(BackwardArgs args) {
           converted(dreset_c, dtype)};
 }
 
-std::string info() {
-  int count;
-  const rnnkern::Engine* const* engines = rnnkern::available_engines(&count);
-  std::string levels;
-  for (int i = 0; i < count; ++i)
-    levels += std::string(i ? ", " : "") + "\"" + engines[i]->name + "\"";
-  return std::string("{\"isa\": \"") + rnnkern::engine().name + "\", \"available\": [" + levels +
-         "], \"vector_bytes\": " + std::to_string(rnnkern::engine().vector_bytes) +
-         ", \"threads\": " + std::to_string(torch::stable::get_num_threads()) + "}";
-}
-
-// The machine's limit: float32 fused multiply-adds per second on `threads` threads, in GFLOP/s.
-double peak(int64_t threads) {
-  const auto& engine = rnnkern::engine();
-  const auto time_once = [&] {
-    std::vector<double> work(threads, 0.);
-    const auto start = std::chrono::steady_clock::now();
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) work[i] = engine.peak_fma_loop(1'000'000);
-    });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    double sum = 0;
-    for (double w : work) sum += w;
-    return sum / seconds.count() * 1e-9;
-  };
-  double best = 0;
-  for (int i = 0; i < 5; ++i) best = std::max(best, time_once());
-  return best;
-}
-
-// How a call with resets would run: "mask" or "episodes", and the rule.
-std::tuple<std::string, std::string> plan_resets_op(int64_t steps, int64_t batch,
-                                                    int64_t hidden_size, int64_t episodes) {
-  const rnnkern::ResetsPlan plan = rnnkern::plan_resets(steps, batch, hidden_size, episodes);
-  return {plan.mask ? "mask" : "episodes", plan.rule};
-}
-
-// How a call would be cut, as JSON.
-std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_size,
-                    int64_t hidden_size, int64_t proj_size, int64_t directions,
-                    int64_t element_size, bool backward, int64_t threads, int64_t heads) {
-  const CellFacts* const facts = cell_facts(cell);
-  STD_TORCH_CHECK(facts, "rnnkern: no cell ", cell);
-  const bool as_they_are =
-      supports<rnnkern::bfloat16>(CellId(cell), input_size, hidden_size, proj_size);
-  if (element_size == 2 && !as_they_are) element_size = sizeof(float);
-  rnnkern::PlanInput in{steps,     batch,        steps * batch,  input_size,      hidden_size,
-                        proj_size, facts->gates, facts->preacts, int(directions), int(element_size),
-                        backward,  int(threads)};
-  in.heads = facts->recurrent == Recurrent::none ? 0 : heads;
-  const rnnkern::Plan plan = rnnkern::make_plan(in);
-  const auto text = [](const char* s) { return std::string("\"") + s + '"'; };
-  const rnnkern::PlanRules& rules = plan.rules;
-  return "{\"threads\": " + std::to_string(plan.threads) + ", \"split\": \"" +
-         (plan.split_units ? "units" : "rows") +
-         "\", \"fused_input\": " + (plan.fused_input ? "true" : "false") +
-         ", \"unpacked_weights\": " + (plan.unpacked_weights ? "true" : "false") +
-         ", \"row_block\": " + std::to_string(plan.row_block) +
-         ", \"input_chunk\": " + std::to_string(plan.input_chunk) +
-         ", \"wgrad_rows\": " + std::to_string(plan.wgrad_rows) +
-         ", \"wgrad_chunk\": " + std::to_string(plan.wgrad_chunk) +
-         ", \"rule\": {\"threads\": " + text(rules.threads) + ", \"split\": " + text(rules.split) +
-         ", \"input\": " + text(rules.input) + ", \"weights\": " + text(rules.weights) +
-         ", \"wgrad\": " + text(rules.wgrad) + "}}";
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY(rnnkern, m) {
@@ -467,12 +256,4 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkern, CPU, m) {
   m.impl("backward", TORCH_BOX(&BackwardOp<backward_op>::call));
   m.impl("prepack", TORCH_BOX(&PrepackedOps<CallSpec::Types>::prepack));
   m.impl("forward_prepacked", TORCH_BOX(&PrepackedOps<CallSpec::Types>::forward));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(rnnkern, CompositeExplicitAutograd, m) {
-  m.impl("info", TORCH_BOX(&info));
-  m.impl("cells", TORCH_BOX(&rnnkern::cell_table));
-  m.impl("peak", TORCH_BOX(&peak));
-  m.impl("plan", TORCH_BOX(&plan_op));
-  m.impl("plan_resets", TORCH_BOX(&plan_resets_op));
 }

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 from torch.autograd import forward_ad
 
-from ..ops.autograd import OBSERVER, _native
+from ..ops import native
+from ..ops.autograd import OBSERVER
 from .weights import LOOKUPS
 
 # What a call asks of its module, besides the weights: methods, and the module's own attributes.
@@ -42,6 +43,6 @@ def serve(*classes: type[nn.Module]) -> None:
 
 
 # Not NATIVE, which tests set to None for a while, maybe before this module is imported.
-_library = _native()
+_library = native.load()
 if _library is not None:
     _library.use_plain_calls(is_plain, (*LOOKUPS, *_METHODS), OBSERVER, vars(forward_ad))

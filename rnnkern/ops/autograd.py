@@ -6,18 +6,16 @@ is also registered on the operator itself, for those who reach it through the di
 torch.compile, torch.export, subclasses.
 """
 
-import importlib.util
-import re
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from operator import attrgetter
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..call_spec import CallSpec
-from . import decomposition, library
+from . import decomposition, library, native
 from .library import Resets
 
 #: How one layer is run: `layer_call`, or what takes its arguments.
@@ -38,110 +36,20 @@ def _vjp(*args: Any) -> list[Tensor | None]:
     return decomposition.vjp(grads, input, batch_sizes, state, weights, spec, needed, resets, masks)
 
 
-class Native(Protocol):
-    """The C++ functions (csrc/bindings/autograd_module.cpp); positional arguments."""
-
-    __file__: str
-
-    def layer(
-        self,
-        input: Tensor,
-        batch_sizes: Tensor | None,
-        state: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        spec: CallSpec,
-        cast_weights: bool,
-        resets: Tensor | None = None,
-        reset_state: Sequence[Tensor] = (),
-        masks: Tensor | None = None,
-        /,
-    ) -> tuple[Tensor, ...]: ...
-
-    def step(
-        self, input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], spec: CallSpec, /
-    ) -> tuple[Tensor, ...]: ...
-
-    def registered_weights(
-        self,
-        module: nn.Module,
-        names: Sequence[str],
-        flat: list[Tensor] | None,
-        input: Any,
-        hx: Any,
-        /,
-    ) -> list[Tensor] | None: ...
-
-    def frozen(
-        self,
-        input: Tensor,
-        state: Sequence[Tensor],
-        prepacked: Tensor,
-        spec: CallSpec,
-        hidden_size: int,
-        proj_size: int,
-        is_step: bool,
-        /,
-    ) -> tuple[Tensor, ...]: ...
-
-    def stream(self, address: int, x: Tensor, /) -> Tensor: ...
-
-    def cast_weights(self, weights: list[Tensor], dtype: torch.dtype, /) -> list[Tensor]: ...
-
-    def use_lookups(self, lookups: dict[str, Any], /) -> None: ...
-
-    def use_decomposition(self, vjp: Callable[..., list[Tensor | None]], /) -> None: ...
-
-    def use_replaced_kernels(self, names: set[str], /) -> None: ...
-
-    def plain_layer(
-        self, module: nn.Module, input: Any, hx: Any, resets: Any = ..., reset_state: Any = ..., /
-    ) -> Any: ...
-
-    def plain_cell(
-        self, module: nn.Module, names: Sequence[str], mode: str | None, input: Any, hx: Any, /
-    ) -> Any: ...
-
-    def plain_frozen(
-        self,
-        input: Any,
-        hx: Any,
-        prepacked: Tensor,
-        spec: CallSpec,
-        hidden_size: int,
-        proj_size: int,
-        is_step: bool,
-        /,
-    ) -> Any: ...
-
-    def is_watched(self) -> bool: ...
-
-    def use_plain_calls(
-        self,
-        is_plain: Callable[[type], bool],
-        methods: tuple[str, ...],
-        observer: ContextVar[Any],
-        forward_ad: dict[str, Any],
-        /,
-    ) -> None: ...
-
-
-def _native() -> Native | None:
-    # As setup.py names it: releases that differ in their last number have the same headers.
-    release = re.sub(r"^(\d+\.\d+)\.\d+$", r"\1", torch.__version__.partition("+")[0])
-    name = "rnnkern._autograd_torch" + re.sub(r"\W", "_", release)
-    if importlib.util.find_spec(name) is None:
+def _connected() -> native.Native | None:
+    functions = native.load()
+    if functions is None:
         return None
-    native = cast(Native, importlib.import_module(name))
-    native.use_decomposition(_vjp)
+    functions.use_decomposition(_vjp)
     # Without this set nobody could tell that a kernel was replaced: every call is the dispatcher's.
     replaced = getattr(torch.library, "_impls", None)
     if replaced is not None:
-        native.use_replaced_kernels(replaced)
-    return native
+        functions.use_replaced_kernels(replaced)
+    return functions
 
 
 #: The C++ functions, if the package was built with this version of torch; else None.
-NATIVE: Native | None = _native()
+NATIVE: native.Native | None = _connected()
 
 
 class CallObserver(Protocol):
