@@ -1,7 +1,9 @@
 """Settings of the whole suite: poisoned outputs, fixed threads, reproducible examples."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from itertools import compress
 
 # Read when the library loads: every output it allocates starts as NaN, so that an element which no
 # kernel writes fails a comparison.
@@ -13,18 +15,33 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from pathlib import Path
 
-import hypothesis
+import profiles  # noqa: F401 (chooses one, before any test is defined)
 import pytest
 import torch
 
-# The same examples in every run; a search for new ones: HYPOTHESIS_PROFILE=search.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part",
+        metavar="K/N",
+        help="of each parametrised test the K-th N-th of its parameters, from 0; others whole",
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _in_part(part: str, items: list[pytest.Item]) -> Iterator[bool]:
+    """Of N neighbours one, at another place each time: neighbours differ in dtype, most often."""
+    k, n = map(int, part.split("/"))
+    counts: Counter[str] = Counter()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        i, counts[name] = counts[name], counts[name] + 1
+        yield not hasattr(item, "callspec") or (i + i // n) % n == k
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks what runs in bfloat16 by its parameters: a dtype, or a case or tensor of it."""
+    if part := config.getoption("--part"):
+        items[:] = compress(items, list(_in_part(part, items)))
     for item in items:
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if any(torch.bfloat16 is getattr(value, "dtype", value) for value in values):

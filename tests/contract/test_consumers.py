@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from twins import CELLS, LAYERS, agree, close, flat, loss, pack, state, twins
@@ -120,7 +121,7 @@ def test_prune_and_tied_weights(name: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_opacus_swap(data: st.DataObject) -> None:
     """Opacus's sweep: state_dict carried over; outputs, states and all gradients compared."""

@@ -13,8 +13,9 @@ import pytest
 import test_properties
 import torch
 from cases import CELLS, PERSISTENT, TABLE, Case, check, results
-from hypothesis import given, settings
+from hypothesis import given
 from judging import judge
+from profiles import examples
 from simulated import random_cases
 from test_properties import (  # noqa: F401
     test_gradcheck,
@@ -99,7 +100,7 @@ def test_persistent_in_any_order(persistent: None, cell: str, dtype: torch.dtype
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     case=random_cases(bidirectional=st.booleans(), packed=st.booleans()),
     seed=st.integers(0, 1000),

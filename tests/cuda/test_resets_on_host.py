@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from cases import CELLS, Case
-from hypothesis import given, settings
+from hypothesis import given
+from profiles import examples
 from reset_calls import FORMS, assert_close, assert_near, mask, reset_states, results
 from simulated import random_cases
 from test_resets import expected, test_refusals_of_the_operator  # noqa: F401
@@ -121,7 +122,7 @@ def test_launches_that_follow_each_other(persistent: None, cell: str, steps: int
             check(case, form, resets)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     case=random_cases(batch_first=st.booleans()),
     form=st.sampled_from(FORMS),

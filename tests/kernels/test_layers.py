@@ -6,8 +6,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from cases import CELLS, TABLE, Case
-from hypothesis import given, settings
+from hypothesis import given
 from judging import check, judge
+from profiles import examples
 
 
 @pytest.mark.every_level
@@ -65,7 +66,7 @@ def random_cases(draw: st.DrawFn, cells: tuple[str, ...], dtypes: tuple[torch.dt
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@settings(max_examples=150)
+@examples(150)
 @given(random_cases(CELLS, (torch.float32, torch.float64)))
 def test_random(case: Case) -> None:
     check(case)
@@ -74,7 +75,7 @@ def test_random(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.bfloat16
 @pytest.mark.timeout(300)
-@settings(max_examples=60)
+@examples(60)
 # Without ReLU, whose units are on and off at random: judging.py.
 @given(random_cases(CELLS[:3], (torch.bfloat16,)))
 def test_random_bfloat16(case: Case) -> None:

@@ -362,10 +362,12 @@ LEVELS = json.loads(torch.ops.rnnkern.info())["available"]
 @pytest.mark.parametrize("level", LEVELS[:-1])
 def test_lower_levels(level: str) -> None:
     """The table, the sizes, the invariances, resets and prepacked weights once more at each lower
-    instruction set; where it is another one's with native bfloat16, all that runs in bfloat16. The
-    level is chosen when the library loads: in a process of its own."""
+    instruction set, a third of the parameters at each level, other ones at the next; where it is
+    another one's with native bfloat16, of what runs in bfloat16. The level is chosen when the
+    library loads: in a process of its own."""
     chosen = "bfloat16" if level.endswith(("_bf16", "_amx")) else "every_level"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", chosen]
+    part = f"{LEVELS.index(level) % 3}/3"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", chosen, "--part", part]
     done = subprocess.run(
         [*command, "test_layers.py", "test_properties.py", "test_resets.py", "../realtime"],
         cwd=Path(__file__).parent,
@@ -384,9 +386,11 @@ def test_forced_level() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("home", ["rnnkern.ops", "rnnkern.numpy"])
-@pytest.mark.parametrize("level", ["AVX2", "avx1024", ""])
-def test_unknown_level(level: str, home: str) -> None:
+@pytest.mark.parametrize(
+    ("home", "level"),
+    [("rnnkern.ops", "AVX2"), ("rnnkern.numpy", "avx1024"), ("rnnkern.numpy", "")],
+)
+def test_unknown_level(home: str, level: str) -> None:
     """A level that this CPU does not have is an error at once, which names those that it has."""
     done = subprocess.run(
         [sys.executable, "-c", f"import {home}"],

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from cases import CELLS, Case
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from reset_calls import (
     FORMS,
     Named,
@@ -188,7 +189,7 @@ def test_before_the_first_step_alone(hx: bool, form: str) -> None:
     density=st.floats(0, 1),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60)
+@examples(60)
 def test_random(cell, sizes, layers, flags, form, density, seed):
     names = ("bidirectional", "batch_first", "hx")
     case = Case(cell, *sizes, layers, **dict(zip(names, flags, strict=True)), dtype=F64)

@@ -183,38 +183,45 @@ class Model(nn.Module):
         return self.rnn(x)[0]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "model.pt2"
-    torch.export.save(torch.export.export(Model(), (torch.ones(5, 2, 3),)), path)
-    return path
-
-
-@pytest.mark.compiler
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "imports",
     [
-        "import rnnkern; import torch",
         "import torch; import rnnkern",
         "import rnnkern.numpy; import torch",
         "import importlib.util, rnnkern; importlib.util.find_spec('torch'); import torch",
         "import rnnkern; from torch import nn; import torch",
     ],
 )
-def test_exported_program_loads(exported: Path, imports: str) -> None:
-    """It runs and trains after a bare import in any order: nothing of rnnkern's was used before."""
-    passes(
-        f"""
+def test_operators_are_there(imports: str) -> None:
+    """They run and train after a bare import in any order: nothing of rnnkern's was used before."""
+    passes(f"""
         import sys
         {imports}
         assert "rnnkern.nn.layers" not in sys.modules
+        x, w = (torch.ones(*size, requires_grad=True) for size in ((5, 2, 3), (4, 3)))
+        spec = 2, 1, False, False, False  # an RNN
+        operator = torch.ops.rnnkern.forward
+        operator(x, None, None, None, [w, torch.ones(4, 4)], *spec, True)[0].sum().backward()
+        assert w.grad.all() and x.grad.all()
+        """)
+
+
+@pytest.mark.compiler
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_exported_program_loads(tmp_path: Path) -> None:
+    """Likewise a program that was exported, with the fakes that torch asks for when it loads."""
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(Model(), (torch.ones(5, 2, 3),)), path)
+    passes(
+        """
+        import sys
+        import rnnkern; import torch
+        assert "rnnkern.nn.layers" not in sys.modules
         module = torch.export.load(sys.argv[1]).module()
-        out = module(torch.ones(5, 2, 3))
-        out.sum().backward()
+        module(torch.ones(5, 2, 3)).sum().backward()
         assert all(p.grad is not None for p in module.parameters())
         """,
-        str(exported),
+        str(path),
     )
 
 

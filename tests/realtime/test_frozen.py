@@ -6,7 +6,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from cases import CELLS, HAS_BFLOAT16, TABLE, Case, call
-from hypothesis import given, settings
+from hypothesis import given
+from profiles import examples
 from torch import Tensor, nn
 from twins import flat
 
@@ -73,7 +74,7 @@ def cuts(draw: st.DrawFn) -> tuple[Case, list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.every_level
-@settings(max_examples=60)
+@examples(60)
 @given(cuts())
 @torch.inference_mode()
 def test_any_cut(cut: tuple[Case, list[int]]) -> None:
