@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,25 +18,53 @@ constexpr int kSpins = 2000;
 
 using Clock = std::chrono::steady_clock;
 
-// A yield that takes longer than this means that another thread ran.
-constexpr auto kTimeSlice = std::chrono::microseconds(500);
+Clock::duration thread_time() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
+}
+
+// Since it was made: the time that passed, and the part of it in which the thread had no core.
+class Stopwatch {
+ public:
+  Clock::duration elapsed() const { return Clock::now() - start_; }
+  Clock::duration lost() const { return elapsed() - (thread_time() - own_start_); }
+
+ private:
+  Clock::time_point start_ = Clock::now();
+  Clock::duration own_start_ = thread_time();
+};
 
 // Whether others compete for this machine's cores. Threads that wait for each other are then slower
 // than one thread alone: each is descheduled in turn, and the rest waits. So after a team that lost
 // much of its time, calls run on one thread for kCalls times as long as that team took. Each
-// further loss doubles the number: trying again costs little, and a free machine is soon used
-// again.
+// further loss doubles the number. When that rest is over and its calls lost time too, it begins
+// anew; else a team tries again, as a free machine is to be used soon.
 class Contention {
  public:
-  bool alone() const {
+  bool alone() {
     const auto until = until_.load(std::memory_order_relaxed);
-    return until.count() && Clock::now().time_since_epoch() < until;
+    if (!until.count()) return false;
+    const auto now = Clock::now().time_since_epoch();
+    if (now < until) return true;
+    const auto elapsed = elapsed_.exchange(0), lost = lost_.exchange(0);
+    const bool busy = lost > elapsed / 10;
+    until_.store(busy ? now + rest_.load(std::memory_order_relaxed) : Clock::duration::zero(),
+                 std::memory_order_relaxed);
+    return busy;
   }
-  // A team took `elapsed` until `end`; its threads were descheduled for `lost` on average.
-  void record(Clock::time_point end, Clock::duration elapsed, Clock::duration lost) {
+  // A call on one thread, of a rest.
+  void record_alone(const Stopwatch& watch) {
+    elapsed_.fetch_add(watch.elapsed().count(), std::memory_order_relaxed);
+    lost_.fetch_add(watch.lost().count(), std::memory_order_relaxed);
+  }
+  // A team's threads lost `lost` on average.
+  void record_team(Clock::duration elapsed, Clock::duration lost) {
     int calls = calls_.load(std::memory_order_relaxed);
-    if (lost > elapsed / 2) {
-      until_.store(end.time_since_epoch() + calls * elapsed, std::memory_order_relaxed);
+    if (lost > elapsed / 4) {
+      const auto rest = calls * elapsed;
+      rest_.store(rest, std::memory_order_relaxed);
+      until_.store(Clock::now().time_since_epoch() + rest, std::memory_order_relaxed);
       calls = std::min(2 * calls, kMostCalls);
     } else {
       calls = kCalls;
@@ -46,26 +75,20 @@ class Contention {
  private:
   static constexpr int kCalls = 8, kMostCalls = 64;
   std::atomic<int> calls_{kCalls};
-  std::atomic<Clock::duration> until_{Clock::duration::zero()};
+  std::atomic<Clock::duration> until_{Clock::duration::zero()}, rest_{Clock::duration::zero()};
+  // Of the calls in the present rest, in ticks.
+  std::atomic<int64_t> elapsed_{0}, lost_{0};
 };
 
 Contention contention;
 
-// Returns the time for which the thread was descheduled meanwhile.
 template <class Done>
-Clock::duration wait_until(Done done) {
+void wait_until(Done done) {
   for (int i = 0; i < kSpins; ++i) {
-    if (done()) return {};
+    if (done()) return;
     pause();
   }
-  Clock::duration lost{};
-  while (!done()) {
-    const auto start = Clock::now();
-    std::this_thread::yield();
-    const auto away = Clock::now() - start;
-    if (away > kTimeSlice) lost += away;
-  }
-  return lost;
+  while (!done()) std::this_thread::yield();
 }
 
 }  // namespace
@@ -76,8 +99,7 @@ void Barrier::wait(int size) {
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
   } else {
-    const auto away = wait_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
-    if (away.count()) lost.fetch_add(away.count(), std::memory_order_relaxed);
+    wait_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
   }
 }
 
@@ -90,13 +112,14 @@ struct Gang {
   // Members, the indices that they cover, and whether the team is closed, in one word.
   std::atomic<uint64_t> state;
   Barrier barriers[3];
-  Clock::time_point finished;
+  std::atomic<int64_t> lost{0};  // by all members, in ticks
 
   static constexpr uint64_t kMember = 1, kIndex = uint64_t(1) << 16, kClosed = uint64_t(1) << 32;
   static int members(uint64_t s) { return int(s & 0xffff); }
   static int indices(uint64_t s) { return int(s >> 16 & 0xffff); }
 
   void join(int begin, int end) {
+    const Stopwatch watch;
     uint64_t s = state.load(std::memory_order_relaxed);
     do {
       if (s & kClosed) return;
@@ -116,7 +139,7 @@ struct Gang {
     const Team team{rank, members(s), barriers};
     body(context, team);
     team.sync();
-    if (rank == 0) finished = Clock::now();
+    lost.fetch_add(watch.lost().count(), std::memory_order_relaxed);
   }
 };
 
@@ -132,16 +155,17 @@ ParallelFor alive(const ParallelFor& parallel) {
 
 void run_team(const ParallelFor& parallel, int threads, void (*body)(void*, Team), void* context) {
   Gang gang{body, context, threads, {}, {}, {}};
-  if (threads == 1 || contention.alone()) return body(context, Team{0, 1, gang.barriers});
-  const auto start = Clock::now();
+  const Team alone{0, 1, gang.barriers};
+  if (threads == 1) return body(context, alone);
+  const Stopwatch watch;
+  if (contention.alone()) {
+    body(context, alone);
+    contention.record_alone(watch);
+    return;
+  }
   alive(parallel).run(
       threads, [](void* g, int begin, int end) { static_cast<Gang*>(g)->join(begin, end); }, &gang);
-  const auto end = Clock::now();
-  Clock::duration lost{};
-  for (const Barrier& barrier : gang.barriers) lost += Clock::duration(barrier.lost) / threads;
-  // A thread that came too late may have kept the others waiting at the pool's own end.
-  if (end - gang.finished > kTimeSlice) lost += end - gang.finished;
-  contention.record(end, end - start, lost);
+  contention.record_team(watch.elapsed(), Clock::duration(gang.lost) / threads);
 }
 
 }  // namespace rnnkern

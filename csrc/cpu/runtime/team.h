@@ -21,8 +21,6 @@ struct ParallelFor {
 class RNNKERN_API Barrier {
  public:
   void wait(int size);
-  // Time for which waiting threads were descheduled, in ticks of steady_clock.
-  std::atomic<int64_t> lost{0};
 
  private:
   alignas(64) std::atomic<int> arrived_{0};
