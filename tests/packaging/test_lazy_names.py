@@ -2,12 +2,12 @@
 
 import shutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 from torch import nn
 
 import rnnkern
@@ -16,17 +16,12 @@ import rnnkern
 pytestmark = pytest.mark.slow
 
 
-def python(program: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), *args],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+def run_program(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return python("-c", textwrap.dedent(program), *args)
 
 
 def passes(program: str, *args: str) -> None:
-    run = python(program, *args)
+    run = run_program(program, *args)
     assert run.returncode == 0, run.stderr
 
 
@@ -64,7 +59,7 @@ def test_words_without_matplotlib() -> None:
         "import rnnkern.plot": "ImportError: rnnkern.plot needs matplotlib: pip install rnnkern[",
         "from rnnkern import plot": "ImportError: rnnkern.plot needs matplotlib: pip install ",
     }
-    run = python(
+    run = run_program(
         f"""
         import sys, traceback
         sys.modules["matplotlib"] = None
@@ -93,14 +88,14 @@ def test_words_without_matplotlib() -> None:
     ],
 )
 def test_words_without_torch(use: str, error: str) -> None:
-    run = python(f"import sys; sys.modules['torch'] = None; import rnnkern; {use}")
+    run = run_program(f"import sys; sys.modules['torch'] = None; import rnnkern; {use}")
     assert run.stderr.splitlines()[-1] == f"{error}torch is not installed: pip install torch"
 
 
 def test_command_line_without_torch() -> None:
     """`python -m rnnkern` says what is there; a program to run is refused in one line."""
     for arguments, status in (([], 0), (["run", "program.py"], 1)):
-        run = python(
+        run = run_program(
             """
             import runpy, sys
             sys.modules["torch"] = None
@@ -121,7 +116,7 @@ def test_words_without_a_library(part: str, source: bool, tmp_path: Path) -> Non
     shutil.copytree(package, tmp_path / "rnnkern", ignore=shutil.ignore_patterns("*.so"))
     if source:
         (tmp_path / "setup.py").touch()
-    run = python(
+    run = run_program(
         f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
