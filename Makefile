@@ -9,8 +9,9 @@ PYTHON   ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
                         2>/dev/null && echo $$p && break; done)
 PIP_ARGS ?=
 ARGS     ?=
-# A process per core; ARGS="-n 0" runs all in one, where a debugger can look.
-PYTEST_ARGS := -n auto
+# A process per core, each with tests that are neighbours, as these share what they make first;
+# ARGS="-n 0" runs all in one, where a debugger can look.
+PYTEST_ARGS := -n auto --dist worksteal
 
 BIN   := .venv/bin
 READY := .venv/.ready
