@@ -18,7 +18,7 @@ from ._frozen_kinds import FROZEN, RECURRENT, form, obstacle
 from ._frozen_weights import copied, current_values, refusal_of, weight_names, weights_of
 from .backend import PLAIN, Backend, tensors_in
 from .call_spec import WEIGHT_FORMATS, CallSpec
-from .nn import added, cells, layers
+from .nn import added, cells, layers, masks
 from .nn._torch_twin import CLASSES
 from .nn._tracing import fx_tracing
 from .ops import decomposition, library
@@ -126,7 +126,7 @@ class Frozen(nn.Module):
         each = spec.directions * library.weights_per_direction(spec)
         self._specs = (spec, self._spec(True))
         with torch.inference_mode(False), torch.no_grad():
-            after = WEIGHT_FORMATS[self._format], *added.constant_masks(self, weights[0])
+            after = WEIGHT_FORMATS[self._format], *masks.constant_masks(self, weights[0])
             self._prepacked = [
                 library.prepack([w.detach() for w in weights[k : k + each]], *spec, *after)
                 for k in range(0, len(weights), each)

@@ -6,6 +6,7 @@
 #include "engine.h"
 #include "rnn/backward.h"
 #include "rnn/forward.h"
+#include "rnn/prepack.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

@@ -4,6 +4,7 @@
 
 #include "rnn/backward.h"
 #include "rnn/forward.h"
+#include "rnn/prepack.h"
 
 namespace rnnkern::RNNKERN_ISA {
 namespace {

@@ -22,7 +22,7 @@ from torch import nn
 
 from .. import own_cell
 from ..nn import added
-from ..nn.added import Masks
+from ..nn.masks import Masks
 from ..ops import decomposition, library
 from ..ops.decomposition import Step
 from .checking import check

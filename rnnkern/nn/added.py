@@ -4,8 +4,7 @@ Where the kernels do not take a call, a step in torch's operations serves, if th
 Letters as in layers.py.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NoReturn
 
@@ -23,10 +22,7 @@ from ..own_cell import AddedCell
 from . import _torch_twin
 from .cells import Cell
 from .layers import Layer
-
-#: A method that draws the masks of a call: (module, shape, like) -> a tensor of like's dtype and
-#: device, which is expanded to the shape, (D, T, B, kMasks, H) or as the input is laid out.
-Masks = Callable[[Any, tuple[int, ...], Tensor], Tensor]
+from .masks import masked, no_masks
 
 
 class _Refusing:
@@ -115,58 +111,6 @@ def _unscriptable(module: Any) -> NoReturn:
     )
 
 
-@dataclass(frozen=True)
-class _Masked:
-    """A run of a layer whose cell takes masks, which are drawn for each call."""
-
-    run: Run
-    module: Any
-
-    def __call__(
-        self,
-        input: Tensor,
-        batch_sizes: Tensor | None,
-        state: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        spec: CallSpec,
-        *resets: Resets,
-    ) -> tuple[Tensor, ...]:
-        kinds = len(BY_MODE[self.module.own.mode].masks)
-        shape = (spec.directions, *input.shape[:-1], kinds, self.module.hidden_size)
-        masks = self.module.masks(shape, input).expand(shape)
-        return self.run(input, batch_sizes, state, weights, spec, *resets, masks=masks)
-
-
-def _masked(run: Run, module: Any) -> Run:
-    """`run`, with masks if the module's cell takes some."""
-    takes = BY_MODE[module.own.mode].masks and not isinstance(run, _Masked)
-    return _Masked(run, module) if takes else run
-
-
-def _no_masks(self: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """The masks of a call; `load` puts what it is given in the place of this method."""
-    raise RuntimeError(
-        f"{self.own.name} takes masks, and nothing draws them: give load(header, masks=...)"
-    )
-
-
-def constant_masks(module: Any, like: Tensor) -> tuple[Tensor, ...]:
-    """Those of all steps and rows in evaluation, (kMasks, H); () of a module without masks.
-
-    Raises ValueError where they differ from step to step or from row to row.
-    """
-    own = getattr(module, "own", None)
-    kinds = len(BY_MODE[own.mode].masks) if isinstance(own, AddedCell) else 0
-    if not kinds:
-        return ()
-    shape = (2, 2, 2, kinds, module.hidden_size)
-    masks = module.masks(shape, like).expand(shape)
-    first = masks[0, 0, 0]
-    if not torch.equal(masks, first.expand(shape)):
-        raise ValueError("its masks in evaluation are not the same for all steps and rows")
-    return (first,)
-
-
 class AddedLayer(Layer, _NoTorchLayer):
     """A stack of layers of an added cell: torch.nn.LSTM's arguments without proj_size.
 
@@ -180,7 +124,7 @@ class AddedLayer(Layer, _NoTorchLayer):
     """
 
     own: AddedCell
-    masks = _no_masks
+    masks = no_masks
     _flat_weights_names: list[str]
 
     def __init__(
@@ -266,7 +210,7 @@ class AddedLayer(Layer, _NoTorchLayer):
         spec: CallSpec,
         resets: Resets | None = None,
     ) -> Sequence[Tensor]:
-        run = _masked(run, self)
+        run = masked(run, self)
         output, *states = super()._run(
             run, input, batch_sizes, joined(state), weights, spec, resets
         )
@@ -287,7 +231,7 @@ class AddedCellModule(Cell, _NoTorchCell):
     """
 
     own: AddedCell
-    masks = _no_masks
+    masks = no_masks
 
     def __init__(
         self,
@@ -338,7 +282,7 @@ class AddedCellModule(Cell, _NoTorchCell):
         return [without_first(s) for s in states]
 
     def _masked_run(self, run: Run) -> Run:
-        return _masked(run, self)
+        return masked(run, self)
 
     def _joined(self, state: Sequence[Tensor]) -> Sequence[Tensor]:
         return joined(state)

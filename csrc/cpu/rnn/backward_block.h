@@ -11,12 +11,10 @@
 // them one by one; their weight gradients are summed at the end. Neither blocks nor chunks depend
 // on the number of threads, and each element of a weight gradient is summed in the same order.
 #pragma once
-#include "../../cells/call.h"
 #include "../../core/saved_layout.h"
-#include "../simd/math.h"
+#include "backward_resets.h"
 #include "backward_shared.h"
-#include "gate_grads.h"
-#include "masks.h"
+#include "cell_backward.h"
 #include "projection_backward.h"
 #include "time_loop.h"
 
@@ -26,13 +24,13 @@ template <class Cell, class T>
 class BackwardBlock {
   using S = Acc<T>;
   using F = PackedElem<T>;
-  using V = Vec<S>;
   using Projection =
       std::conditional_t<std::is_same_v<T, S>, BackwardProjection<Cell, S>, NoProjection>;
   using Shared = BackwardShared<Cell, T>;
-  static constexpr int kLanes = V::kLanes, kPanel = kMaxNR * kLanes;
+  using StepOperands = BackwardOperands<Cell, T>;
+  static constexpr int kPanel = kMaxNR * Vec<S>::kLanes;
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
-  static constexpr bool kHasC = kCValues > 0, kSaves = Cell::kSaved > 0 || kHasC;
+  static constexpr bool kHasC = kCValues > 0;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
   static constexpr bool kRecurs = Cell::kRecurrent != Recurrent::none, kHeads = Shared::kHeads;
   static constexpr bool kSharesPreacts = Cell::kInputPreact == Cell::kHiddenPreact;
@@ -72,6 +70,8 @@ class BackwardBlock {
         dc_{nullptr, kCValues * units_.padded_cols()},
         projection_(p, seq_, direction, shared.hr, shared.grads[block].hr, chunk_rows(p, plan),
                     scratch),
+        cell_backward_(p, direction, units_),
+        resets_(p, seq_, shared.zeros, hh_.panels, units_),
         wgrad_(make_wgrad(p, shared.grads[block], scratch)),
         params_wgrad_(make_params_wgrad(p, shared.grads[block], scratch)),
         head_grad_(shared.grads[block].hh) {
@@ -186,27 +186,16 @@ class BackwardBlock {
         cell_backward_with_resets(s, mine, dgates);
       } else {
         if (mine.b0 < carried)
-          cell_backward(step_operands(s, true, dgates), mine, mine.b0, carried);
-        if (carried < active) cell_backward(step_operands(s, false, dgates), mine, carried, active);
+          cell_backward_(step_operands(s, true, dgates), mine, mine.b0, carried);
+        if (carried < active)
+          cell_backward_(step_operands(s, false, dgates), mine, carried, active);
       }
       if constexpr (kRecurs) {
         if (plan_.split_units) team.sync();
         if (mine.b0 < active) propagate_dh(s, of_h, active, dgates);
       }
-      if (p_.resets.data) end_gradients(time(s), mine, of_h);
+      if (p_.resets.data) resets_.end_gradients(time(s), dh_, mine, of_h, dc_);
     }
-  }
-
-  bool is_reset(int64_t t, int64_t b) const {
-    return p_.resets.data && p_.resets.at(seq_, t)[b * p_.resets.b_stride];
-  }
-
-  // The states that batch row b has before step t if it is reset; `zeros` if none are given.
-  template <class U>
-  static StridedRows<const U> after_reset(const SequenceView<const U>& given, const Sequence& seq,
-                                          int64_t t, const S* zeros) {
-    if (!given.data) return {reinterpret_cast<const U*>(zeros), 0};
-    return {given.at(seq, t), given.b_stride};
   }
 
   // A step's rows in runs that are reset before it, and that are not.
@@ -215,38 +204,12 @@ class BackwardBlock {
     const int64_t t = time(s);
     const StepOperands own = step_operands(s, s > 0, dgates);
     StepOperands reset = own;
-    reset.h_prev = after_reset(p_.reset_h, seq_, t, shared_.zeros);
-    reset.c_prev = {{}, after_reset(p_.reset_c, seq_, t, shared_.zeros)};
+    reset.h_prev = resets_.h(t);
+    reset.c_prev = {{}, resets_.c(t)};
     for (int64_t b = mine.b0, end; b < mine.b1; b = end) {
-      const bool is = is_reset(t, b);
-      for (end = b + 1; end < mine.b1 && is_reset(t, end) == is;) ++end;
-      cell_backward(is ? reset : own, mine, b, end);
-    }
-  }
-
-  // The gradients of states that step t does not see go no further; those of what it sees instead
-  // are taken.
-  __attribute__((noinline)) void end_gradients(int64_t t, const WorkRange& mine,
-                                               const WorkRange& of_h) const {
-    const auto take = [&](S* carried, const SequenceView<S>& to, int64_t b, int64_t u0,
-                          int64_t u1) {
-      if (to.data) {
-        S* const sum = to.at(seq_, t) + b * to.b_stride;
-        for (int64_t u = u0; u < u1; ++u) sum[u] += carried[u];
-      }
-      if (u0 < u1) std::memset(carried + u0, 0, (u1 - u0) * sizeof(S));
-    };
-    const auto first_unit = [](const PackedLayout<F>& columns, int64_t panel, int64_t units) {
-      return min(columns.first_unit(panel), units);
-    };
-    const int64_t H = p_.hidden_size, R = p_.h_size();
-    for (int64_t b = mine.b0; b < mine.b1; ++b) {
-      if (!is_reset(t, b)) continue;
-      take(dh_[b], p_.dreset_h, b, first_unit(hh_.panels, of_h.p0, R),
-           first_unit(hh_.panels, of_h.p1, R));
-      if (kHasC)
-        take(dc_[b], p_.dreset_c, b, first_unit(units_, mine.p0, H),
-             first_unit(units_, mine.p1, H));
+      const bool is = resets_.is_reset(t, b);
+      for (end = b + 1; end < mine.b1 && resets_.is_reset(t, end) == is;) ++end;
+      cell_backward_(is ? reset : own, mine, b, end);
     }
   }
 
@@ -261,17 +224,6 @@ class BackwardBlock {
       for (int64_t panel = mine.p0; panel < mine.p1; ++panel)
         projection_.dgrad(t, row, mine.b0, active, panel);
   }
-
-  // What the cell reads and writes in a step, by batch row. Null data: not there.
-  struct StepOperands : StepMasks<S, Cell::kMasks> {
-    StridedRows<const T> h, h_prev, dy;
-    SavedValues<const T> saved;
-    SavedValues<const S> c_next;
-    CStates<const S> c_prev;
-    StridedRows<S> dh, dc;          // gradients of the states: after the step, then before it
-    StridedRows<S> flow_h, flow_c;  // dL/dh_t, dL/dc_t
-    BlockedMatrix<F> dgates;
-  };
 
   // `carried`: the rows have a previous step; else the states before are the initial ones.
   StepOperands step_operands(int64_t s, bool carried, BlockedMatrix<F> dgates) const {
@@ -305,94 +257,6 @@ class BackwardBlock {
     if (p_.dy.data) step.dy = {p_.dy.at(seq_, t) + d_ * H, p_.dy.b_stride};
     if (p_.flow_h) step.flow_h = {p_.flow_h + row * H, H};
     return step;
-  }
-
-  // The rows of one vector of units, in the saved layout.
-  struct UnitOperands {
-    StridedRows<const T> saved;
-    StridedRows<const S> c_prev, c_next;
-    int64_t value_stride, c_prev_stride, c_next_stride;  // from one value of a unit to the next
-  };
-
-  // The adjoint of the cell for batch rows [b0, b1) of a step. Panel by panel, as the forward pass
-  // saved its values; row by row if there are none.
-  void cell_backward(const StepOperands& step, const WorkRange& range, int64_t b0, int64_t b1) {
-    const int64_t H = p_.hidden_size;
-    const int64_t end = min(units_.first_unit(range.p1), H);
-    for (int64_t first = units_.first_unit(range.p0), last; first < end; first = last) {
-      last = kSaves ? min(first + kPanel, end) : end;
-      UnitOperands of[kMaxNR];
-      if constexpr (kSaves)
-        for (int64_t v = 0; first + v * kLanes < last; ++v) of[v] = unit_operands(step, first, v);
-      const int64_t whole = (last - first) / kLanes;
-      const int left = int(last - first - whole * kLanes);
-      for (int64_t b = b0; b < b1; ++b) {
-        for_pairs_and_rest(whole, [&](auto count, int64_t v) __attribute__((always_inline)) {
-          cell_backward<count>(step, of + v, b, first + v * kLanes, kLanes);
-        });
-        if (left) cell_backward<1>(step, of + whole, b, first + whole * kLanes, left);
-      }
-    }
-  }
-
-  RNNKERN_INLINE UnitOperands unit_operands(const StepOperands& step, int64_t first,
-                                            int64_t v) const {
-    const int64_t u = first + v * kLanes;
-    UnitOperands of;
-    if (Cell::kSaved) of.saved = step.saved.of(u), of.value_stride = step.saved.value_stride(u);
-    if (kHasC) of.c_prev = step.c_prev.of(u), of.c_next = step.c_next.of(u);
-    if (kCValues > 1)
-      of.c_prev_stride = step.c_prev.value_stride(u),
-      of.c_next_stride = step.c_next.value_stride(u);
-    return of;
-  }
-
-  // kVectors vectors of units from `unit` on, of `lanes` units each, of batch row b.
-  template <int kVectors>
-  RNNKERN_INLINE void cell_backward(const StepOperands& step, const UnitOperands* of, int64_t b,
-                                    int64_t unit, int lanes) const {
-    using A = VecArray<S, kVectors>;
-    const int64_t H = p_.hidden_size;
-    S *const dh = step.dh[b], *const dc = step.dc[b];
-    A saved[Cell::kSaved + 1], prev[Cell::kStates], next[Cell::kStates], dnext[Cell::kStates],
-        dprev[Cell::kStates], dgates[Cell::kPreacts], params[Cell::kParams + 1],
-        dparams[Cell::kParams + 1], masks[Cell::kMasks + 1];
-#pragma GCC unroll 2
-    for (int i = 0; i < kVectors; ++i) {
-      const int64_t u = unit + i * kLanes;
-      for (int k = 0; k < Cell::kSaved; ++k)
-        saved[k].v[i] = V::load(of[i].saved[b] + k * of[i].value_stride, lanes);
-      if constexpr (!Cell::kProjects) {
-        prev[0].v[i] = V::load(step.h_prev[b] + u, lanes);
-        next[0].v[i] = V::load(step.h[b] + u, lanes);
-      }
-      dnext[0].v[i] = V::load(dh + u);
-      if (step.dy.data) dnext[0].v[i] = dnext[0].v[i] + V::load(step.dy[b] + u, lanes);
-      for (int k = 0; k < kCValues; ++k) {
-        prev[1 + k].v[i] = V::load(of[i].c_prev[b] + k * of[i].c_prev_stride, lanes);
-        next[1 + k].v[i] = V::load(of[i].c_next[b] + k * of[i].c_next_stride, lanes);
-        dnext[1 + k].v[i] = V::load(dc + k * c_stride() + u);
-      }
-      for (int k = 0; k < Cell::kParams; ++k)
-        params[k].v[i] = V::load(p_.weights[d_].params + k * H + u, lanes);
-      step.load_masks(masks, i, b, u, H, lanes);
-    }
-    call_backward<Cell>(saved, prev, params, masks, next, dnext, dprev, dgates, dparams);
-#pragma GCC unroll 2
-    for (int i = 0; i < kVectors; ++i) {
-      const int64_t u = unit + i * kLanes;
-      for (int k = 0; k < Cell::kPreacts; ++k)
-        dgates[k].v[i].store(GateGrads<T>::element(step.dgates, b, k * H + u), lanes);
-      for (int k = 0; k < Cell::kParams; ++k)
-        dparams[k].v[i].store(GateGrads<T>::element(step.dgates, b, (Cell::kPreacts + k) * H + u),
-                              lanes);
-      if (step.flow_h.data) dnext[0].v[i].store(step.flow_h[b] + u, lanes);
-      dprev[0].v[i].store(dh + u);
-      for (int k = 0; k < kCValues; ++k) {
-        if (step.flow_c.data) dnext[1 + k].v[i].store(step.flow_c[b] + k * H + u, lanes);
-        dprev[1 + k].v[i].store(dc + k * c_stride() + u);
-      }
-    }
   }
 
   // dh += dgates W_hh, for the worker's rows below `active` and its panels; dx = dgates W_ih, where
@@ -488,7 +352,7 @@ class BackwardBlock {
     };
     const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
       const int64_t R = p_.h_size(), previous = t + (d_ ? 1 : -1);
-      if (is_reset(t, b)) return after_reset(p_.reset_h, seq_, t, shared_.zeros)[b];
+      if (resets_.is_reset(t, b)) return resets_.h(t)[b];
       if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
         return p_.y.at(seq_, previous) + b * p_.y.b_stride + d_ * R;
       return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
@@ -522,6 +386,8 @@ class BackwardBlock {
   const GateGrads<T> dgates_;
   StridedRows<S> dh_, dc_;  // gradients of the states, carried back; rows of whole vectors
   Projection projection_;
+  const CellBackward<Cell, T> cell_backward_;
+  const BackwardResets<Cell, T> resets_;
   Wgrads wgrad_;
   Wgrad<T> params_wgrad_;
   S* const head_grad_;  // of W_hh in heads

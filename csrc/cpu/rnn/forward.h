@@ -4,34 +4,18 @@
 //
 //   for each step, panel and kMC rows
 //     gate_gemm   preacts = x W_ih + h W_hh    (gate_weights.h)
-//     epilogue    preacts + bias -> states, while they are in the L1
+//     epilogue    preacts + bias -> states, while they are in the L1    (epilogue.h)
 //
 // Threads that split the rows never meet; threads that split the units meet after each step.
 #pragma once
 #include <atomic>
-#include <cstdlib>
 
-#include "../../cells/call.h"
 #include "../../core/saved_layout.h"
-#include "../simd/math.h"
-#include "gate_weights.h"
-#include "masks.h"
+#include "epilogue.h"
 #include "projection_forward.h"
 #include "time_loop.h"
 
 namespace rnnkern::RNNKERN_ISA {
-
-// What a step reads and writes, for batch rows from r0 on.
-template <class Cell, class T>
-struct StepOperands : StepMasks<Acc<T>, Cell::kMasks> {
-  StridedRows<const T> h_prev;
-  StridedRows<const Acc<T>> h_fp32_prev;  // h unrounded, for the cell itself
-  StridedRows<T> h_next;
-  StridedRows<Acc<T>> h_fp32_next;
-  CStates<const Acc<T>> c_prev;
-  CStates<Acc<T>> c_next;
-  SavedValues<T> saved;
-};
 
 // Where the weights behind a header are.
 inline Arena prepacked_weights(const PrepackedHeader* header) {
@@ -44,11 +28,10 @@ class ForwardDirection {
   using V = Vec<S>;
   using StepOperands = RNNKERN_ISA::StepOperands<Cell, T>;
   using Projection = std::conditional_t<std::is_same_v<T, S>, ForwardProjection<S>, NoProjection>;
+  using Epilogue = RNNKERN_ISA::Epilogue<Cell, T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
-  static constexpr bool kHasC = kCValues > 0;
-  // Whether h is also carried unrounded.
-  static constexpr bool kKeepsFp32H = !Cell::kProjects && !std::is_same_v<T, S>;
+  static constexpr bool kHasC = kCValues > 0, kKeepsFp32H = Epilogue::kKeepsFp32H;
   static constexpr bool kRecurs = Cell::kRecurrent != Recurrent::none;
   static_assert(kUnitBlock % kLanes == 0);
 
@@ -101,7 +84,8 @@ class ForwardDirection {
         shared_(shared),
         chunk_(chunk),
         reset_(reset),
-        panels_(gate_layout<Cell, T>(p.hidden_size)) {}
+        panels_(gate_layout<Cell, T>(p.hidden_size)),
+        epilogue_{shared.weights, panels_, p.hidden_size} {}
 
   void run(Team team) {
     const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
@@ -273,7 +257,7 @@ class ForwardDirection {
       if (!plan_.fused_input) input_preacts = {chunk_at(s, r0, panel, range), panels_.ldb(panel)};
       for_mc_blocks(r1 - r0, [&](int64_t r, int n) {
         if constexpr (!kRecurs)  // which the plan never fuses, but for int8
-          if (!quantized) return epilogue(panel, r, n, step, input_preacts[r]);
+          if (!quantized) return epilogue_(panel, r, n, step, input_preacts[r]);
         alignas(64) S preacts[kMC * kMaxNR * kLanes];
         if (quantized)
           shared_.weights.gate_gemm_int8(panel, n, chunk_ + r * quantized, preacts);
@@ -281,82 +265,8 @@ class ForwardDirection {
           shared_.weights.gate_gemm(
               panel, n, {x[r], x.stride}, {step.h_prev[r], step.h_prev.stride},
               {input_preacts[r], input_preacts.stride}, r == 0, next, preacts);
-        epilogue(panel, r, n, step, preacts);
+        epilogue_(panel, r, n, step, preacts);
       });
-    }
-  }
-
-  // The cell, for n rows of a panel from row r on.
-  void epilogue(int64_t panel, int64_t r, int n, const StepOperands& step, const S* preacts) const {
-    const int width = panels_.unit_vectors(panel), gate_stride = panels_.gate_stride(panel);
-    const int64_t row = shared_.weights.preacts_ld(panel);
-    for (int w = 0; w < width; ++w) {
-      const int64_t unit = panels_.first_unit(panel) + w * kLanes;
-      V bias[Cell::kPreacts];
-      for (int k = 0; k < Cell::kPreacts; ++k)
-        bias[k] = V::load(shared_.weights.bias(panel) + (k * width + w) * kLanes);
-      UnitOperands of{};
-      if (kHasC) of.c_prev = step.c_prev.of(unit), of.c_next = step.c_next.of(unit);
-      if (kCValues > 1) {
-        of.c_prev_stride = step.c_prev.value_stride(unit);
-        of.c_next_stride = step.c_next.value_stride(unit);
-      }
-      if (Cell::kParams > 0)
-        of.params = shared_.weights.params(panel) + w * kLanes, of.params_stride = width * kLanes;
-      if (step.saved.data)
-        of.saved = step.saved.of(unit), of.value_stride = step.saved.value_stride(unit);
-      const auto over_rows = [&](int lanes) __attribute__((always_inline)) {
-        for_pairs_and_rest(n, [&](auto count, int64_t i) __attribute__((always_inline)) {
-          epilogue_rows<count>(step, of, r + i, unit, lanes, preacts + i * row + w * kLanes, row,
-                               gate_stride, bias);
-        });
-      };
-      const int64_t left = p_.hidden_size - unit;
-      left >= kLanes ? over_rows(kLanes) : over_rows(int(left));
-    }
-  }
-
-  // The rows of one vector of units, in the saved layout.
-  struct UnitOperands {
-    StridedRows<const S> c_prev;
-    StridedRows<S> c_next;
-    StridedRows<T> saved;
-    int64_t value_stride, c_prev_stride, c_next_stride;  // from one value of a unit to the next
-    const S* params;
-    int64_t params_stride;
-  };
-
-  // The cell for one vector of units of kRows rows.
-  template <int kRows>
-  RNNKERN_INLINE void epilogue_rows(const StepOperands& step, const UnitOperands& of, int64_t r,
-                                    int64_t unit, int lanes, const S* preacts, int64_t preacts_ld,
-                                    int gate_stride, const V* bias) const {
-    VecArray<S, kRows> preact[Cell::kPreacts], prev[Cell::kStates], next[Cell::kStates],
-        saved[Cell::kSaved + 1], params[Cell::kParams + 1], masks[Cell::kMasks + 1];
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      for (int k = 0; k < Cell::kPreacts; ++k)
-        preact[k].v[i] = V::load(preacts + i * preacts_ld + k * gate_stride) + bias[k];
-      if constexpr (kKeepsFp32H)
-        prev[0].v[i] = V::load(step.h_fp32_prev[r + i] + unit, lanes);
-      else if constexpr (!Cell::kProjects)
-        prev[0].v[i] = V::load(step.h_prev[r + i] + unit, lanes);
-      for (int k = 0; k < kCValues; ++k)
-        prev[1 + k].v[i] = V::load(of.c_prev[r + i] + k * of.c_prev_stride, lanes);
-      step.load_masks(masks, i, r + i, unit, p_.hidden_size, lanes);
-    }
-    for (int k = 0; k < Cell::kParams; ++k)
-      for (int i = 0; i < kRows; ++i) params[k].v[i] = V::load(of.params + k * of.params_stride);
-    call_forward<Cell>(preact, prev, params, masks, next, saved);
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      next[0].v[i].store(step.h_next[r + i] + unit, lanes);
-      if constexpr (kKeepsFp32H) next[0].v[i].store(step.h_fp32_next[r + i] + unit, lanes);
-      for (int k = 0; k < kCValues; ++k)
-        next[1 + k].v[i].store(of.c_next[r + i] + k * of.c_next_stride, lanes);
-      if (Cell::kSaved > 0 && of.saved.data)
-        for (int k = 0; k < Cell::kSaved; ++k)
-          saved[k].v[i].store(of.saved[r + i] + k * of.value_stride, lanes);
     }
   }
 
@@ -402,6 +312,7 @@ class ForwardDirection {
   Shared& shared_;
   S *const chunk_, *const reset_;
   const PackedLayout<PackedElem<T>> panels_;
+  const Epilogue epilogue_;
 };
 
 // A call of the forward pass: its directions and the threads that run them.
@@ -449,30 +360,6 @@ class ForwardCall {
   S* resets_;  // states of a step in which rows are reset, likewise
   int64_t reset_size_;
 };
-
-// Packs the weights of all directions behind the header, where a ForwardCall then finds them; with
-// a null header only counts. Returns the bytes.
-template <class Cell, class T>
-size_t prepack(const ForwardParams<T>& p, PrepackedHeader* to) {
-  using Shared = typename ForwardDirection<Cell, T>::Shared;
-  const Plan plan{};
-  Arena packed = prepacked_weights(to), counted(nullptr), unused(nullptr);
-  if (Cell::kRecurrent == Recurrent::heads && to) Shared(p, plan, unused, counted, 0);
-  const struct Block {
-    void* data;
-    ~Block() { std::free(data); }
-  } block{counted.used() ? allocate_block(counted.used()) : nullptr};
-  for (int d = 0; d < p.directions; ++d) {
-    Arena scratch(block.data);
-    Shared shared(p, plan, packed, scratch, d);
-    if (!to) continue;
-    shared.weights.pack(0, gate_layout<Cell, T>(p.hidden_size).count());
-    if constexpr (ForwardDirection<Cell, T>::kProjects)
-      if (p.proj_size) shared.projection.pack(Team{0, 1, nullptr});
-  }
-  StepMasks<Acc<T>, Cell::kMasks>::prepack(p, to, packed);
-  return sizeof(PrepackedHeader) + packed.used();
-}
 
 template <class Cell, class T>
 void run_forward(const ForwardParams<T>& p, const Plan& plan, const ParallelFor& parallel,
