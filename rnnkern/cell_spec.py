@@ -14,6 +14,8 @@ class Cell:
     saved   what the kernels save per unit and step for the backward pass, in their order
     states  the states a step hands to the next one: h and others
     params  learned values per unit, (len(params), H) in each direction
+    input   what the gates take of the input: "dense", W_ih x + b_ih, or "given", sums that the
+            caller computes, (…, D·G·H) for D directions
     recurrent  what W_hh is: "dense" (G·H, H), "heads" (heads, G·H/heads, H/heads) or "none"
     masks   values per unit and step that a call is given, without a gradient
     projects  whether h may be projected before it is handed on (proj_size)
@@ -28,6 +30,7 @@ class Cell:
     params: tuple[str, ...] = ()
     recurrent: str = "dense"
     masks: tuple[str, ...] = ()
+    input: str = "dense"
 
     @property
     def built_in(self) -> bool:
@@ -38,6 +41,16 @@ class Cell:
     def recurs(self) -> bool:
         """Whether there are a W_hh and a b_hh."""
         return self.recurrent != "none"
+
+    @property
+    def given_sums(self) -> bool:
+        """Whether the input's sums are given: there are no W_ih and no b_ih."""
+        return self.input == "given"
+
+    @property
+    def products(self) -> int:
+        """How many matrix products a step has, with a bias each: W_ih x and W_hh h, or one."""
+        return self.recurs + (not self.given_sums)
 
 
 def exported(table: str) -> list[Cell]:
@@ -51,6 +64,7 @@ def exported(table: str) -> list[Cell]:
             states=tuple(facts["states"]),
             projects=facts["projects"],
             params=tuple(facts["params"]),
+            input=facts["input"],
             recurrent=facts["recurrent"],
             masks=tuple(facts["masks"]),
         )

@@ -317,7 +317,7 @@ class FrozenCell(Frozen, cells.Cell):
         return super().forward(input, hx)
 
     def _spec(self, batch_first: bool) -> CallSpec:
-        bias = self._buffers.get("bias_ih") is not None
+        bias = any(self._buffers.get(name) is not None for name in ("bias_ih", "bias_hh"))
         return CALL_SPECS[BY_MODE[str(self._mode)].id, 1, bias, False, batch_first]
 
     def _operator_call(

@@ -3,7 +3,8 @@
 Names and shapes are torch.nn's: weight_ih_l0 (G·H, I), weight_hh_l0 (G·H, R), bias_ih_l0 and
 bias_hh_l0 (G·H), weight_hr_l0 (P, H), for an added cell's learned values per unit
 params_l0 (their number, H), with the suffix _reverse for the second direction. An added cell may
-have weight_hh_l0 in heads (heads, G·H/heads, H/heads), or neither it nor bias_hh_l0. Letters:
+have weight_hh_l0 in heads (heads, G·H/heads, H/heads), or neither it nor bias_hh_l0; one whose
+input sums are given has neither weight_ih_l0 nor bias_ih_l0. Letters:
 I inputs, H hidden units, G gates, R width of h (H, or P with a projection). Needs no torch.
 """
 
@@ -19,8 +20,8 @@ _NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh|params)_l(\d
 class Weights(NamedTuple):
     """The weights of one direction of one layer, in torch's order."""
 
-    w_ih: np.ndarray
-    w_hh: Any = None  # an array, but for a cell without it
+    w_ih: Any = None  # an array, but for a cell without it
+    w_hh: Any = None  # likewise
     b_ih: np.ndarray | None = None
     b_hh: np.ndarray | None = None
     w_hr: np.ndarray | None = None
@@ -33,17 +34,20 @@ class Weights(NamedTuple):
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Weights":
         """The function's results for those that are there."""
-        w_ih, *others = self
-        return Weights(function(w_ih), *(None if w is None else function(w) for w in others))
+        return Weights(*(None if w is None else function(w) for w in self))
 
 
 def layers(
-    state_dict: Mapping[str, Any], prefix: str = "", recurs: bool = True
+    state_dict: Mapping[str, Any],
+    prefix: str = "",
+    recurs: bool = True,
+    given_sums: bool = False,
 ) -> list[list[Weights]]:
     """The weights of every layer and direction, as NumPy arrays: `layers(sd)[layer][direction]`.
 
     `prefix` picks a layer out of a larger model's: "encoder." for "encoder.weight_ih_l0". `recurs`:
-    whether the cell has a weight_hh and, with a bias, a bias_hh.
+    whether the cell has a weight_hh and, with a bias, a bias_hh. `given_sums`: whether it has
+    neither weight_ih nor bias_ih.
     Raises ValueError for a key that no recurrent layer has (without prefix), for a missing one and
     for a value that is no array, TypeError for something else than a mapping.
     """
@@ -71,9 +75,10 @@ def layers(
     depth = 1 + max(layer for layer, _ in found)
     directions = 1 + max(direction for _, direction in found)
     stack = [[found.get((k, d), {}) for d in range(directions)] for k in range(depth)]
-    wanted = set(found[min(found)]) | {"w_ih"}
-    if recurs:
-        wanted |= {"w_hh"} | ({"b_ih", "b_hh"} if wanted & {"b_ih", "b_hh"} else set())
+    there = {"ih": not given_sums, "hh": recurs}
+    wanted = set(found[min(found)]) | {f"w_{name}" for name in there if there[name]}
+    if wanted & {"b_ih", "b_hh"}:
+        wanted |= {f"b_{name}" for name in there if there[name]}
     for k, layer in enumerate(stack):
         for d, weights in enumerate(layer):
             if missing := wanted - set(weights):

@@ -147,12 +147,13 @@ py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_size
 // A layer's weights as the engine multiplies by them; format: a WeightFormat.
 template <class T>
 Bytes prepack(std::vector<Array<T>> weights, py::tuple spec, int format) {
-  require(!weights.empty() && weights[0].ndim() == 2, "expected a layer's weights");
+  require(!weights.empty(), "expected a layer's weights");
   require(format >= 0 && format <= int(WeightFormat::int8), "no such format of weights");
   require(format == 0 || std::is_same_v<T, float>,
           "only float32 weights can be rounded to bfloat16 or int8");
-  const Array<T> row(std::vector<int64_t>{1, 1, weights[0].shape(1)});
-  const Call<T> call(row, {}, {}, shapes_of(weights), read_spec(spec));
+  const CallSpec read = read_spec(spec);
+  const Array<T> row(std::vector<int64_t>{1, 1, input_size_of(read, shapes_of(weights))});
+  const Call<T> call(row, {}, {}, shapes_of(weights), read);
   rnnkern::LayerParams<T> p{};
   call.fill(p, row, {}, weights);
   const size_t bytes = rnnkern::prepacked_bytes(p, WeightFormat(format));

@@ -65,8 +65,10 @@ ForwardResult forward_op(ForwardArgs args) {
 
 // A layer's weights alone, as a call without rows to compute.
 Call weights_call(const Tensors& weights, const CallSpec& spec, bool masks) {
-  STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 2, "rnnkern: expected a layer's weights");
-  const int64_t sizes[] = {1, 1, weights[0].size(1)}, strides[] = {0, 0, 0};
+  STD_TORCH_CHECK(!weights.empty(), "rnnkern: expected a layer's weights");
+  std::vector<Shape> shapes;
+  for (const Tensor& w : weights) shapes.push_back(shape_of(w));
+  const int64_t sizes[] = {1, 1, input_size_of(spec, shapes)}, strides[] = {0, 0, 0};
   AtenTensorHandle row;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(3, sizes, strides, Kind(weights[0]).dtype,
                                                   aoti_torch_device_type_cpu(), 0, &row));

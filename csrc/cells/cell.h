@@ -9,6 +9,8 @@
 //   kPreacts      pre-activations per unit. The input and the recurrent product of a gate share
 //                 one where they only meet in a sum. GRU's new gate multiplies the recurrent
 //                 product by r first, so it needs two.
+//   kInput        what the gates take of the input: Input::dense, W_ih x + b_ih, or Input::given,
+//                 sums that the caller computes: x then has kGates * H columns for each direction
 //   kInputPreact  first of the kGates consecutive pre-activations that take W_ih x + b_ih
 //   kHiddenPreact first of the kGates consecutive pre-activations that take W_hh h + b_hh, if there
 //                 is a W_hh
@@ -65,9 +67,17 @@ enum class Recurrent {
   none,   // there is no W_hh and no b_hh: gates take W_ih x + b_ih alone
 };
 
+// Where the input's sums come from.
+enum class Input {
+  dense,  // W_ih x + b_ih, W_ih (G H, I)
+  given,  // the caller: there is no W_ih and no b_ih
+};
+
 // A cell derives from it and declares anew what differs.
 struct CellDefaults {
   using Recurrent = rnnkern::Recurrent;
+  using Input = rnnkern::Input;
+  static constexpr Input kInput = Input::dense;
   static constexpr Recurrent kRecurrent = Recurrent::dense;
   static constexpr int kInputPreact = 0, kHiddenPreact = 0, kParams = 0, kMasks = 0;
   static constexpr const char* const* kSavedNames = nullptr;

@@ -9,6 +9,7 @@ struct CellFacts {
   const char* mode;  // its name in Python; of torch.nn's cells, RNNBase.mode
   int gates, preacts, states, saved, params, masks;
   bool projects;
+  Input input;
   Recurrent recurrent;
   const char *const *gate_names, *const *state_names, *const *saved_names, *const *param_names,
                                                                                *const *mask_names;
@@ -25,6 +26,7 @@ constexpr CellFacts facts_of(const char* mode) {
           Cell::kParams,
           Cell::kMasks,
           Cell::kProjects,
+          Cell::kInput,
           Cell::kRecurrent,
           Cell::kGateNames,
           Cell::kStateNames,

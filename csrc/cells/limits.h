@@ -4,7 +4,7 @@
 
 namespace rnnkern {
 
-// The vectors of a register tile: one for each pre-activation of a unit.
+// The vectors of a register tile: one for each pre-activation of a unit that products make.
 constexpr int kMaxPreacts = 4;
 
 template <class Names>
@@ -26,7 +26,7 @@ constexpr bool check_limits() {
   constexpr int gates = Cell::kGates, preacts = Cell::kPreacts;
   constexpr int input = Cell::kInputPreact, hidden = Cell::kHiddenPreact;
   static_assert(gates >= 1 && gates <= kMaxPreacts, "a cell has 1 to 4 gates");
-  static_assert(preacts >= gates && preacts <= kMaxPreacts,
+  static_assert(preacts >= gates && (preacts <= kMaxPreacts || Cell::kInput == Input::given),
                 "a cell has at least a pre-activation for each gate, and at most 4");
   static_assert(input >= 0 && input + gates <= preacts,
                 "kInputPreact + kGates must not exceed kPreacts");
@@ -38,6 +38,11 @@ constexpr bool check_limits() {
                 "each pre-activation takes W_ih x, W_hh h or both");
   static_assert(Cell::kRecurrent != Recurrent::none || preacts == gates,
                 "without a W_hh a cell has one pre-activation for each gate");
+  static_assert(
+      Cell::kInput == Input::dense || Cell::kRecurrent != Recurrent::none || Cell::kParams > 0,
+      "a cell whose input sums are given has a W_hh or learned values per unit");
+  static_assert(Cell::kInput == Input::dense || !Cell::kProjects,
+                "a cell that projects h has a W_ih");
   static_assert(Cell::kStates >= 1, "a cell has at least one state, h");
   static_assert(Cell::kSaved >= 0, "kSaved is the number of saved values, 0 or more");
   static_assert(Cell::kParams >= 0, "kParams is the number of learned values per unit, 0 or more");
@@ -62,7 +67,8 @@ constexpr bool check_cuda_limits() {
   static_assert(Cell::kStates <= 2, "on CUDA a cell has the states h and c");
   static_assert(Cell::kSaved == 0 || Cell::kSaved >= Cell::kGates,
                 "on CUDA a cell saves nothing, or at least as many values as it has gates");
-  static_assert(Cell::kRecurrent == Recurrent::dense, "on CUDA W_hh is dense");
+  static_assert(Cell::kInput == Input::dense && Cell::kRecurrent == Recurrent::dense,
+                "on CUDA W_ih and W_hh are dense");
   static_assert(Cell::kParams == 0, "on CUDA a cell has no learned values per unit");
   static_assert(Cell::kMasks == 0, "on CUDA a cell has no masks");
   return check_limits<Cell>();

@@ -28,15 +28,18 @@ struct Shape {
 };
 
 // The places of a layer's weights for each direction, (w_ih, w_hh[, b_ih, b_hh][, w_hr][, params]),
-// of a cell without a recurrent product (w_ih[, b_ih][, params]). -1: not there.
+// of a cell without a recurrent product (w_ih[, b_ih][, params]), of one whose input sums are given
+// without w_ih and b_ih. -1: not there.
 struct WeightPlaces {
-  int ih = 0, hh = -1, bias_ih = -1, bias_hh = -1, hr = -1, params = -1, count = 1;
+  int ih = -1, hh = -1, bias_ih = -1, bias_hh = -1, hr = -1, params = -1, count = 0;
 
   explicit WeightPlaces(const CallSpec& spec) {
     const CellFacts* const facts = cell_facts(spec.cell);
     const bool recurs = !facts || facts->recurrent != Recurrent::none;
+    const bool projects_input = !facts || facts->input == Input::dense;
+    if (projects_input) ih = count++;
     if (recurs) hh = count++;
-    if (spec.bias) bias_ih = count++;
+    if (spec.bias && projects_input) bias_ih = count++;
     if (spec.bias && recurs) bias_hh = count++;
     if (spec.projection) hr = count++;
     if (facts && facts->params) params = count++;
@@ -51,6 +54,22 @@ struct WeightPlaces {
 };
 
 inline int weights_per_direction(const CallSpec& spec) { return WeightPlaces(spec).count; }
+
+// H of a cell without a projection, as a direction's weights other than W_ih have it.
+inline int64_t hidden_size_of(const CellFacts& facts, const WeightPlaces& places, const Shape* w) {
+  if (facts.recurrent == Recurrent::dense) return w[places.hh][1];
+  if (facts.recurrent == Recurrent::heads) return w[places.hh][0] * w[places.hh][2];
+  return facts.input == Input::given ? w[places.params][1] : w[places.ih][0] / facts.gates;
+}
+
+// The features of an input that goes with a layer's weights.
+inline int64_t input_size_of(const CallSpec& spec, const std::vector<Shape>& weights) {
+  const CellFacts* const facts = cell_facts(spec.cell);
+  const WeightPlaces places(spec);
+  if (!facts || int64_t(weights.size()) < places.count) return 0;
+  if (facts->input == Input::dense) return weights[places.ih][1];
+  return spec.directions * facts->gates * hidden_size_of(*facts, places, weights.data());
+}
 
 // Whether prepacked weights have masks with them.
 inline bool has_masks(const PrepackedHeader& header) { return header.masks_at > 0; }
@@ -76,7 +95,7 @@ class WeightShapes {
       sizes_.resize(kMaxRank * ranks_.size());
     };
     for (int64_t d = 0; d < spec.directions; ++d) {
-      add({rows, header.input_size});
+      if (places.ih >= 0) add({rows, header.input_size});
       if (facts.recurrent == Recurrent::dense) add({rows, proj_size ? proj_size : hidden_size});
       if (facts.recurrent == Recurrent::heads) add({heads, rows / heads, hidden_size / heads});
       if (places.bias_ih >= 0) add({rows});
@@ -127,7 +146,7 @@ class CallShape {
     const CellFacts* const facts = cell_facts(spec.cell);
     require(facts, [&] { return "no cell " + std::to_string(spec.cell); });
     gates = facts->gates, saved_values = facts->saved, params = facts->params;
-    recurrent_ = facts->recurrent;
+    facts_ = facts, recurrent_ = facts->recurrent;
     masks_ = facts->masks;
     require(masks == (masks_ > 0), [&] {
       return masks ? std::string("the cell takes no masks")
@@ -253,19 +272,16 @@ class CallShape {
     if (recurrent_ == Recurrent::heads) heads = weights[places.hh][0];
     width = width_of(weights);
     hidden_size = projection_ ? weights[places.hr][1] : width;
-    if (weights[0][0] != gates * hidden_size || (projection_ && weights[places.hr][0] != width))
-      settle_sizes(weights, state);
+    const bool agrees = places.ih < 0 ? input_size == directions * gates * hidden_size
+                                      : weights[places.ih][0] == gates * hidden_size;
+    if (!agrees || (projection_ && weights[places.hr][0] != width)) settle_sizes(weights, state);
     proj_size = projection_ ? width : 0;
     require(!projection_ || (0 < proj_size && proj_size < hidden_size),
             [] { return std::string("proj_size has to be smaller than hidden_size"); });
   }
 
   // R, as a direction's weights have it.
-  int64_t width_of(const Shape* w) const {
-    if (recurrent_ == Recurrent::none) return w[0][0] / gates;
-    if (recurrent_ == Recurrent::heads) return w[places.hh][0] * w[places.hh][2];
-    return w[places.hh][1];
-  }
+  int64_t width_of(const Shape* w) const { return hidden_size_of(*facts_, places, w); }
 
   // Where the tensors contradict each other: the sizes that most of them speak for, so that the
   // checks name the one that is wrong.
@@ -273,7 +289,7 @@ class CallShape {
     std::vector<int64_t> hidden, widths;
     for (int d = 0; d < directions; ++d) {
       const Shape* w = &weights[d * places.count];
-      for (int i : {0, places.bias_ih, places.bias_hh})
+      for (int i : {places.ih, places.bias_ih, places.bias_hh})
         if (i >= 0) hidden.push_back(w[i][0] / gates);
       hidden.push_back(projection_ ? w[places.hr][1] : width_of(w));
       widths.push_back(width_of(w));
@@ -317,9 +333,13 @@ class CallShape {
              std::to_string(hidden_size) + " units be a multiple of heads, got " +
              std::to_string(heads) + " heads";
     });
+    require(places.ih >= 0 || input_size == directions * gate_rows, [&] {
+      return "input must have the sums of all gates, " + std::to_string(directions * gate_rows) +
+             " features, got " + std::to_string(input_size);
+    });
     for (int d = 0; d < directions; ++d) {
       const Shape* w = &weights[d * places.count];
-      check(w[0], "weight_ih", {gate_rows, input_size});
+      if (places.ih >= 0) check(w[places.ih], "weight_ih", {gate_rows, input_size});
       if (recurrent_ == Recurrent::dense) check(w[places.hh], "weight_hh", {gate_rows, width});
       if (recurrent_ == Recurrent::heads)
         check(w[places.hh], "weight_hh", {heads, gate_rows / heads, hidden_size / heads});
@@ -331,6 +351,7 @@ class CallShape {
   }
 
   bool projection_;
+  const CellFacts* facts_;
   Recurrent recurrent_;
   int states_;    // given
   int c_values_;  // states besides h

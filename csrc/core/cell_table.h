@@ -18,6 +18,8 @@ inline const char* name_of(Recurrent recurrent) {
   return kNames[int(recurrent)];
 }
 
+inline const char* name_of(Input input) { return input == Input::given ? "given" : "dense"; }
+
 inline std::string cell_table() {
   std::string table;
   for (int64_t id = 0; const CellFacts* const facts = cell_facts(id); ++id)
@@ -26,8 +28,8 @@ inline std::string cell_table() {
              ", \"saved\": " + json_list(facts->saved_names, facts->saved) +
              ", \"states\": " + json_list(facts->state_names, facts->states) +
              ", \"params\": " + json_list(facts->param_names, facts->params) +
-             ", \"masks\": " + json_list(facts->mask_names, facts->masks) + ", \"recurrent\": \"" +
-             name_of(facts->recurrent) +
+             ", \"masks\": " + json_list(facts->mask_names, facts->masks) + ", \"input\": \"" +
+             name_of(facts->input) + "\", \"recurrent\": \"" + name_of(facts->recurrent) +
              "\", \"projects\": " + (facts->projects ? "true" : "false") + "}";
   return "[" + table + "]";
 }

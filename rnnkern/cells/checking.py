@@ -46,6 +46,8 @@ class _Call:
         lengths = torch.randint(1, steps + 1, (batch,)).sort(descending=True).values
         sizes = torch.stack([(lengths > t).sum() for t in range(int(lengths[0]))])
         rows = (int(sizes.sum()),) if packed else (steps, batch)
+        if self.cell.given_sums:
+            inputs = spec.directions * len(self.cell.gates) * hidden
         leaves = [("input", torch.randn(*rows, inputs))]
         if given:  # positive: a state may be what a cell divides by
             others = (len(self.cell.states) - 1) * hidden
@@ -66,13 +68,14 @@ class _Call:
     ) -> Iterator[tuple[str, Tensor]]:
         rows = len(self.cell.gates) * hidden
         heads, recurrent = self.heads, self.cell.recurrent
-        yield f"weight_ih{suffix}", torch.randn(rows, inputs) / inputs**0.5
+        if not self.cell.given_sums:
+            yield f"weight_ih{suffix}", torch.randn(rows, inputs) / inputs**0.5
         if recurrent == "dense":
             yield f"weight_hh{suffix}", torch.randn(rows, hidden) / hidden**0.5
         elif recurrent == "heads":
             units = hidden // heads
             yield f"weight_hh{suffix}", torch.randn(heads, rows // heads, units) / units**0.5
-        if bias:
+        if bias and not self.cell.given_sums:
             yield f"bias_ih{suffix}", torch.randn(rows)
         if bias and recurrent != "none":
             yield f"bias_hh{suffix}", torch.randn(rows)

@@ -86,19 +86,32 @@ def _shapes(
     """The shapes of a direction's parameters by name, in the operators' order."""
     cell = BY_MODE[own.mode]
     rows = len(cell.gates) * hidden_size
+    projects = not cell.given_sums
     recurrent = {
         "none": (),
         "dense": (rows, hidden_size),
         "heads": (heads, rows // heads, hidden_size // heads),
     }[cell.recurrent]
     shapes: dict[str, tuple[int, ...]] = {
-        "weight_ih": (rows, input_size),
+        "weight_ih": (rows, input_size) if projects else (),
         "weight_hh": recurrent,
-        "bias_ih": (rows,) if bias else (),
+        "bias_ih": (rows,) if bias and projects else (),
         "bias_hh": (rows,) if bias and recurrent else (),
         "params": (len(cell.params), hidden_size) if cell.params else (),
     }
     return {name: shape for name, shape in shapes.items() if shape}
+
+
+def _check_given_sums(own: AddedCell, input_size: int, hidden_size: int, directions: int) -> None:
+    cell = BY_MODE[own.mode]
+    if not cell.given_sums:
+        return
+    wanted = directions * len(cell.gates) * hidden_size
+    if input_size != wanted:
+        raise ValueError(
+            f"{own.name} takes the sums of its gates as input: input_size must be {wanted} "
+            f"(directions x {len(cell.gates)} gates x hidden_size), got {input_size}"
+        )
 
 
 def _heads_repr(module: Any) -> str:
@@ -117,10 +130,12 @@ class AddedLayer(Layer, _NoTorchLayer):
     Parameters are those of torch.nn's layers, weight_ih_l0 (G·H, I) and so on with the cell's G
     gates; a cell with learned values per unit has params_l0 (their number, H) too. A cell whose
     W_hh is in heads has weight_hh_l0 (num_heads, G·H/num_heads, H/num_heads), one without a W_hh
-    neither weight_hh_l0 nor bias_hh_l0. Raises ValueError for num_heads that do not divide
-    hidden_size, or that the cell does not have. hx and the final
-    states are a tensor (L·D, B, H), or a tuple of them for a cell with several states, in the order
-    of the cell's names. `LSTM` has the arguments of a call.
+    neither weight_hh_l0 nor bias_hh_l0. One whose input sums are given has neither weight_ih_l0
+    nor bias_ih_l0: its input has input_size = D·G·H columns, those of a direction side by side,
+    and it has one layer. hx and the final states are a tensor (L·D, B, H), or a tuple of them for a
+    cell with several states, in the order of the cell's names. `LSTM` has the arguments of a call.
+    Raises ValueError for num_heads that do not divide hidden_size, or that the cell does not have,
+    and with given sums for another input_size and for more layers.
     """
 
     own: AddedCell
@@ -146,6 +161,12 @@ class AddedLayer(Layer, _NoTorchLayer):
             bidirectional, device="meta",
         )  # fmt: skip
         self.mode = self.own.mode
+        _check_given_sums(self.own, input_size, hidden_size, 2 if bidirectional else 1)
+        if num_layers > 1 and BY_MODE[self.mode].given_sums:
+            raise ValueError(
+                f"{self.own.name} takes the sums of its gates as input, which a layer below does "
+                f"not give: num_layers must be 1, got {num_layers}"
+            )
         self.num_heads = _checked_heads(self.own, hidden_size, num_heads)
         inputs = {name: p.shape[-1] for name, p in self.named_parameters()}
         self._flat_weights_names = []
@@ -243,6 +264,7 @@ class AddedCellModule(Cell, _NoTorchCell):
         num_heads: int = 1,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device="meta")
+        _check_given_sums(self.own, input_size, hidden_size, 1)
         self.num_heads = _checked_heads(self.own, hidden_size, num_heads)
         self._parameters.clear()
         shapes = _shapes(self.own, input_size, hidden_size, bias, num_heads)

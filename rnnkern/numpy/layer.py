@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..episodes import Ends, Episodes
 from ..own_cell import add
 from ..saved_layout import saved_values
 from ..state_dict import Weights, layers
+from .batch_sizes import check_sizes, whole
 from .library import CELLS, _numpy
 from .stream import Stream
 
@@ -53,15 +53,16 @@ class Layer:
         self.batch_first = batch_first
         self._header = None if cell is None else os.fspath(cell)
         added = None if cell is None else _added_cell(cell)
-        self.weights = layers(state_dict, prefix, recurs=added is None or added.recurs)
+        cell_has = {} if added is None else {"recurs": added.recurs, "given_sums": added.given_sums}
+        self.weights = layers(state_dict, prefix, **cell_has)
         first = self.weights[0][0]
         self.cell = added or _cell(first, nonlinearity)
-        rows = first.w_hh if self.cell.recurrent == "dense" else first.w_ih
-        self.hidden_size = rows.shape[0] // len(self.cell.gates)
-        self.proj_size = 0 if first.w_hr is None else first.w_hr.shape[0]
-        self.input_size = first.w_ih.shape[1]
         self.directions = len(self.weights[0])
-        self.dtype = first.w_ih.dtype
+        self.hidden_size = _hidden_size(self.cell, first)
+        self.proj_size = 0 if first.w_hr is None else first.w_hr.shape[0]
+        gate_sums = self.directions * len(self.cell.gates) * self.hidden_size
+        self.input_size = gate_sums if self.cell.given_sums else first.w_ih.shape[1]
+        self.dtype = first.arrays[0].dtype
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"weights must be float32 or float64, got {self.dtype}")
         self._check_weights()
@@ -155,7 +156,7 @@ class Layer:
         self, x: Array, hx: State | None, batch_sizes: Sequence[int] | None, train: bool
     ) -> tuple[Array, State, list[list[dict[str, Array]]]]:
         x = np.asarray(x)
-        batch_sizes = None if batch_sizes is None else _whole(batch_sizes)
+        batch_sizes = None if batch_sizes is None else whole(batch_sizes)
         unbatched = x.ndim == 2 and batch_sizes is None
         if x.ndim != (3 if batch_sizes is None else 2) and not unbatched:
             wanted = "2 or 3" if batch_sizes is None else "2 (packed)"
@@ -165,7 +166,7 @@ class Layer:
         if x.dtype != self.dtype:
             raise ValueError(f"input is {x.dtype}, but the weights are {self.dtype}")
         if batch_sizes is not None:
-            _check_sizes(batch_sizes, len(x))
+            check_sizes(batch_sizes, len(x))
         x = np.ascontiguousarray(x)
         batch_first = self.batch_first and x.ndim == 3
         if unbatched:
@@ -264,8 +265,12 @@ class Layer:
         return found
 
     def _spec(self, batch_first: bool) -> CallSpec:
-        bias, projection = self.weights[0][0].b_ih is not None, self.proj_size > 0
-        return CallSpec(self.cell.id, self.directions, bias, projection, batch_first)
+        return CallSpec(self.cell.id, self.directions, self._bias, self.proj_size > 0, batch_first)
+
+    @property
+    def _bias(self) -> bool:
+        first = self.weights[0][0]
+        return first.b_ih is not None or first.b_hh is not None
 
     def _steps(
         self,
@@ -316,11 +321,18 @@ class Layer:
         first, cell = self.weights[0][0], self.cell
         for name, weight, there in (
             ("params_l0", first.params, bool(cell.params)),
+            ("weight_ih_l0", first.w_ih, not cell.given_sums),
             ("weight_hh_l0", first.w_hh, cell.recurs),
-            ("bias_hh_l0", first.b_hh, cell.recurs and first.b_ih is not None),
+            ("bias_ih_l0", first.b_ih, not cell.given_sums and self._bias),
+            ("bias_hh_l0", first.b_hh, cell.recurs and self._bias),
         ):
             if (weight is not None) != there:
                 raise ValueError(f"the state_dict {'lacks' if there else 'has'} {name}")
+        if cell.given_sums and len(self.weights) > 1:
+            raise ValueError(
+                "a cell whose input sums are given has one layer, got "
+                f"{len(self.weights)} layers of weights"
+            )
         recurrent: tuple[int, ...] = (gate_rows, width)
         if cell.recurrent == "heads":
             heads = first.w_hh.shape[0] if first.w_hh.ndim == 3 else 0
@@ -341,6 +353,18 @@ class Layer:
                         )
 
 
+def _hidden_size(cell: Cell, weights: Weights) -> int:
+    gates = len(cell.gates)
+    if cell.recurrent == "dense":
+        return int(weights.w_hh.shape[0]) // gates
+    if not cell.given_sums:
+        return int(weights.w_ih.shape[0]) // gates
+    last = weights.w_hh if cell.recurs else weights.params
+    if last is None or not last.ndim:
+        raise ValueError(f"the state_dict lacks {'weight_hh_l0' if cell.recurs else 'params_l0'}")
+    return int(last.shape[-1]) * (len(last) if cell.recurs else 1)
+
+
 def _added_cell(header: str | os.PathLike[str]) -> Cell:
     id = add(header, _numpy.isa()).id
     return exported(_numpy.cells())[id]
@@ -349,34 +373,6 @@ def _added_cell(header: str | os.PathLike[str]) -> Cell:
 def _arrays(layer: Sequence[Weights]) -> list[Array]:
     """A layer's weights, as the kernels take them."""
     return [w for direction in layer for w in direction.arrays]
-
-
-def _whole(batch_sizes: Any) -> list[int]:
-    """batch_sizes, of whatever kind of sequence, as Python's integers."""
-    sizes = np.asarray(batch_sizes)
-    if sizes.ndim != 1:
-        raise ValueError(f"batch_sizes must have 1 dimension, got {sizes.ndim}")
-    if not sizes.size:
-        raise ValueError("batch_sizes must have a size for each step, got none")
-    if sizes.dtype.kind not in "iu":
-        raise TypeError(f"batch_sizes must be whole numbers, got {sizes.dtype}")
-    whole: list[int] = sizes.tolist()
-    return whole
-
-
-def _check_sizes(sizes: list[int], rows: int) -> None:
-    if min(sizes) < 1:
-        raise ValueError(f"batch_sizes must be at least 1, got {min(sizes)}")
-    if any(after > before for before, after in pairwise(sizes)):
-        raise ValueError(f"batch_sizes must not grow, got {_short(sizes)}")
-    if sum(sizes) != rows:
-        raise ValueError(
-            f"batch_sizes do not add up to the rows of input: {sum(sizes)} instead of {rows}"
-        )
-
-
-def _short(sizes: list[int]) -> str:
-    return str(sizes) if len(sizes) <= 10 else f"[{', '.join(map(str, sizes[:10]))}, ...]"
 
 
 def _cell(weights: Weights, nonlinearity: str) -> Cell:

@@ -13,11 +13,12 @@ from torch.nn.functional import linear
 
 from ..call_spec import CallSpec
 from ..cell_spec import Cell
+from . import library
 from .library import CELLS, Resets, weights_per_direction
 
-# One step: x = W_ih x + b_ih and, if there is a W_hh, y = W_hh h + b_hh (B, G·H), the states
-# before, and the learned values per unit (H) and masks of the step (B, H) that the cell has -> the
-# states after.
+# One step: x = W_ih x + b_ih, or given sums, and, if there is a W_hh, y = W_hh h + b_hh (B, G·H),
+# the states before, and learned values per unit (H) and masks of the step (B, H) that the cell has
+# -> the states after.
 # The equations are torch.nn.LSTM's, GRU's and RNN's own (see their documentation).
 
 
@@ -104,7 +105,8 @@ def layer(
     outputs, finals = [], []
     for direction in range(spec.directions):
         own = _of_direction(weights, direction, spec)
-        states = _initial([s[direction] for s in state], own, kind, input, batch)
+        hidden_size = library.hidden_size(input, weights, spec)
+        states = _initial([s[direction] for s in state], own, kind, input, batch, hidden_size)
         order = range(len(by_step)) if direction == 0 else range(len(by_step) - 1, -1, -1)
         hidden: list[Tensor] = [input] * len(by_step)
         for t in order:
@@ -114,7 +116,7 @@ def layer(
             now = states if sizes is None else [s[: sizes[t]] for s in states]
             given = masks_by_step[t][direction].unbind(-2) if masks_by_step else ()
             y = [] if own.w_hh is None else [_recurrent(now[0], own.w_hh, own.b_hh)]
-            x = linear(by_step[t], own.w_ih, own.b_ih)
+            x = _input_sums(by_step[t], own, direction, spec)
             new = list(step(x, *y, *now, *own.params, *given))
             if own.w_hr is not None:
                 new[0] = linear(new[0], own.w_hr)
@@ -135,7 +137,7 @@ def layer(
 class _Weights(NamedTuple):
     """Those of one direction."""
 
-    w_ih: Tensor
+    w_ih: Tensor | None
     w_hh: Tensor | None
     b_ih: Tensor | None
     b_hh: Tensor | None
@@ -146,22 +148,34 @@ class _Weights(NamedTuple):
 def _of_direction(weights: Sequence[Tensor], direction: int, spec: CallSpec) -> _Weights:
     kind, each = CELLS[spec.cell], weights_per_direction(spec)
     own = weights[direction * each : (direction + 1) * each]
-    count = 1 + kind.recurs
-    w_ih, w_hh = own[0], own[1] if kind.recurs else None
-    b_ih, *b_hh = own[count : 2 * count] if spec.bias else (None, None)
+    there = (not kind.given_sums, kind.recurs)
+    left = iter(own)
+    w_ih, w_hh = (next(left) if is_there else None for is_there in there)
+    b_ih, b_hh = (next(left) if is_there and spec.bias else None for is_there in there)
     w_hr = own[-1] if spec.projection else None
     params = own[-1].unbind(0) if kind.params else ()
-    return _Weights(w_ih, w_hh, b_ih, b_hh[0] if b_hh else None, w_hr, params)
+    return _Weights(w_ih, w_hh, b_ih, b_hh, w_hr, params)
+
+
+def _input_sums(x: Tensor, own: _Weights, direction: int, spec: CallSpec) -> Tensor:
+    """W_ih x + b_ih (B, G·H) of a step, or a direction's columns of sums that are given."""
+    if own.w_ih is None:
+        return x.chunk(spec.directions, -1)[direction]
+    return linear(x, own.w_ih, own.b_ih)
 
 
 def _initial(
-    state: list[Tensor], own: _Weights, kind: Cell, input: Tensor, batch: int
+    state: list[Tensor],
+    own: _Weights,
+    kind: Cell,
+    input: Tensor,
+    batch: int,
+    hidden_size: int,
 ) -> list[Tensor]:
     """All states one by one, zeros if none are given."""
     others = len(kind.states) - 1
     if state:
         return [state[0], *state[1].chunk(others, -1)] if others > 1 else state
-    hidden_size = own.w_ih.shape[0] // len(kind.gates)
     width = hidden_size if own.w_hr is None else own.w_hr.shape[0]
     return [input.new_zeros(batch, n) for n in (width, *[hidden_size] * others)]
 

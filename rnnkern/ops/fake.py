@@ -11,12 +11,12 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from ..call_spec import CallSpec
-from .library import CELLS
+from .library import CELLS, hidden_size
 
 
-def _sizes(weights: Sequence[Tensor], spec: CallSpec) -> tuple[int, int]:
+def _sizes(input: Tensor, weights: Sequence[Tensor], spec: CallSpec) -> tuple[int, int]:
     """H and R of a layer."""
-    hidden = weights[0].shape[0] // len(CELLS[spec.cell].gates)
+    hidden = hidden_size(input, weights, spec)
     return hidden, weights[1].shape[1] if spec.projection else hidden
 
 
@@ -87,7 +87,7 @@ def _forward_shapes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     spec, train, *resets = _settings(rest)
     _check_devices(input, h_0, c_0, *weights, *(t for t in resets if t is not None))
-    hidden, width = _sizes(weights, spec)
+    hidden, width = _sizes(input, weights, spec)
     results = _results(input, batch_sizes, h_0, spec, hidden, width)
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     units = spec.directions * rows * hidden if train else 0
@@ -137,7 +137,7 @@ def _backward_shapes(
     spec, needs, flow, *resets = _settings(rest)
     after_reset = [s for s in resets[1:3] if s is not None and needs & 8]
     _check_devices(input, h_0, c_0, *weights)
-    hidden, width = _sizes(weights, spec)
+    hidden, width = _sizes(input, weights, spec)
     directions, c_values = spec.directions, len(CELLS[spec.cell].states) - 1
     wide = _wide(input.dtype)
     packed = batch_sizes is not None

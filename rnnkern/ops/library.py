@@ -69,9 +69,16 @@ read_cells()
 
 def weights_per_direction(spec: CallSpec) -> int:
     """How many: (w_ih, w_hh[, b_ih, b_hh][, w_hr or params]), of a cell without W_hh
-    (w_ih[, b_ih][, params])."""
+    (w_ih[, b_ih][, params]), of one whose input sums are given without w_ih and b_ih."""
     cell = CELLS[spec.cell]
-    return (1 + cell.recurs) * (1 + spec.bias) + (spec.projection or bool(cell.params))
+    return cell.products * (1 + spec.bias) + (spec.projection or bool(cell.params))
+
+
+def hidden_size(input: Tensor, weights: Sequence[Tensor], spec: CallSpec) -> int:
+    """H of a layer."""
+    cell = CELLS[spec.cell]
+    rows = input.shape[-1] // spec.directions if cell.given_sums else weights[0].shape[0]
+    return rows // len(cell.gates)
 
 
 class Resets(NamedTuple):

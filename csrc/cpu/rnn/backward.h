@@ -8,6 +8,7 @@ template <class Cell, class T>
 class BackwardCall {
   using S = Acc<T>;
   using Block = BackwardBlock<Cell, T>;
+  static constexpr bool kGiven = Products<Cell>::kGiven;  // each direction has columns of its own
 
  public:
   BackwardCall(const BackwardParams<T>& p, const Plan& plan, Arena arena, size_t* used = nullptr)
@@ -22,17 +23,17 @@ class BackwardCall {
     scratches_ = arena.alloc<char>(scratch_size_ * max(plan.threads, p.directions));
     buffer_size_ = Block::buffer_size(p, plan);
     buffers_ = arena.alloc<S>(buffer_size_ * plan.threads);
-    const bool both_dx = p.directions == 2 && p.dx.data;
-    dx_ = arena.alloc<S>(both_dx ? p.sequence.rows() * p.input_size : 0);
+    const bool both_dx = p.directions == 2 && p.dx.data && !kGiven;
+    if (both_dx) dx_ = arena.alloc<S>(p.sequence.rows() * p.input_size);
     if (used) *used = arena.used();
   }
 
   void run(Team team) {
     if (p_.directions == 2 && team.size % 2 == 0) {
       const int d = team.rank % 2;
-      direction(d, team.half(), team.rank, d && p_.dx.data ? dx_ : p_.dx.data, false);
+      direction(d, team.half(), team.rank, d && dx_ ? dx_ : p_.dx.data, false);
       team.sync();
-      if (p_.dx.data) add_dx(team);
+      if (dx_) add_dx(team);
     } else {
       for (int d = 0; d < p_.directions; ++d) direction(d, team, team.rank, p_.dx.data, d > 0);
     }
@@ -68,7 +69,7 @@ class BackwardCall {
   int64_t scratch_size_ = 0;  // of the largest block
   S* buffers_;                // one per thread
   int64_t buffer_size_;
-  S* dx_;  // of the second direction, where both run at once
+  S* dx_ = nullptr;  // of the second direction, where both run at once and share x's columns
 };
 
 template <class Cell, class T>

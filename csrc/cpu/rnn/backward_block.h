@@ -13,7 +13,7 @@
 #pragma once
 #include "../../core/saved_layout.h"
 #include "backward_resets.h"
-#include "backward_shared.h"
+#include "block_wgrad.h"
 #include "cell_backward.h"
 #include "projection_backward.h"
 #include "time_loop.h"
@@ -32,8 +32,9 @@ class BackwardBlock {
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
   static constexpr bool kHasC = kCValues > 0;
   static constexpr bool kProjects = Cell::kProjects && Projection::kExists;
-  static constexpr bool kRecurs = Cell::kRecurrent != Recurrent::none, kHeads = Shared::kHeads;
-  static constexpr bool kSharesPreacts = Cell::kInputPreact == Cell::kHiddenPreact;
+  static constexpr bool kRecurs = Products<Cell>::kRecurs, kHeads = Shared::kHeads;
+  static constexpr bool kGiven = Products<Cell>::kGiven;
+  static constexpr int kProducts = Products<Cell>::kCount, kHidden = Products<Cell>::kHidden;
   static_assert(Cell::kGates <= kMaxBatch);
 
  public:
@@ -64,7 +65,7 @@ class BackwardBlock {
         dx_(dx),
         accumulate_dx_(accumulate_dx),
         units_(Shared::hidden_layout(p.hidden_size, p, plan)),
-        dgates_(chunk_rows(p, plan), (Cell::kPreacts + Cell::kParams) * p.hidden_size,
+        dgates_(chunk_rows(p, plan), (kProducts + Cell::kParams) * p.hidden_size,
                 is_blocked(p, plan), scratch),
         dh_{nullptr, pad_to_odd_lines<S>(hh_.panels.padded_cols())},
         dc_{nullptr, kCValues * units_.padded_cols()},
@@ -72,9 +73,7 @@ class BackwardBlock {
                     scratch),
         cell_backward_(p, direction, units_),
         resets_(p, seq_, shared.zeros, hh_.panels, units_),
-        wgrad_(make_wgrad(p, shared.grads[block], scratch)),
-        params_wgrad_(make_params_wgrad(p, shared.grads[block], scratch)),
-        head_grad_(shared.grads[block].hh) {
+        wgrad_(p, shared, shared.grads[block], scratch) {
     dh_.data = scratch.alloc<S>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.alloc<S>(seq_.batch * dc_.stride);
   }
@@ -151,8 +150,7 @@ class BackwardBlock {
   }
 
   void finish(Team team) const {
-    for (const Wgrad<T>& wgrad : wgrad_.of) wgrad.write(team);
-    if constexpr (Cell::kParams > 0) params_wgrad_.write(team);
+    wgrad_.write(team);
     if constexpr (kProjects)
       if (projects()) projection_.write_wgrad(team);
     const int64_t H = p_.hidden_size, R = p_.h_size();
@@ -236,6 +234,8 @@ class BackwardBlock {
     };
     StepOperands step{};
     step.set_masks(p_, seq_, d_, t, 0);
+    if (kGiven && dx_.data)
+      step.set_sums({dx_.data + seq_.row(t) * dx_.b_stride, dx_.b_stride}, d_, H);
     step.h = {p_.y.at(seq_, t) + d_ * H, y_row};
     step.h_prev = {p_.y.at(seq_, t_prev) + d_ * H, y_row};
     if (!carried) step.h_prev = initial(p_.h0, H);
@@ -269,10 +269,9 @@ class BackwardBlock {
         std::memset(dx + b * dh_.stride, 0, p_.input_size * sizeof(S));
     for (int64_t i = range.p0; i < range.p1; ++i) {
       const int64_t panel = serpentine(i, s, range);
-      hh_.gemm_accumulate(
-          dgates.at_row(range.b0, Cell::kHiddenPreact * p_.hidden_size / kVnniFactor<T>), rows,
-          panel, {dh_[range.b0] + hh_.panels.first_unit(panel), dh_.stride},
-          next_serpentine(i, s, range));
+      hh_.gemm_accumulate(dgates.at_row(range.b0, kHidden * p_.hidden_size / kVnniFactor<T>), rows,
+                          panel, {dh_[range.b0] + hh_.panels.first_unit(panel), dh_.stride},
+                          next_serpentine(i, s, range));
     }
     if (hh_.appended)
       write_tile(dx, int(dh_.stride), rows, p_.input_size,
@@ -297,7 +296,7 @@ class BackwardBlock {
 
   // dx = dgates W_ih for the chunk, whose rows the team splits.
   void input_dgrad(const WgradArgs<T>& chunk, Team team) {
-    if (!dx_.data || hh_.appended) return;
+    if (kGiven || !dx_.data || hh_.appended) return;
     const int64_t first = team.begin(chunk.rows), count = team.end(chunk.rows) - first;
     const BlockedMatrix<F> dgates = dgates_.at_row(first, Cell::kInputPreact * p_.hidden_size);
     for (int64_t panel = 0; panel < ih_.panels.count(); ++panel) {
@@ -316,36 +315,6 @@ class BackwardBlock {
     }
   }
 
-  // The gradients of all weights, or where the input's and the recurrent pre-activations differ,
-  // those of each kind.
-  struct Wgrads {
-    Wgrad<T> of[kSharesPreacts ? 1 : 2];
-  };
-  static Wgrads make_wgrad(const BackwardParams<T>& p, const WeightGrads<S>& g, Arena& arena) {
-    const WgradTarget<S> targets[] = {{g.ih, p.input_size},
-                                      {g.bias_ih, 1},
-                                      {kHeads ? nullptr : g.hh, p.h_size()},
-                                      {g.bias_hh, 1}};
-    const auto make = [&](int first, int count, int first_preact, int (*gate_of)(int)) {
-      return Wgrad<T>(targets + first, count, first_preact, Cell::kGates, p.hidden_size, gate_of,
-                      arena);
-    };
-    if constexpr (kSharesPreacts)
-      return {{make(0, 4, Cell::kInputPreact, Cell::input_gate)}};
-    else
-      return {{make(0, 2, Cell::kInputPreact, Cell::input_gate),
-               make(2, 2, Cell::kHiddenPreact, Cell::hidden_gate)}};
-  }
-
-  // The learned values' gradients are summed over all rows, as a bias's: their parts are columns of
-  // dgates behind the pre-activations.
-  static Wgrad<T> make_params_wgrad(const BackwardParams<T>& p, const WeightGrads<S>& g,
-                                    Arena& arena) {
-    const WgradTarget<S> target{g.params, 1};
-    return Wgrad<T>(&target, Cell::kParams > 0, Cell::kPreacts, Cell::kParams, p.hidden_size,
-                    CellDefaults::input_gate, arena);
-  }
-
   void wgrad(const WgradArgs<T>& chunk) {
     const auto x = [&](int64_t, int64_t t, int64_t b) {
       return p_.x.at(seq_, t) + b * p_.x.b_stride;
@@ -357,17 +326,7 @@ class BackwardBlock {
         return p_.y.at(seq_, previous) + b * p_.y.b_stride + d_ * R;
       return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
     };
-    if constexpr (kSharesPreacts) {
-      wgrad_.of[0].accumulate(chunk, x, Ones(), h_prev, Ones());
-    } else {
-      wgrad_.of[0].accumulate(chunk, x, Ones());
-      wgrad_.of[1].accumulate(chunk, h_prev, Ones());
-    }
-    if constexpr (kHeads)
-      HeadWgrad<T>{head_grad_,          hh_.panels,   hh_.range,
-                   Cell::kHiddenPreact, Cell::kGates, Cell::hidden_gate}
-          .accumulate(chunk, h_prev);
-    if constexpr (Cell::kParams > 0) params_wgrad_.accumulate(chunk, Ones());
+    wgrad_.accumulate(chunk, x, h_prev);
     if constexpr (kProjects)
       if (projects()) projection_.wgrad(chunk);
   }
@@ -388,9 +347,7 @@ class BackwardBlock {
   Projection projection_;
   const CellBackward<Cell, T> cell_backward_;
   const BackwardResets<Cell, T> resets_;
-  Wgrads wgrad_;
-  Wgrad<T> params_wgrad_;
-  S* const head_grad_;  // of W_hh in heads
+  BlockWgrad<Cell, T> wgrad_;
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "../runtime/arena.h"
+#include "given_sums.h"
 #include "heads_backward.h"
 #include "projection.h"
 
@@ -72,9 +73,10 @@ struct BackwardShared {
   // Whether propagate_dh computes dx too: where this makes fewer panels, and a step has rows and k
   // enough for it.
   static bool appends_input(const BackwardParams<T>& p, const Plan& plan) {
-    if (Cell::kInputPreact != Cell::kHiddenPreact || Cell::kRecurrent != Recurrent::dense ||
-        !p.dx.data || p.proj_size || plan.split_units || plan.unpacked_weights ||
-        p.sequence.batch < max_mr(kMaxNR) || Cell::kGates * p.hidden_size < kKC)
+    if (Products<Cell>::kGiven || Cell::kInputPreact != Cell::kHiddenPreact ||
+        Cell::kRecurrent != Recurrent::dense || !p.dx.data || p.proj_size || plan.split_units ||
+        plan.unpacked_weights || p.sequence.batch < max_mr(kMaxNR) ||
+        Cell::kGates * p.hidden_size < kKC)
       return false;
     const PackedLayout<F> x(p.input_size, 1), h(p.hidden_size, 1);
     return PackedLayout<F>(h.padded_cols() + p.input_size, 1).count() < x.count() + h.count();
@@ -92,7 +94,7 @@ struct BackwardShared {
   }
 
   void pack(const BackwardParams<T>& p, Team team) {
-    if (p.dx.data && !hh.appended) ih.pack(team);
+    if (!Products<Cell>::kGiven && p.dx.data && !hh.appended) ih.pack(team);
     if (Cell::kRecurrent != Recurrent::none) hh.pack(team);
     if (p.proj_size) hr.pack(team);
     if (team.rank == 0)

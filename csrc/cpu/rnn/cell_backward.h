@@ -5,6 +5,7 @@
 #include "../../core/saved_layout.h"
 #include "../simd/math.h"
 #include "gate_grads.h"
+#include "given_sums.h"
 #include "masks.h"
 #include "time_loop.h"
 
@@ -12,7 +13,7 @@ namespace rnnkern::RNNKERN_ISA {
 
 // What the cell reads and writes in a step, by batch row. Null data: not there.
 template <class Cell, class T>
-struct BackwardOperands : StepMasks<Acc<T>, Cell::kMasks> {
+struct BackwardOperands : StepMasks<Acc<T>, Cell::kMasks>, StepSums<Cell, Acc<T>> {
   using S = Acc<T>;
   StridedRows<const T> h, h_prev, dy;
   SavedValues<const T> saved;
@@ -31,6 +32,7 @@ class CellBackward {
   using StepOperands = BackwardOperands<Cell, T>;
   static constexpr int kLanes = V::kLanes, kPanel = kMaxNR * kLanes;
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
+  static constexpr int kProducts = Products<Cell>::kCount;
   static constexpr bool kHasC = kCValues > 0, kSaves = Cell::kSaved > 0 || kHasC;
 
  public:
@@ -114,10 +116,12 @@ class CellBackward {
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
       const int64_t u = unit + i * kLanes;
-      for (int k = 0; k < Cell::kPreacts; ++k)
-        dgates[k].v[i].store(GateGrads<T>::element(step.dgates, b, k * H + u), lanes);
+      for (int k = 0; k < kProducts; ++k)
+        dgates[Products<Cell>::kFirst + k].v[i].store(
+            GateGrads<T>::element(step.dgates, b, k * H + u), lanes);
+      step.store_sums(dgates, i, b, u, H, lanes);
       for (int k = 0; k < Cell::kParams; ++k)
-        dparams[k].v[i].store(GateGrads<T>::element(step.dgates, b, (Cell::kPreacts + k) * H + u),
+        dparams[k].v[i].store(GateGrads<T>::element(step.dgates, b, (kProducts + k) * H + u),
                               lanes);
       if (step.flow_h.data) dnext[0].v[i].store(step.flow_h[b] + u, lanes);
       dprev[0].v[i].store(dh + u);

@@ -12,7 +12,7 @@ namespace rnnkern::RNNKERN_ISA {
 
 // What a step reads and writes, for batch rows from r0 on.
 template <class Cell, class T>
-struct StepOperands : StepMasks<Acc<T>, Cell::kMasks> {
+struct StepOperands : StepMasks<Acc<T>, Cell::kMasks>, StepSums<Cell, const T> {
   StridedRows<const T> h_prev;
   StridedRows<const Acc<T>> h_fp32_prev;  // h unrounded, for the cell itself
   StridedRows<T> h_next;
@@ -30,6 +30,7 @@ class Epilogue {
   static constexpr int kLanes = V::kLanes;
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
   static constexpr bool kHasC = kCValues > 0;
+  static constexpr int kProducts = Products<Cell>::kCount, kFirst = Products<Cell>::kFirst;
 
  public:
   // Whether h is also carried unrounded.
@@ -92,8 +93,10 @@ class Epilogue {
         saved[Cell::kSaved + 1], params[Cell::kParams + 1], masks[Cell::kMasks + 1];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
-      for (int k = 0; k < Cell::kPreacts; ++k)
-        preact[k].v[i] = V::load(preacts + i * preacts_ld + k * gate_stride) + bias[k];
+      for (int k = 0; k < kProducts; ++k)
+        preact[kFirst + k].v[i] =
+            V::load(preacts + i * preacts_ld + k * gate_stride) + bias[kFirst + k];
+      step.add_sums(preact, i, r + i, unit, hidden_size_, lanes);
       if constexpr (kKeepsFp32H)
         prev[0].v[i] = V::load(step.h_fp32_prev[r + i] + unit, lanes);
       else if constexpr (!Cell::kProjects)

@@ -32,7 +32,7 @@ class ForwardDirection {
   static constexpr int kLanes = V::kLanes;
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
   static constexpr bool kHasC = kCValues > 0, kKeepsFp32H = Epilogue::kKeepsFp32H;
-  static constexpr bool kRecurs = Cell::kRecurrent != Recurrent::none;
+  static constexpr bool kRecurs = Products<Cell>::kRecurs;
   static_assert(kUnitBlock % kLanes == 0);
 
  public:
@@ -178,6 +178,7 @@ class ForwardDirection {
     const int64_t state_row = d_ * seq_.batch + r0, C = kCValues * H;
     StepOperands step{};
     step.set_masks(p_, seq_, d_, t, r0);
+    step.set_sums({p_.x.at(seq_, t) + r0 * p_.x.b_stride, p_.x.b_stride}, d_, H);
     step.h_next = h_rows(t, r0);
     if constexpr (kProjects)
       if (projects()) step.h_next = shared_.projection.m(r0);

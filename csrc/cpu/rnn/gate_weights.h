@@ -6,6 +6,7 @@
 #include "../gemm/gemm_unpacked.h"
 #include "../runtime/arena.h"
 #include "../runtime/plan.h"
+#include "given_sums.h"
 #include "heads.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -14,7 +15,8 @@ namespace rnnkern::RNNKERN_ISA {
 template <class Cell, class T>
 PackedLayout<PackedElem<T>> gate_layout(int64_t units) {
   PackedLayout<PackedElem<T>> panels(units, Cell::kGates);
-  panels.gates_share_tail_vector = Cell::kGates > 1 && Cell::kInputPreact == Cell::kHiddenPreact;
+  panels.gates_share_tail_vector =
+      Cell::kGates > 1 && (Products<Cell>::kGiven || Cell::kInputPreact == Cell::kHiddenPreact);
   return panels;
 }
 
@@ -24,7 +26,7 @@ class PackedGateWeights {
   using F = PackedElem<T>;
   using V = Vec<S>;
   static constexpr int kLanes = V::kLanes;
-  static constexpr bool kRecurs = Cell::kRecurrent != Recurrent::none;
+  static constexpr bool kRecurs = Products<Cell>::kRecurs, kGiven = Products<Cell>::kGiven;
   static constexpr bool kHeads = Cell::kRecurrent == Recurrent::heads;
 
  public:
@@ -33,7 +35,7 @@ class PackedGateWeights {
                     [[maybe_unused]] Arena& scratch)
       : weights_(p.weights[direction]),
         panels_(gate_layout<Cell, T>(p.hidden_size)),
-        input_k_(p.input_size / kVnniFactor<T>),
+        input_k_(kGiven ? 0 : p.input_size / kVnniFactor<T>),
         h_k_(kRecurs ? p.h_size() / kVnniFactor<T> : 0),
         heads_(kHeads ? p.hidden_size : 0, p.heads, panels_.blocks_per_panel * kLanes,
                p.weight_format() == WeightFormat::int8 ? kInt8K : 1),
@@ -59,8 +61,9 @@ class PackedGateWeights {
 
   // Leading dimension of a panel's pre-activations.
   int64_t preacts_ld(int64_t panel) const {
-    return Cell::kPreacts == Cell::kGates ? panels_.ldb(panel)
-                                          : Cell::kPreacts * panels_.unit_vectors(panel) * kLanes;
+    return Products<Cell>::kCount <= Cell::kGates
+               ? panels_.ldb(panel)
+               : Cell::kPreacts * panels_.unit_vectors(panel) * kLanes;
   }
 
   // The sum of both biases for each pre-activation of the panel's units.
@@ -75,7 +78,7 @@ class PackedGateWeights {
         expand_heads(heads_, w_hh_, Cell::kGates, panels_.first_unit(panel),
                      min(panels_.first_unit(panel + 1), H), expanded_);
       if (!is_unpacked(panel)) {
-        pack(panel, weights_.ih, input_k_, Cell::input_gate, ih_);
+        if (!kGiven) pack(panel, weights_.ih, input_k_, Cell::input_gate, ih_);
         if (kRecurs) pack(panel, weights_.hh, hidden_k_, Cell::hidden_gate, hh_);
       }
       S* const bias = this->bias(panel);
@@ -127,7 +130,8 @@ class PackedGateWeights {
     if (prefetch_to_l2_) {
       packed[0].prefetch_b = packed[1].prefetch_b = first;
       packed[0].next_b = packed[1].b;
-      if (next >= 0) packed[1].next_b = fused_input_ ? input_panel(next) : hidden_panel(next);
+      if (next >= 0)
+        packed[1].next_b = fused_input_ && !kGiven ? input_panel(next) : hidden_panel(next);
     }
     UnpackedOperands<F> unpacked[2];
     if (is_unpacked)
@@ -138,7 +142,9 @@ class PackedGateWeights {
       else
         gemm_packed(n, nr, packed + first, count, c);
     };
-    if constexpr (Cell::kInputPreact == Cell::kHiddenPreact) {
+    if constexpr (kGiven) {
+      multiply(1, 1, {nullptr, 0, preacts, ld});
+    } else if constexpr (Cell::kInputPreact == Cell::kHiddenPreact) {
       if (fused_input_)
         multiply(0, 2, {nullptr, 0, preacts, ld});
       else
@@ -154,6 +160,7 @@ class PackedGateWeights {
   // A row of x and one of h as bytes, with a scale each, in lanes: what a step with int8 weights
   // reads. 0 with other weights.
   int64_t quantized_lanes() const {
+    if (kGiven && !kRecurs) return 0;
     return format_ == WeightFormat::int8 ? int8_lanes(input_k_) + int8_lanes(h_k_) + 2 : 0;
   }
 
@@ -177,13 +184,16 @@ class PackedGateWeights {
                         row + int8_lanes(k), stride};
       };
       const S* const hidden = rows + int8_lanes(input_k_) + 1;
-      gemm_int8(n, nr, bytes(rows, input_k_), int8(ih_), panels_.offset(panel),
-                int8_lanes(input_k_), {nullptr, 0, preacts + Cell::kInputPreact * width, ld});
-      if constexpr (Cell::kInputPreact != Cell::kHiddenPreact) begin_hidden(panel, n, {}, preacts);
+      if constexpr (!kGiven) {
+        gemm_int8(n, nr, bytes(rows, input_k_), int8(ih_), panels_.offset(panel),
+                  int8_lanes(input_k_), {nullptr, 0, preacts + Cell::kInputPreact * width, ld});
+        if constexpr (Cell::kInputPreact != Cell::kHiddenPreact)
+          begin_hidden(panel, n, {}, preacts);
+      }
       if constexpr (kRecurs)
         gemm_int8(n, nr, bytes(hidden, h_k_, first_k(panel)), int8(hh_), panels_.offset(panel),
                   int8_lanes(hidden_k_),
-                  {nullptr, 0, preacts + Cell::kHiddenPreact * width, ld, true});
+                  {nullptr, 0, preacts + Products<Cell>::kHidden * width, ld, !kGiven});
     }
   }
 

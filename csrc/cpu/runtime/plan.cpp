@@ -29,7 +29,7 @@ class Planner {
         l2_(machine.l2_budget_bytes),
         quota_(machine.cpu_quota) {
     const int64_t H = in.hidden_size, P = in.proj_size;
-    const int64_t input = in.gates * H * in.input_size;
+    const int64_t input = in.given_sums ? 0 : in.gates * H * in.input_size;
     const int64_t columns = in.heads ? (P ? P : H) / in.heads : 0;  // of W_hh
     const int64_t recurrent = in.gates * H * columns + P * H;
     recurrent_ = recurrent * in.element_size;
@@ -82,6 +82,7 @@ class Planner {
 
   Choice<bool> fuses_input() const {
     if (in_.int8) return {true, "int8 weights"};
+    if (in_.given_sums) return {true, "the input's sums are given"};
     if (!in_.heads) return {false, "no recurrent product to join"};
     if (in_.steps <= tuning_.fused_max_steps && in_.batch >= in_.steps) return {true, "few steps"};
     if (in_.input_size <= tuning_.fused_max_inputs) return {true, "narrow input"};

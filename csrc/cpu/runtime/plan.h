@@ -48,6 +48,7 @@ struct PlanInput {
   int threads;                           // at most
   bool prepacked = false, int8 = false;  // what the weights are
   int64_t heads = 1;                     // blocks of W_hh: 1 if it is dense, 0 if there is none
+  bool given_sums = false;               // there is no W_ih
 };
 
 RNNKERN_API Plan make_plan(const PlanInput& in, const Machine& machine = this_machine());
