@@ -39,7 +39,7 @@ test-quick: $(READY)
 # With real packages of others. What pip takes from rnnkern, which is installed, is the extras' list.
 test-integrations: $(READY)
 	$(PIP) torch==2.13.0 'rnnkern[onnx,rl]'
-	$(PIP) --no-deps xlstm==2.0.6
+	$(PIP) --no-deps xlstm==2.0.6 speechbrain==1.1.2
 	$(BIN)/pytest $(PYTEST_ARGS) -m peers $(ARGS)
 
 bench: $(READY)

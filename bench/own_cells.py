@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rnnkern import cells
-from rnnkern.cells.shelf import SHELF
+from rnnkern.cells.shelf import OF_SUMS, SHELF
 from rnnkern.ops.library import BY_MODE
 
 # name: gates, and as SIGMOIDS in rows.py
 CELLS = {
     "CIFG": (3, (4, 1)),
     "IndRNN": (1, (0, 0)),
+    "LayerNormLSTM": (4, (5, 2)),
     "LiGRU": (2, (1, 0)),
     "MGU": (2, (2, 0)),
     "MinGRU": (2, (1, 0)),
@@ -63,11 +64,39 @@ class StepLoop(torch.nn.Module):
         return torch.stack(outputs), finals if len(finals) > 1 else finals[0]
 
 
+class NormLoop(torch.nn.Module):
+    """The same of LayerNormLSTM, whose sums are normalised ahead of the loop."""
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int, **options: Any) -> None:
+        super().__init__()
+        if num_layers > 1 or options.get("batch_first") or options.get("bidirectional"):
+            raise ValueError("the loop is for one layer in one direction, time-major")
+        module = cells.LayerNormLSTM(input_size, hidden_size, **options)
+        self.layer: Any = module.layers[0]
+        self.hidden_size = hidden_size
+        self.step = OF_SUMS["LayerNormLSTMOfSums"].step
+
+    def forward(self, x: Tensor, hx: None = None) -> tuple[Tensor, Any]:
+        w_hh, params = self.layer.recurrence.weight_hh_l0, self.layer.recurrence.params_l0.unbind()
+        states: tuple[Tensor, ...] = (x.new_zeros(x.shape[1], self.hidden_size),) * 2
+        outputs = []
+        for of_x in self.layer._sums(x):
+            states = self.step(of_x, linear(states[0], w_hh), *states, *params)
+            outputs.append(states[0])
+        return torch.stack(outputs), tuple(s[None] for s in states)
+
+
+def _loop(name: str, *args: Any, **options: Any) -> torch.nn.Module:
+    return (
+        NormLoop(*args, **options) if name == "LayerNormLSTM" else StepLoop(name, *args, **options)
+    )
+
+
 class _Loops:
     """A package of loops: `loops.CIFG` makes one."""
 
     def __getattr__(self, name: str) -> Any:
-        return partial(StepLoop, name)
+        return partial(_loop, name)
 
 
 class _CompiledLoops:
@@ -75,7 +104,7 @@ class _CompiledLoops:
 
     def __getattr__(self, name: str) -> Any:
         def make(*args: Any, **options: Any) -> torch.nn.Module:
-            loop = StepLoop(name, *args, **options)
+            loop = _loop(name, *args, **options)
             loop.compile(fullgraph=True)
             return loop
 

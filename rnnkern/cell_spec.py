@@ -14,6 +14,7 @@ class Cell:
     saved   what the kernels save per unit and step for the backward pass, in their order
     states  the states a step hands to the next one: h and others
     params  learned values per unit, (len(params), H) in each direction
+    normalizes_hidden  whether W_hh h is standardised over a row: then there is no b_hh
     input   what the gates take of the input: "dense", W_ih x + b_ih, or "given", sums that the
             caller computes, (…, D·G·H) for D directions
     recurrent  what W_hh is: "dense" (G·H, H), "heads" (heads, G·H/heads, H/heads) or "none"
@@ -31,6 +32,7 @@ class Cell:
     recurrent: str = "dense"
     masks: tuple[str, ...] = ()
     input: str = "dense"
+    normalizes_hidden: bool = False
 
     @property
     def built_in(self) -> bool:
@@ -48,9 +50,9 @@ class Cell:
         return self.input == "given"
 
     @property
-    def products(self) -> int:
-        """How many matrix products a step has, with a bias each: W_ih x and W_hh h, or one."""
-        return self.recurs + (not self.given_sums)
+    def biases(self) -> tuple[bool, bool]:
+        """Whether there are a b_ih and a b_hh, in a layer with biases."""
+        return not self.given_sums, self.recurs and not self.normalizes_hidden
 
 
 def exported(table: str) -> list[Cell]:
@@ -65,6 +67,7 @@ def exported(table: str) -> list[Cell]:
             projects=facts["projects"],
             params=tuple(facts["params"]),
             input=facts["input"],
+            normalizes_hidden=facts["normalizes_hidden"],
             recurrent=facts["recurrent"],
             masks=tuple(facts["masks"]),
         )

@@ -10,6 +10,7 @@ I inputs, H hidden units, G gates, R width of h (H, or P with a projection). Nee
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,14 +41,13 @@ class Weights(NamedTuple):
 def layers(
     state_dict: Mapping[str, Any],
     prefix: str = "",
-    recurs: bool = True,
-    given_sums: bool = False,
+    products: tuple[bool, bool] = (True, True),
+    biases: tuple[bool, bool] = (True, True),
 ) -> list[list[Weights]]:
     """The weights of every layer and direction, as NumPy arrays: `layers(sd)[layer][direction]`.
 
-    `prefix` picks a layer out of a larger model's: "encoder." for "encoder.weight_ih_l0". `recurs`:
-    whether the cell has a weight_hh and, with a bias, a bias_hh. `given_sums`: whether it has
-    neither weight_ih nor bias_ih.
+    `prefix` picks a layer out of a larger model's: "encoder." for "encoder.weight_ih_l0". Whether
+    the cell has a weight_ih and a weight_hh is in `products`, a bias_ih and a bias_hh in `biases`.
     Raises ValueError for a key that no recurrent layer has (without prefix), for a missing one and
     for a value that is no array, TypeError for something else than a mapping.
     """
@@ -75,10 +75,10 @@ def layers(
     depth = 1 + max(layer for layer, _ in found)
     directions = 1 + max(direction for _, direction in found)
     stack = [[found.get((k, d), {}) for d in range(directions)] for k in range(depth)]
-    there = {"ih": not given_sums, "hh": recurs}
-    wanted = set(found[min(found)]) | {f"w_{name}" for name in there if there[name]}
+    sides = ("ih", "hh")
+    wanted = set(found[min(found)]) | {f"w_{side}" for side in compress(sides, products)}
     if wanted & {"b_ih", "b_hh"}:
-        wanted |= {f"b_{name}" for name in there if there[name]}
+        wanted |= {f"b_{side}" for side in compress(sides, biases)}
     for k, layer in enumerate(stack):
         for d, weights in enumerate(layer):
             if missing := wanted - set(weights):

@@ -67,7 +67,7 @@ std::string plan_op(int64_t cell, int64_t steps, int64_t batch, int64_t input_si
                proj_size, facts->gates, facts->preacts, int(directions), int(element_size),
                backward,  int(threads)};
   in.heads = facts->recurrent == Recurrent::none ? 0 : heads;
-  in.given_sums = facts->input == Input::given;
+  in.given_sums = facts->input == Input::given, in.whole_rows = facts->normalizes;
   const Plan plan = make_plan(in);
   const auto text = [](const char* s) { return std::string("\"") + s + '"'; };
   const PlanRules& rules = plan.rules;

@@ -19,6 +19,13 @@
 //   kStates       states per unit: h, which W_hh multiplies and the layer puts out, and others
 //   kStateNames   their names, h first
 //   kRecurrent    what W_hh is: Recurrent::dense, heads or none
+//   kNormalizesHidden
+//                 whether a row's W_hh h is standardised over all gates and units, as in layer
+//                 normalisation: then there is no b_hh, and the last kGates + 1 saved values are
+//                 the engine's: the standardised sums and their scale
+//   kNormalizedState
+//                 a state that is standardised over the units before h is made of it, or 0
+//   kNormEpsilon  what both add to a variance
 //   kSaved        values per unit that backward needs besides the states
 //   kSavedNames   their names; those of gates are the gates' own
 //   kParams       learned values per unit, as a peephole's weights: params (kParams, H)
@@ -44,6 +51,12 @@
 //   backward(saved, prev, params, next, dnext, dprev, dgates, dparams[kParams])
 //       dparams of this row and step alone: the engine sums them.
 //   With kMasks > 0, masks[kMasks] come after prev or params, in both.
+//   With kNormalizedState > 0:
+//   output(held, norm, params) -> h
+//       of the standardised state and of what forward left in next[0].
+//   output_backward(saved, norm, params, dh) -> the derivative of the loss by norm
+//       backward then finds norm in next[kNormalizedState], and the whole derivative of that state
+//       in dnext[kNormalizedState].
 //
 // The engine brings sigmoid(V), tanh(V), relu(V), exp(V), log(V), softplus(V), log_sigmoid(V),
 // max(V, V) and where_positive(V x, V y) (0 where x <= 0, else y, as for NaN), the operators
@@ -80,6 +93,9 @@ struct CellDefaults {
   static constexpr Input kInput = Input::dense;
   static constexpr Recurrent kRecurrent = Recurrent::dense;
   static constexpr int kInputPreact = 0, kHiddenPreact = 0, kParams = 0, kMasks = 0;
+  static constexpr bool kNormalizesHidden = false;
+  static constexpr int kNormalizedState = 0;
+  static constexpr double kNormEpsilon = 1e-5;
   static constexpr const char* const* kSavedNames = nullptr;
   static constexpr const char* const* kParamNames = nullptr;
   static constexpr const char* const* kMaskNames = nullptr;

@@ -43,6 +43,18 @@ constexpr bool check_limits() {
       "a cell whose input sums are given has a W_hh or learned values per unit");
   static_assert(Cell::kInput == Input::dense || !Cell::kProjects,
                 "a cell that projects h has a W_ih");
+  constexpr bool normalizes = Cell::kNormalizesHidden || Cell::kNormalizedState > 0;
+  static_assert(
+      !normalizes || (Cell::kInput == Input::given && Cell::kRecurrent == Recurrent::dense),
+      "a cell that normalises W_hh h or a state has given sums and a dense W_hh");
+  static_assert(!Cell::kNormalizesHidden || (input == 0 && hidden == gates),
+                "a cell that normalises W_hh h has pre-activations of its own for it");
+  static_assert(!Cell::kNormalizesHidden || Cell::kSaved > gates,
+                "a cell that normalises W_hh h saves kGates + 1 values more than its own");
+  static_assert(Cell::kNormalizedState >= 0 && Cell::kNormalizedState < Cell::kStates,
+                "kNormalizedState is a state other than h, or 0");
+  static_assert(Cell::kNormalizedState == 0 || Cell::kParams > 0,
+                "a cell that normalises a state has a gain for it");
   static_assert(Cell::kStates >= 1, "a cell has at least one state, h");
   static_assert(Cell::kSaved >= 0, "kSaved is the number of saved values, 0 or more");
   static_assert(Cell::kParams >= 0, "kParams is the number of learned values per unit, 0 or more");

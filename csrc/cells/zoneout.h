@@ -30,6 +30,8 @@ struct ZoneoutNames {
 template <class Cell>
 struct Zoneout : Cell {
   static_assert(Cell::kMasks == 0, "zoneout is around a cell without masks of its own");
+  static_assert(Cell::kNormalizedState == 0 && !Cell::kNormalizesHidden,
+                "zoneout is around a cell without layer normalisation");
   // A cell that may project h does not look at it in backward.
   static constexpr int kFirst = Cell::kProjects ? 1 : 0;
   static constexpr bool kProjects = false;

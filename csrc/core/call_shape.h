@@ -40,7 +40,7 @@ struct WeightPlaces {
     if (projects_input) ih = count++;
     if (recurs) hh = count++;
     if (spec.bias && projects_input) bias_ih = count++;
-    if (spec.bias && recurs) bias_hh = count++;
+    if (spec.bias && recurs && !(facts && facts->normalizes_hidden)) bias_hh = count++;
     if (spec.projection) hr = count++;
     if (facts && facts->params) params = count++;
   }

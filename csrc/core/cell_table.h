@@ -30,7 +30,8 @@ inline std::string cell_table() {
              ", \"params\": " + json_list(facts->param_names, facts->params) +
              ", \"masks\": " + json_list(facts->mask_names, facts->masks) + ", \"input\": \"" +
              name_of(facts->input) + "\", \"recurrent\": \"" + name_of(facts->recurrent) +
-             "\", \"projects\": " + (facts->projects ? "true" : "false") + "}";
+             "\", \"normalizes_hidden\": " + (facts->normalizes_hidden ? "true" : "false") +
+             ", \"projects\": " + (facts->projects ? "true" : "false") + "}";
   return "[" + table + "]";
 }
 

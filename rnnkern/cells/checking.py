@@ -75,9 +75,9 @@ class _Call:
         elif recurrent == "heads":
             units = hidden // heads
             yield f"weight_hh{suffix}", torch.randn(heads, rows // heads, units) / units**0.5
-        if bias and not self.cell.given_sums:
+        if bias and self.cell.biases[0]:
             yield f"bias_ih{suffix}", torch.randn(rows)
-        if bias and recurrent != "none":
+        if bias and self.cell.biases[1]:
             yield f"bias_hh{suffix}", torch.randn(rows)
         if self.cell.params:
             yield f"params{suffix}", torch.randn(len(self.cell.params), hidden)

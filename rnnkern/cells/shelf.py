@@ -7,11 +7,11 @@ after.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import layer_norm, logsigmoid
 
 FOLDER = Path(__file__).parent / "headers"
 
@@ -84,11 +84,37 @@ def _recurrent_dropout_lstm(
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
+def _li_gru_of_sums(x: Tensor, y: Tensor, h: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    a, z = (x + y).chunk(2, -1)
+    a, z = mask * torch.relu(a), torch.sigmoid(z)
+    return (z * h + (1 - z) * a,)
+
+
+def _layer_norm_lstm(
+    x: Tensor, y: Tensor, h: Tensor, c: Tensor, *params: Tensor
+) -> tuple[Tensor, ...]:
+    *gains, gain_c, bias_c = params
+    i, f, g, o = (x + torch.cat(gains) * layer_norm(y, y.shape[-1:])).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(layer_norm(c, c.shape[-1:], gain_c, bias_c)), c
+
+
+def _one_mask_per_row(self: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Dropout of self.recurrent_dropout, the same in all steps of time-major data; 1 in
+    evaluation."""
+    ones = like.new_ones(shape[-1:])
+    if not (self.training and self.recurrent_dropout):
+        return ones
+    return torch.dropout(ones.expand(shape[0], 1, *shape[2:]), self.recurrent_dropout, True)
+
+
 class Entry(NamedTuple):
-    """A header in `FOLDER`, which says where its equations are from, and its step."""
+    """A header in `FOLDER`, which says where its equations are from, its step, and what draws its
+    masks."""
 
     header: str
     step: Callable[..., tuple[Tensor, ...]]
+    masks: Callable[[Any, tuple[int, ...], Tensor], Tensor] | None = None
 
 
 #: By the name of the struct.
@@ -106,4 +132,9 @@ SHELF = {
 #: Those that take masks, which their classes draw.
 MASKED = {
     "RecurrentDropoutLSTM": Entry("recurrent_dropout_lstm.h", _recurrent_dropout_lstm),
+}
+#: Those of given sums, parts of the layers in normalized.py.
+OF_SUMS = {
+    "LiGRUOfSums": Entry("li_gru_of_sums.h", _li_gru_of_sums, _one_mask_per_row),
+    "LayerNormLSTMOfSums": Entry("layer_norm_lstm_of_sums.h", _layer_norm_lstm),
 }

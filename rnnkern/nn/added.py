@@ -86,17 +86,16 @@ def _shapes(
     """The shapes of a direction's parameters by name, in the operators' order."""
     cell = BY_MODE[own.mode]
     rows = len(cell.gates) * hidden_size
-    projects = not cell.given_sums
     recurrent = {
         "none": (),
         "dense": (rows, hidden_size),
         "heads": (heads, rows // heads, hidden_size // heads),
     }[cell.recurrent]
     shapes: dict[str, tuple[int, ...]] = {
-        "weight_ih": (rows, input_size) if projects else (),
+        "weight_ih": () if cell.given_sums else (rows, input_size),
         "weight_hh": recurrent,
-        "bias_ih": (rows,) if bias and projects else (),
-        "bias_hh": (rows,) if bias and recurrent else (),
+        "bias_ih": (rows,) if bias and cell.biases[0] else (),
+        "bias_hh": (rows,) if bias and cell.biases[1] else (),
         "params": (len(cell.params), hidden_size) if cell.params else (),
     }
     return {name: shape for name, shape in shapes.items() if shape}

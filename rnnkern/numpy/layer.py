@@ -53,8 +53,9 @@ class Layer:
         self.batch_first = batch_first
         self._header = None if cell is None else os.fspath(cell)
         added = None if cell is None else _added_cell(cell)
-        cell_has = {} if added is None else {"recurs": added.recurs, "given_sums": added.given_sums}
-        self.weights = layers(state_dict, prefix, **cell_has)
+        products = (True, True) if added is None else (not added.given_sums, added.recurs)
+        biases = (True, True) if added is None else added.biases
+        self.weights = layers(state_dict, prefix, products, biases)
         first = self.weights[0][0]
         self.cell = added or _cell(first, nonlinearity)
         self.directions = len(self.weights[0])
@@ -323,8 +324,8 @@ class Layer:
             ("params_l0", first.params, bool(cell.params)),
             ("weight_ih_l0", first.w_ih, not cell.given_sums),
             ("weight_hh_l0", first.w_hh, cell.recurs),
-            ("bias_ih_l0", first.b_ih, not cell.given_sums and self._bias),
-            ("bias_hh_l0", first.b_hh, cell.recurs and self._bias),
+            ("bias_ih_l0", first.b_ih, cell.biases[0] and self._bias),
+            ("bias_hh_l0", first.b_hh, cell.biases[1] and self._bias),
         ):
             if (weight is not None) != there:
                 raise ValueError(f"the state_dict {'lacks' if there else 'has'} {name}")

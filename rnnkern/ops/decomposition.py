@@ -151,7 +151,7 @@ def _of_direction(weights: Sequence[Tensor], direction: int, spec: CallSpec) -> 
     there = (not kind.given_sums, kind.recurs)
     left = iter(own)
     w_ih, w_hh = (next(left) if is_there else None for is_there in there)
-    b_ih, b_hh = (next(left) if is_there and spec.bias else None for is_there in there)
+    b_ih, b_hh = (next(left) if is_there and spec.bias else None for is_there in kind.biases)
     w_hr = own[-1] if spec.projection else None
     params = own[-1].unbind(0) if kind.params else ()
     return _Weights(w_ih, w_hh, b_ih, b_hh, w_hr, params)

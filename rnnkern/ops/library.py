@@ -71,7 +71,8 @@ def weights_per_direction(spec: CallSpec) -> int:
     """How many: (w_ih, w_hh[, b_ih, b_hh][, w_hr or params]), of a cell without W_hh
     (w_ih[, b_ih][, params]), of one whose input sums are given without w_ih and b_ih."""
     cell = CELLS[spec.cell]
-    return cell.products * (1 + spec.bias) + (spec.projection or bool(cell.params))
+    products, biases = cell.recurs + (not cell.given_sums), sum(cell.biases) * spec.bias
+    return products + biases + (spec.projection or bool(cell.params))
 
 
 def hidden_size(input: Tensor, weights: Sequence[Tensor], spec: CallSpec) -> int:

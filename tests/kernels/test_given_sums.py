@@ -65,7 +65,7 @@ def test_against_the_step(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BASES)
-@pytest.mark.parametrize(("hidden", "batch"), [(20, 3), (160, 40)])
+@pytest.mark.parametrize(("hidden", "batch"), [(20, 3), (192, 40)])
 def test_against_the_cell_with_weights(name: str, hidden: int, batch: int, folder: Path) -> None:
     """linear() before the sums is the cell itself: outputs, states, the gradients of W_ih too."""
     whole = getattr(rnnkern.cells, name)(5, hidden, bidirectional=True, dtype=F64)

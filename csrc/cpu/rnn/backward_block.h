@@ -46,7 +46,10 @@ class BackwardBlock {
 
   // Elements of a thread's buffer for a panel of x or h and for narrow columns.
   static int64_t buffer_size(const BackwardParams<T>& p, const Plan& plan) {
-    return panel_rows(p, plan) * kPanel + chunk_rows(p, plan) * Wgrad<T>::kMaxNarrowColumns + 16;
+    const int64_t normalized = RowNorm<Cell>::kState ? 2 * norm_stride(p.hidden_size) : 0;
+    return max(panel_rows(p, plan) * kPanel + chunk_rows(p, plan) * Wgrad<T>::kMaxNarrowColumns,
+               normalized) +
+           16;
   }
 
   // `scratch` provides the block's own memory. dx is written, or added to if `accumulate_dx`.
@@ -97,6 +100,8 @@ class BackwardBlock {
   }
 
  private:
+  static int64_t norm_stride(int64_t units) { return PackedLayout<F>(units, 1).padded_cols(); }
+
   // Whether gate gradients are in blocks of whole units.
   static bool is_blocked(const BackwardParams<T>& p, const Plan& plan) {
     const int64_t block = kKC * kVnniFactor<T>;
@@ -248,6 +253,8 @@ class BackwardBlock {
     else
       step.c_prev.plain = initial(p_.c0, C), step.c_prev.plain_stride = p_.c0 ? H : 0;
     step.dh = dh_, step.dc = dc_, step.dgates = dgates;
+    if constexpr (RowNorm<Cell>::kState)
+      step.normalized = buffer_, step.dstate = buffer_ + norm_stride(H);
     if (p_.flow_c) step.flow_c = {p_.flow_c + row * C, C};
     if constexpr (kProjects)
       if (projects()) {  // which has taken dy, and written flow_h

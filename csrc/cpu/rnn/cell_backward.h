@@ -7,13 +7,16 @@
 #include "gate_grads.h"
 #include "given_sums.h"
 #include "masks.h"
+#include "row_norm.h"
 #include "time_loop.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
 // What the cell reads and writes in a step, by batch row. Null data: not there.
 template <class Cell, class T>
-struct BackwardOperands : StepMasks<Acc<T>, Cell::kMasks>, StepSums<Cell, Acc<T>> {
+struct BackwardOperands : StepMasks<Acc<T>, Cell::kMasks>,
+                          StepSums<Cell, Acc<T>>,
+                          StepNormGrads<Cell, Acc<T>> {
   using S = Acc<T>;
   StridedRows<const T> h, h_prev, dy;
   SavedValues<const T> saved;
@@ -44,7 +47,21 @@ class CellBackward {
 
   // The adjoint of the cell for batch rows [b0, b1) of a step. Panel by panel, as the forward pass
   // saved its values; row by row if there are none.
-  void operator()(const StepOperands& step, const WorkRange& range, int64_t b0, int64_t b1) const {
+  void operator()(StepOperands step, const WorkRange& range, int64_t b0, int64_t b1) const {
+    if constexpr (RowNorm<Cell>::kAny) {
+      for (int64_t b = b0; b < b1; ++b) {
+        output_backward(step, b);
+        panels(step, range, b, b + 1);
+        sums_backward(step, b);
+      }
+    } else {
+      panels(step, range, b0, b1);
+    }
+  }
+
+ private:
+  RNNKERN_INLINE void panels(const StepOperands& step, const WorkRange& range, int64_t b0,
+                             int64_t b1) const {
     const int64_t H = hidden_size_;
     const int64_t end = min(units_.first_unit(range.p1), H);
     for (int64_t first = units_.first_unit(range.p0), last; first < end; first = last) {
@@ -63,7 +80,54 @@ class CellBackward {
     }
   }
 
- private:
+  // The adjoint of output() and of the standardised state, for batch row b.
+  void output_backward(const StepOperands& step, int64_t b) const {
+    if constexpr (RowNorm<Cell>::kState) {
+      using A = VecArray<S, 1>;
+      const int64_t H = hidden_size_;
+      const auto state = [&](int64_t u) {
+        return step.c_next.of(u)[b] + RowNorm<Cell>::kCValue * step.c_next.value_stride(u);
+      };
+      const Moments<S> moments = moments_of<S>(H, Cell::kNormEpsilon, [&](auto&& f) {
+        for_unit_vectors<S>(H, [&](int64_t u, int lanes) { f(state(u), lanes); });
+      });
+      for_unit_vectors<S>(H, [&](int64_t u, int lanes) {
+        A saved[Cell::kSaved + 1], params[Cell::kParams + 1], norm, dh;
+        const UnitOperands of = unit_operands(step, u, 0);
+        for (int k = 0; k < Cell::kSaved; ++k)
+          saved[k].v[0] = V::load(of.saved[b] + k * of.value_stride, lanes);
+        for (int k = 0; k < Cell::kParams; ++k)
+          params[k].v[0] = V::load(params_ + k * H + u, lanes);
+        norm.v[0] = moments.standardized(V::load(state(u), lanes));
+        dh.v[0] = V::load(step.dh[b] + u, lanes);
+        if (step.dy.data) dh.v[0] = dh.v[0] + V::load(step.dy[b] + u, lanes);
+        norm.v[0].store(step.normalized + u, lanes);
+        Cell::output_backward(saved, norm, params, dh).v[0].store(step.dstate + u, lanes);
+      });
+      standardize_backward<S>(H, moments.scale, [&](auto&& f) {
+        for_unit_vectors<S>(
+            H, [&](int64_t u, int lanes) { f(step.normalized + u, step.dstate + u, lanes); });
+      });
+    }
+  }
+
+  // From the gradients of the standardised sums to those of W_hh h, for batch row b.
+  void sums_backward(const StepOperands& step, int64_t b) const {
+    if constexpr (RowNorm<Cell>::kSums) {
+      using Norm = RowNorm<Cell>;
+      const int64_t H = hidden_size_;
+      const S scale = step.saved.of(0)[b][Norm::kSavedScale * step.saved.value_stride(0)];
+      standardize_backward<S>(Cell::kGates * H, scale, [&](auto&& f) {
+        for_unit_vectors<S>(H, [&](int64_t u, int lanes) {
+          const UnitOperands of = unit_operands(step, u, 0);
+          for (int s = 0; s < Cell::kGates; ++s)
+            f(of.saved[b] + (Norm::kSavedSums + s) * of.value_stride,
+              GateGrads<T>::element(step.dgates, b, s * H + u), lanes);
+        });
+      });
+    }
+  }
+
   // The rows of one vector of units, in the saved layout.
   struct UnitOperands {
     StridedRows<const T> saved;
@@ -109,6 +173,7 @@ class CellBackward {
         next[1 + k].v[i] = V::load(of[i].c_next[b] + k * of[i].c_next_stride, lanes);
         dnext[1 + k].v[i] = V::load(dc + k * units_.padded_cols() + u);
       }
+      step.load_normalized(next, dnext, i, u, lanes);
       for (int k = 0; k < Cell::kParams; ++k) params[k].v[i] = V::load(params_ + k * H + u, lanes);
       step.load_masks(masks, i, b, u, H, lanes);
     }

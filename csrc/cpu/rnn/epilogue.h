@@ -6,13 +6,16 @@
 #include "../simd/math.h"
 #include "gate_weights.h"
 #include "masks.h"
+#include "row_norm.h"
 #include "time_loop.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
 // What a step reads and writes, for batch rows from r0 on.
 template <class Cell, class T>
-struct StepOperands : StepMasks<Acc<T>, Cell::kMasks>, StepSums<Cell, const T> {
+struct StepOperands : StepMasks<Acc<T>, Cell::kMasks>,
+                      StepSums<Cell, const T>,
+                      StepScales<Cell, Acc<T>> {
   StridedRows<const T> h_prev;
   StridedRows<const Acc<T>> h_fp32_prev;  // h unrounded, for the cell itself
   StridedRows<T> h_next;
@@ -110,6 +113,7 @@ class Epilogue {
     call_forward<Cell>(preact, prev, params, masks, next, saved);
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
+      step.save_sums(saved, preact, i, r + i);
       next[0].v[i].store(step.h_next[r + i] + unit, lanes);
       if constexpr (kKeepsFp32H) next[0].v[i].store(step.h_fp32_next[r + i] + unit, lanes);
       for (int k = 0; k < kCValues; ++k)

@@ -12,6 +12,7 @@
 
 #include "../../core/saved_layout.h"
 #include "epilogue.h"
+#include "normalized_rows.h"
 #include "projection_forward.h"
 #include "time_loop.h"
 
@@ -64,8 +65,9 @@ class ForwardDirection {
   // Elements of a worker's buffer: for x W_ih or, with int8 weights, for the rows of a step.
   static int64_t chunk_size(const ForwardParams<T>& p, const Plan& plan, const Shared& shared) {
     const int64_t rows = block_rows(p, plan);
-    if (plan.fused_input) return rows * shared.weights.quantized_lanes();
     const PackedLayout<PackedElem<T>> panels = gate_layout<Cell, T>(p.hidden_size);
+    if (plan.fused_input)
+      return rows * shared.weights.quantized_lanes() + NormalizedRows<Cell, T>::size(rows, panels);
     return plan.input_chunk * rows * panels.offset(panels.count());
   }
 
@@ -252,6 +254,7 @@ class ForwardDirection {
     const StridedRows<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.b_stride, p_.x.b_stride};
     const int64_t quantized = shared_.weights.quantized_lanes();
     if (quantized) shared_.weights.quantize_rows(r1 - r0, x, step.h_prev, chunk_);
+    if constexpr (RowNorm<Cell>::kAny) return normalized_step(step, r1 - r0, quantized);
     for (int64_t i = range.p0; i < range.p1; ++i) {
       const int64_t panel = serpentine(i, s, range), next = next_serpentine(i, s, range);
       StridedRows<const S> input_preacts{};
@@ -269,6 +272,26 @@ class ForwardDirection {
         epilogue_(panel, r, n, step, preacts);
       });
     }
+  }
+
+  // The same where a step needs whole rows.
+  void normalized_step(StepOperands step, int64_t rows, int64_t quantized) {
+    const int64_t panels = panels_.count();
+    NormalizedRows<Cell, T> whole(shared_.weights, panels_, chunk_ + rows * quantized, rows, step);
+    for_mc_blocks(rows, [&](int64_t r, int n) {
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        S* const preacts = whole.sums(panel, n);
+        if (quantized)
+          shared_.weights.gate_gemm_int8(panel, n, chunk_ + r * quantized, preacts);
+        else
+          shared_.weights.gate_gemm(panel, n, {}, {step.h_prev[r], step.h_prev.stride}, {}, r == 0,
+                                    panel + 1 < panels ? panel + 1 : -1, preacts);
+      }
+      whole.standardize(r, n);
+      for (int64_t panel = 0; panel < panels; ++panel)
+        epilogue_(panel, r, n, step, whole.sums(panel, n));
+      whole.output(step, r, n);
+    });
   }
 
   // The worker's share of the initial h, unrounded.

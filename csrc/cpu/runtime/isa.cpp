@@ -133,7 +133,7 @@ PlanInput plan_input(const LayerParams<T>& p, bool backward, int threads) {
   in.prepacked = p.prepacked, in.int8 = p.weight_format() == WeightFormat::int8;
   const CellFacts& facts = *cell_facts(p.cell);
   in.gates = facts.gates, in.preacts = facts.preacts, in.heads = p.heads;
-  in.given_sums = facts.input == Input::given;
+  in.given_sums = facts.input == Input::given, in.whole_rows = facts.normalizes;
   return in;
 }
 

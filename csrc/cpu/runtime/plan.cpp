@@ -63,8 +63,12 @@ class Planner {
     const bool few = in_.rows <= tuning_.few_rows;
     const double worth = few ? tuning_.fmas_per_thread_few_rows : tuning_.fmas_per_thread;
     const bool limited = quota_ > 0 && quota_ < in_.threads;
-    const int most = limited ? quota_ : in_.threads;
+    const int allowed = limited ? quota_ : in_.threads;
+    const int64_t rows = in_.whole_rows ? in_.batch * in_.directions : allowed;
+    const int most = int(std::clamp<int64_t>(rows, 1, allowed));
     const int threads = int(std::clamp<double>(fmas_ / worth, 1, most));
+    if (threads == most && most < allowed)
+      return {threads, "a thread per row: rows are normalised"};
     if (threads == most)
       return {threads, limited ? "as many threads as the CPU quota" : "work for all threads"};
     if (few) return {threads, "few rows: threads by the weights they read"};
@@ -73,6 +77,7 @@ class Planner {
 
   Choice<bool> splits_units() const {
     if (team_ == 1) return {false, "one thread"};
+    if (in_.whole_rows) return {false, "rows are normalised"};
     if (rows_per_thread_ < tuning_.min_rows_per_thread)
       return {true, "too few rows for the threads"};
     if (recurrent_ > l2_ && rows_per_thread_ < tuning_.max_rows_split_units)

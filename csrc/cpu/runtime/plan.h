@@ -49,6 +49,7 @@ struct PlanInput {
   bool prepacked = false, int8 = false;  // what the weights are
   int64_t heads = 1;                     // blocks of W_hh: 1 if it is dense, 0 if there is none
   bool given_sums = false;               // there is no W_ih
+  bool whole_rows = false;               // a step needs all units of a row
 };
 
 RNNKERN_API Plan make_plan(const PlanInput& in, const Machine& machine = this_machine());
