@@ -213,15 +213,13 @@ class CallShape {
   void check_resets(const Shape& mask, const Shape* state, size_t states) const {
     require(!packed && directions == 1,
             [] { return std::string("resets are for padded data in one direction"); });
-    require(c_values_ <= 1,
-            [] { return std::string("resets by a mask are for the states h and c alone"); });
     const size_t wanted = has_c ? 2 : 1;
     require(states == 0 || states == wanted,
             [&] { return expected(wanted, "states after resets", states); });
     const int64_t first = batch_first ? batch : steps, second = batch_first ? steps : batch;
     check(mask, "resets", {first, second});
     for (int i = 0; i < int(states); ++i) {
-      const int64_t features = i ? hidden_size : width;
+      const int64_t features = i ? c_width : width;
       if (state[i].rank == 4)
         check(state[i], reset_name(i), {directions, first, second, features});
       else

@@ -57,6 +57,17 @@ def joined(state: Sequence[Tensor]) -> list[Tensor]:
     return [state[0], torch.cat(list(state[1:]), -1)] if len(state) > 2 else list(state)
 
 
+def _joined_after_resets(resets: Resets, batch_first: bool) -> Resets:
+    """The states after resets side by side; if one is given for each step, all are."""
+    states, by_step = list(resets.state), 2 if batch_first else 1
+    steps = max((s.shape[by_step] for s in states if s.dim() == 4), default=0)
+    if steps:
+        sizes = [-1] * 4
+        sizes[by_step] = steps
+        states = [s if s.dim() == 4 else s.unsqueeze(by_step).expand(sizes) for s in states]
+    return Resets(resets.mask, joined(states))
+
+
 def split(states: Sequence[Tensor], hidden_size: int) -> list[Tensor]:
     """The reverse of `joined`."""
     apart = [states[0]]
@@ -231,6 +242,8 @@ class AddedLayer(Layer, _NoTorchLayer):
         resets: Resets | None = None,
     ) -> Sequence[Tensor]:
         run = masked(run, self)
+        if resets is not None and len(resets.state) > 2:
+            resets = _joined_after_resets(resets, spec.batch_first)
         output, *states = super()._run(
             run, input, batch_sizes, joined(state), weights, spec, resets
         )

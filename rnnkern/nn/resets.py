@@ -274,8 +274,6 @@ def choose_way(
         refusal = "two directions"
     elif getattr(layer, "is_frozen", False):
         refusal = "prepacked weights"
-    elif len(BY_MODE[layer.mode].states) > 2:
-        refusal = "more states than h and c"
     else:
         refusal = ""
     if _is_compiling() or type(resets) is not Tensor or resets.is_meta or _is_wrapped(resets):

@@ -209,6 +209,8 @@ def _after_resets(
     by_step = 1 if spec.batch_first else 0
     reset = resets.mask.select(by_step, step)[:, None]
     fresh = [s[0].select(by_step, step) if s.dim() == 4 else s[0] for s in resets.state]
+    if len(states) > 2 and fresh:
+        fresh = [fresh[0], *fresh[1].chunk(len(states) - 1, -1)]
     if not fresh:
         return [torch.where(reset, 0.0, s) for s in states]
     return [torch.where(reset, new, s) for new, s in zip(fresh, states, strict=True)]

@@ -210,6 +210,30 @@ def test_resets(name: str) -> None:
     assert_same(*(torch.autograd.grad(y, leaves, weight) for y in (output, truth)))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("form", ["zeros", "row", "step", "both"])
+def test_resets_of_many_states(form: str, batch_first: bool) -> None:
+    """The mask in the kernels, with states of all kinds after resets: gradients of those too."""
+    layer = make("SLSTM", num_layers=2, batch_first=batch_first)
+    rows = (B, T) if batch_first else (T, B)
+    x, resets = torch.randn(*rows, I, dtype=torch.float64), torch.rand(rows) < 0.4
+    hx = states(layer, 2)
+    fresh = [torch.rand(2, B, H, dtype=torch.float64) + 0.5 for _ in hx]
+    by_step = [torch.rand(2, *rows, H, dtype=torch.float64) + 0.5 for _ in hx]
+    given = {"zeros": None, "row": fresh, "step": by_step, "both": [*fresh[:2], *by_step[2:]]}[form]
+    resets[1, 1] = True  # after the first step
+    leaves, found = [leaf.requires_grad_() for leaf in (x, *hx, *(given or ()))], []
+    for module in (layer, by_steps(layer)):
+        results = flat(module(x, hx, resets, given and tuple(given)))
+        torch.manual_seed(4)
+        upstream = [torch.randn_like(r) for r in results]
+        found.append(
+            [*results, *torch.autograd.grad(results, [*leaves, *module.parameters()], upstream)]
+        )
+    assert_same(*found)
+    assert rnnkern.plan(layer, x, resets=resets)["resets"] == "mask"
+
+
 def with_heads(folder: Path, name: str) -> type[torch.nn.Module]:
     """The layer of a cell on the shelf, with W_hh in heads."""
     header = folder / SHELF[name].header

@@ -208,7 +208,7 @@ class BackwardBlock {
     const StepOperands own = step_operands(s, s > 0, dgates);
     StepOperands reset = own;
     reset.h_prev = resets_.h(t);
-    reset.c_prev = {{}, resets_.c(t)};
+    reset.c_prev = resets_.c(t);
     for (int64_t b = mine.b0, end; b < mine.b1; b = end) {
       const bool is = resets_.is_reset(t, b);
       for (end = b + 1; end < mine.b1 && resets_.is_reset(t, end) == is;) ++end;

@@ -2,6 +2,7 @@
 // and where the gradients of the states before a step end.
 #pragma once
 #include "../../core/layer_params.h"
+#include "../../core/saved_layout.h"
 #include "../../core/strided_rows.h"
 #include "../gemm/packed_layout.h"
 #include "time_loop.h"
@@ -29,7 +30,9 @@ class BackwardResets {
 
   // The states before step t of rows that are reset; zeros if none are given.
   StridedRows<const T> h(int64_t t) const { return given(p_.reset_h, t); }
-  StridedRows<const S> c(int64_t t) const { return given(p_.reset_c, t); }
+  CStates<const S> c(int64_t t) const {
+    return {{}, given(p_.reset_c, t), p_.reset_c.data ? p_.hidden_size : 0};
+  }
 
   // The gradients of states that step t does not see go no further; those of what it sees instead
   // are taken.
@@ -51,8 +54,12 @@ class BackwardResets {
       if (!is_reset(t, b)) continue;
       take(dh[b], p_.dreset_h, b, first_unit(h_columns_, of_h.p0, R),
            first_unit(h_columns_, of_h.p1, R));
-      if (Cell::kStates > 1)
-        take(dc[b], p_.dreset_c, b, first_unit(units_, mine.p0, H), first_unit(units_, mine.p1, H));
+      for (int k = 0; k < Cell::kStates - 1; ++k) {
+        SequenceView<S> to = p_.dreset_c;
+        if (to.data) to.data += k * H;
+        take(dc[b] + k * units_.padded_cols(), to, b, first_unit(units_, mine.p0, H),
+             first_unit(units_, mine.p1, H));
+      }
     }
   }
 

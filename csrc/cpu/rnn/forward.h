@@ -74,7 +74,7 @@ class ForwardDirection {
   // Elements of a worker's buffer for the states of a step in which rows are reset.
   static int64_t reset_size(const ForwardParams<T>& p, const Plan& plan) {
     if (!p.resets.data) return 0;
-    return block_rows(p, plan) * (p.h_size() + p.hidden_size);
+    return block_rows(p, plan) * (p.h_size() + max(kCValues, 1) * p.hidden_size);
   }
 
   ForwardDirection(const ForwardParams<T>& p, const Plan& plan, int direction, Shared& shared,
@@ -224,7 +224,8 @@ class ForwardDirection {
     for (int64_t r = 0; r < r1 - r0; ++r) any |= *resets[r] != 0;
     if (!any) return step;
     const StridedRows<T> h{reinterpret_cast<T*>(reset_), R};
-    const StridedRows<S> c{reset_ + (r1 - r0) * R, H};
+    const StridedRows<S> c{reset_ + (r1 - r0) * R, kCValues * H};
+    const int64_t fresh_stride = p_.reset_c.data ? H : 0;  // zeros are as one value
     const auto fresh = [&](const auto& given, int64_t r, auto* zeros) {
       return given.data ? given.at(seq_, t) + (r0 + r) * given.b_stride : zeros;
     };
@@ -237,12 +238,15 @@ class ForwardDirection {
       if constexpr (kHasC) {
         const S* const fresh_c = fresh(p_.reset_c, r, const_cast<const S*>(shared_.zeros));
         for (int64_t u = u0; u < u1; u += kLanes)
-          std::memcpy(c[r] + u, is_reset ? fresh_c + u : step.c_prev.of(u)[r],
-                      min<int64_t>(u1 - u, kLanes) * sizeof(S));
+          for (int k = 0; k < kCValues; ++k) {
+            const S* const kept = step.c_prev.of(u)[r] + k * step.c_prev.value_stride(u);
+            std::memcpy(c[r] + k * H + u, is_reset ? fresh_c + k * fresh_stride + u : kept,
+                        min<int64_t>(u1 - u, kLanes) * sizeof(S));
+          }
       }
     }
     step.h_prev = {h.data, h.stride};
-    if (kHasC) step.c_prev = {{}, {c.data, c.stride}};
+    if (kHasC) step.c_prev = {{}, {c.data, c.stride}, H};
     return step;
   }
 
