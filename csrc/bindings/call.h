@@ -135,6 +135,14 @@ inline Tensor with_dense_rows(const Tensor& t) {
   return t.stride(last) == 1 || t.size(last) <= 1 ? t : torch::stable::contiguous(t);
 }
 
+// The masks of a row, (kMasks, H), must be neighbours in memory; rows may lie anywhere.
+inline Tensor with_dense_masks(const Tensor& masks) {
+  const Tensor t = with_dense_rows(masks);
+  const int64_t last = t.dim() - 1;
+  const bool adjoin = t.size(last - 1) <= 1 || t.stride(last - 1) == t.size(last);
+  return adjoin ? t : torch::stable::contiguous(t);
+}
+
 // What a tensor's kernels must agree on.
 struct Kind {
   int32_t dtype, device_type, device_index;

@@ -1,6 +1,6 @@
 // The backward operator on CUDA. Chunk by chunk, the last first: the steps, by the stepwise or the
 // persistent engine, then the gradients of the weights and of the input for all rows of the chunk.
-#include "torch_cuda_gates.h"
+#include "torch_cuda_cell.h"
 #include "torch_cuda_ops.h"
 #include "torch_cuda_sequence.h"
 #include "torch_cuda_tensors.h"
@@ -14,7 +14,7 @@ class BackwardCall {
       : call_(call),
         device_(given.input),
         rows_{call_},
-        gates_(call.cell),
+        cell_(call.cell),
         dtype_(given.input.scalar_type()),
         acc_dtype_(acc_dtype(dtype_)),
         T_(call.steps),
@@ -22,15 +22,17 @@ class BackwardCall {
         D_(call.directions),
         H_(call.hidden_size),
         R_(call.width),
+        C_(call.c_width),
         I_(call.input_size),
-        preacts_(gates_.preacts * H_),
+        columns_(call.gates * H_),
+        grad_values_((cell_.preacts + call.params) * H_),
         projected_(call.proj_size != 0),
         need_input_(given.needs & kNeedInput),
         need_state_(given.needs & kNeedState),
         need_weights_(given.needs & kNeedWeights),
         need_reset_(given.needs & kNeedResetState && !given.resets.state.empty()),
         layer_{call.cell, dtype_, H_, projected_, true, given.resets.mask.has_value()},
-        chunk_(chunk_steps(call, preacts_)),
+        chunk_(chunk_steps(call, grad_values_)),
         chunk_rows_(std::min(chunk_ * B_, call.rows)),
         bidirectional_launch_(chunk_ == T_ &&
                               layer_.plan_bidirectional(T_, B_, D_, call.packed).blocks),
@@ -42,6 +44,7 @@ class BackwardCall {
     given_.c_states = dense(given_.c_states);
     if (given_.grad_output) given_.grad_output = with_dense_rows(*given_.grad_output);
     given_.resets = with_dense_rows(std::move(given_.resets));
+    if (given_.masks) given_.masks = with_dense_masks(*given_.masks);
     allocate(given_.flow);
   }
 
@@ -62,18 +65,20 @@ class BackwardCall {
     const Tensor& like = given_.input;
     dx_ = need_input_ ? rows_.allocate(like, I_) : empty(like, dtype_, {0});
     flow_h_ = empty_if(flow, like, acc_dtype_, {D_, call_.rows, R_});
-    flow_c_ = empty_if(flow && call_.has_c, like, acc_dtype_, {D_, call_.rows, H_});
+    flow_c_ = empty_if(flow && call_.has_c, like, acc_dtype_, {D_, call_.rows, C_});
 
     // The gradient of h comes in two parts: dh from the cell, dh_recurrent through W_hh. Against
     // time, a row that has not ended yet has dh from h_n and no dh_recurrent.
     dh_ = copy_or_zeros(given_.grad_h, like, acc_dtype_, {D_, B_, R_});
-    dc_ = call_.has_c ? copy_or_zeros(given_.grad_c, like, acc_dtype_, {D_, B_, H_})
+    dc_ = call_.has_c ? copy_or_zeros(given_.grad_c, like, acc_dtype_, {D_, B_, C_})
                       : empty(like, acc_dtype_, {0});
     dh_recurrent_ = copy_or_zeros({}, like, acc_dtype_, {D_, B_, R_});
 
     const int64_t chunks = bidirectional_launch_ ? 2 : 1;  // at a time
-    dgates_ = empty(like, dtype_, {chunks * chunk_rows_, preacts_});
-    h_prev_ = empty_if(need_weights_, like, dtype_, {chunks * chunk_rows_, R_});
+    dgates_ = empty(like, dtype_, {chunks * chunk_rows_, grad_values_});
+    h_prev_ = empty_if(need_weights_ && call_.heads, like, dtype_, {chunks * chunk_rows_, R_});
+    if (has_heads())
+      head_dgates_ = empty(like, dtype_, {call_.heads, chunk_rows_, columns_ / call_.heads});
     dh_total_ = empty_if(projected_, like, dtype_, {chunk_rows_, R_});
     m_ = empty_if(projected_ && need_weights_, like, dtype_, {chunk_rows_, H_});
     dm_ = empty_if(projected_, like, acc_dtype_, {B_, H_});
@@ -86,6 +91,7 @@ class BackwardCall {
 
   const Tensor& weight(int d, int i) const { return given_.weights[d * call_.places.count + i]; }
   const Tensor& w_hr(int d) const { return weight(d, call_.places.hr); }
+  bool has_heads() const { return call_.heads && weight(0, call_.places.hh).dim() == 3; }
   // A direction's first row in dgates_ and h_prev_.
   int64_t chunk_offset(int d) const { return bidirectional_launch_ ? d * chunk_rows_ : 0; }
   const void* state_ptr(size_t i, int64_t offset) const {
@@ -93,7 +99,7 @@ class BackwardCall {
   }
 
   cuda::StepBackwardParams direction_params(int d) const {
-    const int64_t first_row = d * call_.rows, h_offset = d * B_ * R_, c_offset = d * B_ * H_;
+    const int64_t first_row = d * call_.rows, h_offset = d * B_ * R_, c_offset = d * B_ * C_;
     cuda::StepBackwardParams step{};
     step.units = H_;
     step.width = R_;
@@ -102,15 +108,15 @@ class BackwardCall {
     step.h0 = state_ptr(0, h_offset);
     step.c0 = state_ptr(1, c_offset);
     step.saved = element_ptr(given_.saved, first_row * call_.saved_values * H_);
-    step.c_states = element_ptr(given_.c_states, first_row * H_);
+    step.c_states = element_ptr(given_.c_states, first_row * C_);
     step.dy = given_.grad_output ? element_ptr(*given_.grad_output, d * R_) : nullptr;
     step.dy_stride = given_.grad_output ? rows_.row_stride(*given_.grad_output) : 0;
     step.dh_recurrent = element_ptr(dh_recurrent_, h_offset);
     step.dh = element_ptr(dh_, h_offset);
     step.dc = element_ptr(dc_, c_offset);
     step.flow_h = element_ptr(flow_h_, first_row * R_);
-    step.flow_c = element_ptr(flow_c_, first_row * H_);
-    step.dgates = element_ptr(dgates_, chunk_offset(d) * preacts_);
+    step.flow_c = element_ptr(flow_c_, first_row * C_);
+    step.dgates = element_ptr(dgates_, chunk_offset(d) * grad_values_);
     step.h_prev = element_ptr(h_prev_, chunk_offset(d) * R_);
     step.dh_total = element_ptr(dh_total_);
     step.m = element_ptr(m_);
@@ -118,6 +124,10 @@ class BackwardCall {
     step.resets = reset_params(call_, given_.resets);
     if (dreset_.size() > 0) step.dreset_h = reset_rows_by_step<void>(call_, dreset_[0]);
     if (dreset_.size() > 1) step.dreset_c = reset_rows_by_step<void>(call_, dreset_[1]);
+    step.cell.heads = call_.heads;
+    if (call_.params) step.cell.params = element_ptr(weight(d, call_.places.params));
+    step.head_dgates = has_heads() ? element_ptr(head_dgates_) : nullptr;
+    step.chunk_rows = chunk_rows_;
     return step;
   }
 
@@ -182,21 +192,44 @@ class BackwardCall {
   // Steps k, k - 1, ... by a pointwise kernel each, then W_hh^T dgates.
   void stepwise(int d, int64_t k, int64_t count, cuda::StepBackwardParams& step) {
     const cuda::DType dtype = cuda_dtype(dtype_);
-    const int64_t batch = step.batch, hidden = gates_.first_hidden_preact * H_;
-    const Tensor dh_rows = matrix_view(dh_recurrent_, d * B_ * R_, batch, R_, R_);
+    const int64_t batch = step.batch;
+    const Tensor w_hh = call_.heads ? hidden_weight(d) : Tensor();
+    const MaskRows masks(call_, given_.masks, d);
     for (const int64_t end = k - count; k > end; --k) {
       set_step(d, k, step);
+      masks.set(step.cell, step.t);
       if (projected_) {
         check_launch(cuda::launch_dh_total(dtype, step, device_.stream()));
         gemm(matrix_view(dh_total_, step.chunk_row * R_, batch, R_, R_), w_hr(d),
              matrix_view(dm_, 0, batch, H_, H_));
       }
-      check_launch(cuda::launch_backward(int(call_.cell), dtype, step, device_.stream()));
-      if (k || need_state_ || need_reset_)
-        gemm(matrix_view(dgates_, step.chunk_row * preacts_ + hidden, batch, call_.gates * H_,
-                         preacts_),
-             weight(d, 1), dh_rows);
+      cell_.backward(dtype, step, device_.stream());
+      if (call_.heads && (k || need_state_ || need_reset_)) recurrent_dgrad(d, step, w_hh);
     }
+  }
+
+  // W_hh with its rows as dgates_ has its columns, or, with heads, as head_dgates_ has them.
+  Tensor hidden_weight(int d) const {
+    const Tensor& w_hh = weight(d, call_.places.hh);
+    return has_heads() ? w_hh : CudaCell::in_preact_order(w_hh, cell_.hidden, H_);
+  }
+
+  // dh_recurrent_ = W_hh^T dgates of a step.
+  void recurrent_dgrad(int d, const cuda::StepBackwardParams& step, const Tensor& w_hh) const {
+    const Tensor dh = matrix_view(dh_recurrent_, d * B_ * R_, step.batch, R_, R_);
+    if (has_heads())
+      gemm(of_heads(step.chunk_row, step.batch), w_hh, head_view(dh, call_.heads));
+    else
+      gemm(matrix_view(dgates_, step.chunk_row * grad_values_ + cell_.first_hidden_preact * H_,
+                       step.batch, columns_, grad_values_),
+           w_hh, dh);
+  }
+
+  // Rows of head_dgates_: (heads, rows, gates * H / heads).
+  Tensor of_heads(int64_t first, int64_t rows) const {
+    const int64_t width = columns_ / call_.heads;
+    return view(head_dgates_, first * width, {call_.heads, rows, width},
+                {chunk_rows_ * width, width, 1});
   }
 
   // What is left for h_0 and c_0 by the resets before the first step.
@@ -218,18 +251,28 @@ class BackwardCall {
   // float32, so that the number of chunks does not matter.
   void wgrad(int d, int64_t t0, int64_t t1) {
     const int64_t rows = rows_.row(t1) - rows_.row(t0), offset = chunk_offset(d);
-    const Tensor dgates = matrix_view(dgates_, offset * preacts_, rows, preacts_, preacts_);
-    Tensors grads{wgrad_of(dgates, gates_.input, rows_.matrix(given_.input, t0, t1)),
-                  wgrad_of(dgates, gates_.hidden, matrix_view(h_prev_, offset * R_, rows, R_, R_))};
-    if (call_.bias) {
-      grads.push_back(bgrad_of(dgates, gates_.input));
-      grads.push_back(gates_.shares_preacts() ? stable::clone(grads.back())
-                                              : bgrad_of(dgates, gates_.hidden));
+    const Tensor dgates =
+        matrix_view(dgates_, offset * grad_values_, rows, grad_values_, grad_values_);
+    const WeightPlaces& at = call_.places;
+    Tensors grads(at.count);
+    grads[at.ih] = wgrad_of(dgates, cell_.input, rows_.matrix(given_.input, t0, t1));
+    if (at.hh >= 0) {
+      const Tensor h_prev = matrix_view(h_prev_, offset * R_, rows, R_, R_);
+      grads[at.hh] = has_heads() ? head_wgrad(h_prev) : wgrad_of(dgates, cell_.hidden, h_prev);
     }
+    if (at.bias_ih >= 0) grads[at.bias_ih] = bgrad_of(dgates, cell_.input);
+    if (at.bias_hh >= 0)
+      grads[at.bias_hh] = cell_.shares_preacts() ? stable::clone(grads[at.bias_ih])
+                                                 : bgrad_of(dgates, cell_.hidden);
     if (projected_) {
-      grads.push_back(empty(dgates, acc_dtype_, {call_.proj_size, H_}));
+      grads[at.hr] = empty(dgates, acc_dtype_, {call_.proj_size, H_});
       gemm_tn(matrix_view(dh_total_, 0, rows, R_, R_), matrix_view(m_, 0, rows, H_, H_),
-              grads.back(), device_);
+              grads[at.hr], device_);
+    }
+    if (at.params >= 0) {
+      grads[at.params] = empty(dgates, acc_dtype_, {call_.params, H_});
+      sum_rows(matrix_view(dgates, cell_.preacts * H_, rows, call_.params * H_, grad_values_),
+               view(grads[at.params], 0, {call_.params * H_}, {1}));
     }
     Tensors& sums = wgrads_[d];
     for (size_t i = 0; i < sums.size(); ++i) add(sums[i], grads[i], sums[i], device_);
@@ -237,38 +280,52 @@ class BackwardCall {
   }
 
   Tensor columns_of(const Tensor& dgates, const GateRange& range) const {
-    return matrix_view(dgates, range.preact * H_, dgates.size(0), range.count * H_, preacts_);
+    return matrix_view(dgates, range.preact * H_, dgates.size(0), range.count * H_, grad_values_);
   }
 
   // dgates^T x: the gradient of a weight whose operand was x.
   Tensor wgrad_of(const Tensor& dgates, const std::vector<GateRange>& ranges, const Tensor& x) {
     const int64_t width = x.size(1);
-    Tensor grad = empty(dgates, acc_dtype_, {call_.gates * H_, width});
+    Tensor grad = empty(dgates, acc_dtype_, {columns_, width});
     for (const GateRange& range : ranges)
       gemm_tn(columns_of(dgates, range), x,
               matrix_view(grad, range.gate * H_ * width, range.count * H_, width, width), device_);
     return grad;
   }
 
-  Tensor bgrad_of(const Tensor& dgates, const std::vector<GateRange>& ranges) {
-    Tensor grad = empty(dgates, acc_dtype_, {call_.gates * H_});
+  static void sum_rows(const Tensor& rows, Tensor sum) {
     const int64_t over_rows = 0;
-    for (const GateRange& range : ranges) {
-      Tensor part = stable::narrow(grad, 0, range.gate * H_, range.count * H_);
-      stable::sum_out(part, columns_of(dgates, range),
-                      torch::headeronly::IntHeaderOnlyArrayRef(&over_rows, 1));
-    }
+    stable::sum_out(sum, rows, torch::headeronly::IntHeaderOnlyArrayRef(&over_rows, 1));
+  }
+
+  // The same with heads, each by itself.
+  Tensor head_wgrad(const Tensor& h_prev) const {
+    const int64_t heads = call_.heads, rows = h_prev.size(0), width = columns_ / heads;
+    const int64_t units = H_ / heads;
+    Tensor grad = empty(h_prev, acc_dtype_, {heads, width, units});
+    for (int64_t head = 0; head < heads; ++head)
+      gemm_tn(matrix_view(head_dgates_, head * chunk_rows_ * width, rows, width, width),
+              matrix_view(h_prev, head * units, rows, units, H_),
+              matrix_view(grad, head * width * units, width, units, units), device_);
+    return grad;
+  }
+
+  Tensor bgrad_of(const Tensor& dgates, const std::vector<GateRange>& ranges) {
+    Tensor grad = empty(dgates, acc_dtype_, {columns_});
+    for (const GateRange& range : ranges)
+      sum_rows(columns_of(dgates, range),
+               stable::narrow(grad, 0, range.gate * H_, range.count * H_));
     return grad;
   }
 
   // dx = dgates W_ih of a chunk; the second direction adds to the first.
   void dgrad(int d, int64_t t0, int64_t t1) {
     const int64_t first = rows_.row(t0), rows = rows_.row(t1) - first;
-    const int64_t offset = chunk_offset(d) * preacts_ + gates_.first_input_preact * H_;
-    const Tensor w_ih = GateOrder::in_preact_order(weight(d, 0), gates_.input, H_);
+    const int64_t offset = chunk_offset(d) * grad_values_ + cell_.first_input_preact * H_;
+    const Tensor w_ih = CudaCell::in_preact_order(weight(d, 0), cell_.input, H_);
     const Tensor dx = matrix_view(dx_, first * I_, rows, I_, I_);
     const Tensor to = d ? matrix_view(reverse_dx_, 0, rows, I_, I_) : dx;
-    gemm(matrix_view(dgates_, offset, rows, call_.gates * H_, preacts_), w_ih, to);
+    gemm(matrix_view(dgates_, offset, rows, columns_, grad_values_), w_ih, to);
     if (d) add(dx, to, dx, device_);
   }
 
@@ -290,9 +347,10 @@ class BackwardCall {
   const Call& call_;
   const DeviceScope device_;
   const SequenceRows rows_;
-  const GateOrder gates_;
+  const CudaCell cell_;
   const ScalarType dtype_, acc_dtype_;
-  const int64_t T_, B_, D_, H_, R_, I_, preacts_;  // preacts: of a row, kPreacts * H
+  const int64_t T_, B_, D_, H_, R_, C_, I_, columns_;  // columns: gates * H
+  const int64_t grad_values_;                          // of a row of dgates_
   const bool projected_, need_input_, need_state_, need_weights_, need_reset_;
   const PersistentLayer layer_;
   const int64_t chunk_, chunk_rows_;  // steps, rows
@@ -302,6 +360,7 @@ class BackwardCall {
   Tensor dx_, flow_h_, flow_c_;            // results
   Tensor dh_, dc_, dh_recurrent_;          // running
   Tensor dgates_, h_prev_, dh_total_, m_;  // of a chunk's rows: operands of its products
+  Tensor head_dgates_;                     // with heads: once more, by head
   Tensor dm_, reverse_dx_;                 // of a step, of a chunk
   std::vector<Tensors> wgrads_;            // by direction
   Tensors dreset_;                         // sums, as the states after resets
@@ -312,8 +371,8 @@ class BackwardCall {
 }  // namespace
 
 BackwardResult cuda_backward(BackwardArgs args) {
-  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec);
-  STD_TORCH_CHECK(!args.masks, "rnnkern: the CUDA kernels take no masks");
+  const Call call(args.input, args.batch_sizes, args.state, args.weights, args.spec,
+                  args.masks.has_value());
   call.check_backward(args, acc_dtype(args.input.scalar_type()));
   return BackwardCall(call, std::move(args)).run();
 }

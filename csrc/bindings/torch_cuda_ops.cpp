@@ -22,6 +22,7 @@
 
 #include <string>
 
+#include "../core/cuda_cells.h"
 #include "torch_cuda_sequence.h"
 
 namespace {
@@ -32,7 +33,8 @@ using namespace rnnkern;
 // step. With resets, kernels of more registers may change the grid of a small layer.
 std::string cuda_plan(Tensor input, int64_t cell, int64_t steps, int64_t batch, int64_t hidden_size,
                       int64_t proj_size, int64_t directions, bool packed, bool backward) {
-  STD_TORCH_CHECK(cell >= 0 && cell < kCellCount, "rnnkern: no CUDA kernels for cell ", cell);
+  STD_TORCH_CHECK((cell >= 0 && cell < kCellCount) || added_kernels(cell),
+                  "rnnkern: no CUDA kernels for cell ", cell);
   const DeviceScope device(input);
   const PersistentLayer layer{
       CellId(cell), input.scalar_type(), hidden_size, proj_size != 0, backward, false};

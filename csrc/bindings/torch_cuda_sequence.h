@@ -30,7 +30,7 @@ struct PersistentLayer {
 
   // The grid for so many steps of so many rows; no blocks: the stepwise engine takes them.
   cuda::PersistentPlan plan(int64_t steps, int64_t batch, int directions = 1) const {
-    if (projected || steps < kMinPersistentSteps) return {};
+    if (projected || int(cell) >= kCellCount || steps < kMinPersistentSteps) return {};
     return cuda::persistent_plan(int(cell), cuda_dtype(dtype), units, batch, backward, directions,
                                  resets);
   }
@@ -69,6 +69,34 @@ inline cuda::ResetParams reset_params(const Call& call, const Resets& resets) {
   if (resets.state.size() > 1) p.c = reset_rows_by_step<const void>(call, resets.state[1]);
   return p;
 }
+
+// The masks of a direction, (T, B, kMasks, H) or packed (rows, kMasks, H), by step.
+struct MaskRows {
+  const void* data;
+  int64_t t_stride, b_stride;
+  const int64_t* offsets;  // packed: the first row of each step
+
+  MaskRows(const Call& call, const MaybeTensor& masks, int direction)
+      : data(nullptr),
+        t_stride(0),
+        b_stride(0),
+        offsets(nullptr) {
+    if (!masks) return;
+    data = element_ptr(*masks, direction * masks->stride(0));
+    const int step = call.batch_first ? 2 : 1;
+    b_stride = masks->stride(call.packed ? 1 : 3 - step);
+    if (call.packed)
+      offsets = call.offsets.data();
+    else
+      t_stride = masks->stride(step);
+  }
+
+  void set(cuda::CellOperands& cell, int64_t t) const {
+    cell.masks = data;
+    cell.masks_stride = b_stride;
+    cell.masks_offset = offsets ? offsets[t] * b_stride : t * t_stride;
+  }
+};
 
 // Rows by number, in time-major order or as packed, and in a given tensor.
 struct SequenceRows {

@@ -96,14 +96,23 @@ inline Tensor to_dtype(const Tensor& t, ScalarType dtype) {
   return copy;
 }
 
-// A matrix within t, from element `first` on.
+// A view of t, from element `first` on.
+inline Tensor view(const Tensor& t, int64_t first, Sizes sizes, Sizes strides) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+      t.get(), int64_t(sizes.size()), sizes.begin(), strides.begin(), first, &handle));
+  return Tensor(handle);
+}
+
 inline Tensor matrix_view(const Tensor& t, int64_t first, int64_t rows, int64_t columns,
                           int64_t row_stride) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, 1};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, first, &handle));
-  return Tensor(handle);
+  return view(t, first, {rows, columns}, {row_stride, 1});
+}
+
+// Of rows (H), the units of each head: (heads, rows, H / heads).
+inline Tensor head_view(const Tensor& rows, int64_t heads) {
+  const int64_t width = rows.size(1), units = width / heads;
+  return view(rows, 0, {heads, rows.size(0), units}, {units, rows.stride(0), 1});
 }
 
 // With dense rows of the states.
@@ -112,20 +121,21 @@ inline Resets with_dense_rows(Resets resets) {
   return resets;
 }
 
-inline Tensor transposed(const Tensor& m) { return stable::transpose(m, 0, 1); }
+// The last two dimensions swapped.
+inline Tensor transposed(const Tensor& m) { return stable::transpose(m, m.dim() - 2, m.dim() - 1); }
 
-// out = a b, in the dtype of out.
+// out = a b, in the dtype of out: of matrices, or of as many in each, (count, ., .).
 inline void gemm(const Tensor& a, const Tensor& b, const Tensor& out) {
+  const char* const op = a.dim() == 3 ? "aten::bmm" : "aten::mm";
   using stable::detail::from;
   StableIValue stack[4] = {from(a), from(b)};
   if (a.scalar_type() == out.scalar_type()) {
     stack[2] = from(out);
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "out", stack, TORCH_ABI_VERSION));
   } else {
     stack[2] = from(out.scalar_type());
     stack[3] = from(out);
-    TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher("aten::mm", "dtype_out", stack, TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "dtype_out", stack, TORCH_ABI_VERSION));
   }
   stable::detail::to<Tensor>(stack[0]);  // a second handle on `out`, which we must release
 }

@@ -129,14 +129,9 @@ Resets resets_as(Resets&& resets) {
   return std::move(resets);
 }
 
-// The masks of a row must be neighbours in memory; rows may lie anywhere.
 template <class T>
 MaybeTensor masks_as(const MaybeTensor& masks) {
-  if (!masks) return masks;
-  const Tensor t = with_dense_rows(converted(*masks, kType<Acc<T>>));
-  const int64_t last = t.dim() - 1;
-  const bool adjoin = t.size(last - 1) <= 1 || t.stride(last - 1) == t.size(last);
-  return adjoin ? t : torch::stable::contiguous(t);
+  return masks ? MaybeTensor(with_dense_masks(converted(*masks, kType<Acc<T>>))) : masks;
 }
 
 // As allocate_block, in torch's memory.

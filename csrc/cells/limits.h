@@ -73,16 +73,9 @@ constexpr bool check_limits() {
   return true;
 }
 
-// The CUDA engine keeps W_ih x where a step's saved values will be, and has one c.
 template <class Cell>
 constexpr bool check_cuda_limits() {
-  static_assert(Cell::kStates <= 2, "on CUDA a cell has the states h and c");
-  static_assert(Cell::kSaved == 0 || Cell::kSaved >= Cell::kGates,
-                "on CUDA a cell saves nothing, or at least as many values as it has gates");
-  static_assert(Cell::kInput == Input::dense && Cell::kRecurrent == Recurrent::dense,
-                "on CUDA W_ih and W_hh are dense");
-  static_assert(Cell::kParams == 0, "on CUDA a cell has no learned values per unit");
-  static_assert(Cell::kMasks == 0, "on CUDA a cell has no masks");
+  static_assert(Cell::kInput == Input::dense, "on CUDA W_ih is dense");
   return check_limits<Cell>();
 }
 

@@ -1,15 +1,14 @@
-// The arithmetic of a cell on the device: the functions of its value type, which is one float or
-// double (csrc/cells/cell.h says what a cell asks for), the accumulation type of each
-// storage type, and then the cells. The order matters: a cell finds only what is declared before.
+// The arithmetic of a cell on the device: its value type, which is one float or double, with the
+// functions that csrc/cells/cell.h promises, and the accumulation type of each storage type. A cell
+// finds the functions by its arguments' type, wherever its header is included.
 //
 // For float and double, sigmoid and tanh are those of the CUDA math library (at most 3 ulp in
 // float). For the two halves FastMathFloat needs a third of the instructions, with errors of about
 // 2^-21. The hardware's tanh.approx has 11 good bits, too few for states in float.
 #pragma once
 #include <cmath>
-#include <type_traits>
 
-#include "../cells/cell.h"
+#include "../cells/registry.h"
 
 namespace rnnkern {
 
@@ -25,30 +24,26 @@ RNNKERN_HD static double log(double x) { return ::log(x); }
 RNNKERN_HD static float softplus(float x) { return (x > 0 ? x : 0.f) + log1pf(expf(-fabsf(x))); }
 RNNKERN_HD static double softplus(double x) { return (x > 0 ? x : 0.) + log1p(::exp(-fabs(x))); }
 
-// A float whose functions use the approximations of the special function unit.
-struct FastMathFloat {
-  float value;
+// What cells compute with. If kFast, the functions are the special function unit's approximations.
+template <class A, bool kFast>
+struct Scalar {
+  A value;
 
-  FastMathFloat() = default;
-  RNNKERN_HD explicit FastMathFloat(float v) : value(v) {}
-  RNNKERN_HD explicit operator float() const { return value; }
+  Scalar() = default;
+  RNNKERN_HD explicit Scalar(A v) : value(v) {}
+  RNNKERN_HD explicit operator A() const { return value; }
+
+  friend RNNKERN_HD Scalar operator+(Scalar a, Scalar b) { return Scalar(a.value + b.value); }
+  friend RNNKERN_HD Scalar operator-(Scalar a, Scalar b) { return Scalar(a.value - b.value); }
+  friend RNNKERN_HD Scalar operator*(Scalar a, Scalar b) { return Scalar(a.value * b.value); }
+  friend RNNKERN_HD Scalar operator/(Scalar a, Scalar b) { return Scalar(a.value / b.value); }
+  friend RNNKERN_HD Scalar operator-(Scalar a) { return Scalar(-a.value); }
+  friend RNNKERN_HD bool operator<(Scalar a, Scalar b) { return a.value < b.value; }
+  friend RNNKERN_HD bool operator<=(Scalar a, Scalar b) { return a.value <= b.value; }
 };
-
-RNNKERN_HD static FastMathFloat operator+(FastMathFloat a, FastMathFloat b) {
-  return FastMathFloat(a.value + b.value);
-}
-RNNKERN_HD static FastMathFloat operator-(FastMathFloat a, FastMathFloat b) {
-  return FastMathFloat(a.value - b.value);
-}
-RNNKERN_HD static FastMathFloat operator*(FastMathFloat a, FastMathFloat b) {
-  return FastMathFloat(a.value * b.value);
-}
-RNNKERN_HD static FastMathFloat operator/(FastMathFloat a, FastMathFloat b) {
-  return FastMathFloat(a.value / b.value);
-}
-RNNKERN_HD static FastMathFloat operator-(FastMathFloat a) { return FastMathFloat(-a.value); }
-RNNKERN_HD static bool operator<(FastMathFloat a, FastMathFloat b) { return a.value < b.value; }
-RNNKERN_HD static bool operator<=(FastMathFloat a, FastMathFloat b) { return a.value <= b.value; }
+using FastMathFloat = Scalar<float, true>;
+template <class A>
+using ExactMath = Scalar<A, false>;
 
 // 2^x and 1 / x by the special function unit.
 RNNKERN_HD static float ex2_approx(float x) {
@@ -71,6 +66,15 @@ RNNKERN_HD static float rcp_approx(float x) {
 #endif
 }
 
+template <class A>
+RNNKERN_HD static ExactMath<A> sigmoid(ExactMath<A> x) {
+  return ExactMath<A>(sigmoid(x.value));
+}
+template <class A>
+RNNKERN_HD static ExactMath<A> tanh(ExactMath<A> x) {
+  return ExactMath<A>(tanh(x.value));
+}
+
 RNNKERN_HD static FastMathFloat sigmoid(FastMathFloat x) {
   return FastMathFloat(rcp_approx(1.f + ex2_approx(-1.4426950408889634f * x.value)));
 }
@@ -85,10 +89,17 @@ RNNKERN_HD static FastMathFloat tanh(FastMathFloat x) {
 }
 
 // For those that cells rarely use, the library's are fast enough.
-RNNKERN_HD static FastMathFloat exp(FastMathFloat x) { return FastMathFloat(expf(x.value)); }
-RNNKERN_HD static FastMathFloat log(FastMathFloat x) { return FastMathFloat(logf(x.value)); }
-RNNKERN_HD static FastMathFloat softplus(FastMathFloat x) {
-  return FastMathFloat(softplus(x.value));
+template <class A, bool kFast>
+RNNKERN_HD static Scalar<A, kFast> exp(Scalar<A, kFast> x) {
+  return Scalar<A, kFast>(exp(x.value));
+}
+template <class A, bool kFast>
+RNNKERN_HD static Scalar<A, kFast> log(Scalar<A, kFast> x) {
+  return Scalar<A, kFast>(log(x.value));
+}
+template <class A, bool kFast>
+RNNKERN_HD static Scalar<A, kFast> softplus(Scalar<A, kFast> x) {
+  return Scalar<A, kFast>(softplus(x.value));
 }
 template <class V>
 RNNKERN_HD static V log_sigmoid(V x) {
@@ -113,8 +124,6 @@ RNNKERN_HD static V where_positive(V x, V y) {
 
 }  // namespace rnnkern
 
-#include "../cells/registry.h"
-
 namespace rnnkern::cuda {
 
 template <class T>
@@ -130,6 +139,6 @@ using Acc = typename AccOf<T>::type;
 
 // What the cell computes with.
 template <class T>
-using CellMath = std::conditional_t<sizeof(T) == 2, FastMathFloat, Acc<T>>;
+using CellMath = Scalar<Acc<T>, sizeof(T) == 2>;
 
 }  // namespace rnnkern::cuda

@@ -43,6 +43,14 @@ struct ResetParams {
   RowsByStep<const void> h, c;     // T (R), (H): what the rows get; null: zeros
 };
 
+// What cells may ask for that are not built in (csrc/cells/cell.h).
+struct CellOperands {
+  int64_t heads;       // of W_hh; 1 if it is dense
+  const void* params;  // T (kParams, H)
+  const void* masks;   // T, (kMasks, H) of a row
+  int64_t masks_offset, masks_stride;
+};
+
 struct StepForwardParams {
   int64_t batch, units;  // rows of this step, H
   int64_t row;           // number of the first of them
@@ -50,14 +58,17 @@ struct StepForwardParams {
 
   const void* input;  // A: W_ih x, gates in torch's order; may be the same memory as `saved`
   int64_t input_offset, input_stride;
-  const void* hidden;             // A (batch, gates * H): W_hh h; null where h is zero
+  const void* hidden;             // A (batch, gates * H): W_hh h; null where h is zero, or without
+                                  // W_hh. With heads (heads, batch, gates * H / heads)
   const void *bias_ih, *bias_hh;  // T (gates * H), or null
-  void *h, *c;                    // A (batch, H): the states, before and after; or null
+  void *h, *c;                    // A (batch, H), (batch, C): the states, before and after; or
+                                  // null. C: H for each state but h, one after the other
   void* h_operand;                // T (batch, H): h for the next product, null where h serves
   void* y;                        // T; null with a projection, as h is
   int64_t y_offset, y_stride;
-  void *saved, *c_states;  // A (rows, kSaved, H), (rows, H); null where not wanted
+  void *saved, *c_states;  // A (rows, kSaved, H), (rows, C); null where not wanted
   ResetParams resets;
+  CellOperands cell;
 };
 
 struct StepBackwardParams {
@@ -69,17 +80,17 @@ struct StepBackwardParams {
 
   const void* y;  // T
   int64_t y_offset, prev_y_offset, y_stride;
-  const void *h0, *c0;           // T (B, R), (B, H), or null for zeros
+  const void *h0, *c0;           // T (B, R), (B, C), or null for zeros
   const void *saved, *c_states;  // A
   const void* dy;                // T, or null for zeros
   int64_t dy_offset, dy_stride;
   void* dh_recurrent;     // A (batch, R): W_hh^T dgates of the step after
-  void *dh, *dc;          // A (batch, R), (batch, H): derivative by the states, after and before;
+  void *dh, *dc;          // A (batch, R), (batch, C): derivative by the states, after and before;
                           // dc or null
-  void *flow_h, *flow_c;  // A (rows, R), (rows, H): dL/dh_t and dL/dc_t; null where not wanted
+  void *flow_h, *flow_c;  // A (rows, R), (rows, C): dL/dh_t and dL/dc_t; null where not wanted
 
   // Of the chunk's rows, T, as operands of the products with the weights.
-  void* dgates;  // (kPreacts, H) each
+  void* dgates;  // (kPreacts + kParams, H) each
   void* h_prev;  // R: the h that each row began with; null where not wanted
 
   // Only with a projection.
@@ -91,6 +102,11 @@ struct StepBackwardParams {
   // and adds them to the gradients of the states that the rows got there.
   ResetParams resets;
   RowsByStep<void> dreset_h, dreset_c;  // A; null where not wanted
+
+  CellOperands cell;
+  // Only with heads: once more the derivatives by W_hh h, as W_hh has its rows.
+  void* head_dgates;   // T (heads, chunk_rows, gates * H / heads)
+  int64_t chunk_rows;  // that it has memory for
 };
 
 // All steps of a persistent launch have the same batch rows; *_step is the distance of the rows of
@@ -110,6 +126,21 @@ struct PersistentBackwardParams {
   // distance to them in rows and in elements of y.
   int64_t last_prev_batch, last_prev_row, last_prev_y;
   const void* w_hh;
+};
+
+// The order of a cell's gates (csrc/cells/cell.h).
+struct GateLayout {
+  static constexpr int kMax = 4;
+  int gates, preacts, input_preact, hidden_preact;
+  int input_gate[kMax], hidden_gate[kMax];
+};
+
+// The stepwise kernels of a cell that is not built in, from a library of its own (added_cell.h);
+// core/cuda_cells.h has them by the cell's number.
+struct AddedKernels {
+  GateLayout layout;
+  const char* (*forward)(DType, const StepForwardParams&, Stream);
+  const char* (*backward)(DType, const StepBackwardParams&, Stream);
 };
 
 // Each puts one kernel on the stream and returns null, or CUDA's description of the error.

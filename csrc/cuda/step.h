@@ -3,21 +3,30 @@
 // Where pre-activations come from and how threads share a step is not known here.
 // Nothing needs a GPU: the tests run the same functions on the CPU.
 #pragma once
+#include "../cells/call.h"
 #include "cell_math.h"
 #include "params.h"
 
 namespace rnnkern::cuda {
 
+// Values of one unit that are no states: learned ones, and the masks of one row and step.
+template <class Cell, class T>
+struct UnitOperands {
+  Acc<T> params[Cell::kParams + 1], masks[Cell::kMasks + 1];
+};
+
 // Cell::forward, from and to the accumulation type.
 template <class Cell, class T>
 RNNKERN_HD static void cell_forward(const Acc<T>* preact, const Acc<T>* prev, Acc<T>* next,
-                                    Acc<T>* saved) {
+                                    Acc<T>* saved, const UnitOperands<Cell, T>& of_unit = {}) {
   using V = CellMath<T>;
-  static_assert(check_cuda_limits<Cell>());
   V x[Cell::kPreacts], from[Cell::kStates], to[Cell::kStates], kept[Cell::kSaved + 1];
+  V params[Cell::kParams + 1], masks[Cell::kMasks + 1];
   for (int i = 0; i < Cell::kPreacts; ++i) x[i] = V(preact[i]);
   for (int i = 0; i < Cell::kStates; ++i) from[i] = V(prev[i]);
-  Cell::forward(x, from, to, kept);
+  for (int i = 0; i < Cell::kParams; ++i) params[i] = V(of_unit.params[i]);
+  for (int i = 0; i < Cell::kMasks; ++i) masks[i] = V(of_unit.masks[i]);
+  call_forward<Cell>(x, from, params, masks, to, kept);
   for (int i = 0; i < Cell::kStates; ++i) next[i] = Acc<T>(to[i]);
   for (int i = 0; i < Cell::kSaved; ++i) saved[i] = Acc<T>(kept[i]);
 }
@@ -26,6 +35,23 @@ RNNKERN_HD static void cell_forward(const Acc<T>* preact, const Acc<T>* prev, Ac
 // (rows, H).
 RNNKERN_HD static int64_t gate_offset(int values, int64_t row, int unit) {
   return row * values - int64_t(values - 1) * unit;
+}
+// The states but h of a unit, c, are such values: the offset of state k >= 1.
+template <class Cell>
+RNNKERN_HD static int64_t c_offset(int k, int64_t row, int unit, int64_t units) {
+  return gate_offset(Cell::kStates - 1, row, unit) + (k - 1) * units;
+}
+
+template <class Cell, class T>
+RNNKERN_HD static UnitOperands<Cell, T> load_unit_operands(const CellOperands& p, int64_t units,
+                                                           int64_t b, int64_t u) {
+  UnitOperands<Cell, T> of_unit;
+  for (int i = 0; i < Cell::kParams; ++i)
+    of_unit.params[i] = Acc<T>(static_cast<const T*>(p.params)[i * units + u]);
+  const int64_t first_mask = p.masks_offset + b * p.masks_stride + u;
+  for (int i = 0; i < Cell::kMasks; ++i)
+    of_unit.masks[i] = Acc<T>(static_cast<const T*>(p.masks)[first_mask + i * units]);
+  return of_unit;
 }
 
 template <class V>
@@ -89,8 +115,8 @@ RNNKERN_HD static void store_forward(const StepForwardParams& p, const ForwardOf
   if (p.saved)
     for (int s = 0; s < Cell::kSaved; ++s)
       static_cast<A*>(p.saved)[gate_offset(Cell::kSaved, at.row, at.unit) + s * p.units] = saved[s];
-  if constexpr (Cell::kStates == 2)
-    if (p.c_states) static_cast<A*>(p.c_states)[at.row] = next[1];
+  for (int k = 1; k < Cell::kStates && p.c_states; ++k)
+    static_cast<A*>(p.c_states)[c_offset<Cell>(k, at.row, at.unit, p.units)] = next[k];
 }
 
 template <class Cell, class T>
@@ -99,7 +125,8 @@ RNNKERN_HD static void load_states(const StepForwardParams& p, int64_t b, int64_
   using A = Acc<T>;
   const int64_t at = b * p.units + u;
   state[0] = p.h ? static_cast<A*>(p.h)[at] : A(0);
-  if constexpr (Cell::kStates == 2) state[1] = static_cast<A*>(p.c)[at];
+  for (int k = 1; k < Cell::kStates; ++k)
+    state[k] = static_cast<A*>(p.c)[c_offset<Cell>(k, at, int(u), p.units)];
 }
 
 template <class Cell, class T>
@@ -109,7 +136,8 @@ RNNKERN_HD static void store_states(const StepForwardParams& p, int64_t b, int64
   const int64_t at = b * p.units + u;
   if (p.h) static_cast<A*>(p.h)[at] = state[0];
   if (p.h_operand) static_cast<T*>(p.h_operand)[at] = T(state[0]);
-  if constexpr (Cell::kStates == 2) static_cast<A*>(p.c)[at] = state[1];
+  for (int k = 1; k < Cell::kStates; ++k)
+    static_cast<A*>(p.c)[c_offset<Cell>(k, at, int(u), p.units)] = state[k];
 }
 
 // The states that a row gets before step t. If it keeps its own: false, and `state` is as it was.
@@ -160,7 +188,7 @@ RNNKERN_HD static PrevStepOffset prev_step_offset(const StepBackwardParams& p) {
 template <class Cell, class T>
 struct SavedValues {
   T h_prev, h;
-  Acc<T> c_prev, c, saved[Cell::kSaved + 1];
+  Acc<T> c_prev[Cell::kStates], c[Cell::kStates], saved[Cell::kSaved + 1];  // c: from 1 on
 };
 
 template <class Cell, class T>
@@ -177,12 +205,12 @@ RNNKERN_HD static void load_saved(const StepBackwardParams& p, const BackwardOff
     else
       v->h_prev = h0 ? h0[at.first] : T(0.f);
   }
-  if constexpr (Cell::kStates == 2) {
-    v->c = c_states[at.row];
+  for (int k = 1; k < Cell::kStates; ++k) {
+    v->c[k] = c_states[c_offset<Cell>(k, at.row, at.unit, p.units)];
     if (!at.began)
-      v->c_prev = c_states[at.row + prev.row];
+      v->c_prev[k] = c_states[c_offset<Cell>(k, at.row + prev.row, at.unit, p.units)];
     else
-      v->c_prev = c0 ? A(c0[at.first]) : A(0);
+      v->c_prev[k] = c0 ? A(c0[c_offset<Cell>(k, at.first, at.unit, p.units)]) : A(0);
   }
   for (int s = 0; s < Cell::kSaved; ++s)
     v->saved[s] =
@@ -195,7 +223,8 @@ RNNKERN_HD static bool load_reset(const StepBackwardParams& p, int64_t t, int64_
                                   SavedValues<Cell, T>* v) {
   if (!is_reset(p.resets, t, b)) return false;
   if (!p.dm) v->h_prev = state_after_reset<T>(p.resets.h, t, b, u);
-  if constexpr (Cell::kStates == 2) v->c_prev = Acc<T>(state_after_reset<T>(p.resets.c, t, b, u));
+  if constexpr (Cell::kStates == 2)
+    v->c_prev[1] = Acc<T>(state_after_reset<T>(p.resets.c, t, b, u));
   return true;
 }
 
@@ -215,22 +244,29 @@ RNNKERN_HD static void end_gradient(const RowsByStep<void>& to, int64_t t, int64
   *grad = A(0);
 }
 
+// Values of a row of `dgates`, H each: the derivatives by the pre-activations, then by the learned
+// values, of this row and step.
+template <class Cell>
+constexpr int kGradValues = Cell::kPreacts + Cell::kParams;
+
 // Cell::backward: dnext becomes the total derivative.
 template <class Cell, class T>
 RNNKERN_HD static void cell_backward(const SavedValues<Cell, T>& v, Acc<T>* dnext, Acc<T>* dprev,
-                                     Acc<T>* dgates) {
+                                     Acc<T>* dgates, const UnitOperands<Cell, T>& of_unit = {}) {
   using A = Acc<T>;
   using V = CellMath<T>;
   V saved[Cell::kSaved + 1], prev[Cell::kStates], next[Cell::kStates], dn[Cell::kStates];
-  V dp[Cell::kStates], ds[Cell::kPreacts];
+  V params[Cell::kParams + 1], masks[Cell::kMasks + 1], dp[Cell::kStates], ds[kGradValues<Cell>];
   for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(v.saved[i]);
   prev[0] = V(A(v.h_prev));
   next[0] = V(A(v.h));
-  if constexpr (Cell::kStates == 2) prev[1] = V(v.c_prev), next[1] = V(v.c);
+  for (int k = 1; k < Cell::kStates; ++k) prev[k] = V(v.c_prev[k]), next[k] = V(v.c[k]);
   for (int i = 0; i < Cell::kStates; ++i) dn[i] = V(dnext[i]);
-  Cell::backward(saved, prev, next, dn, dp, ds);
+  for (int i = 0; i < Cell::kParams; ++i) params[i] = V(of_unit.params[i]);
+  for (int i = 0; i < Cell::kMasks; ++i) masks[i] = V(of_unit.masks[i]);
+  call_backward<Cell>(saved, prev, params, masks, next, dn, dp, ds, ds + Cell::kPreacts);
   for (int i = 0; i < Cell::kStates; ++i) dnext[i] = A(dn[i]), dprev[i] = A(dp[i]);
-  for (int i = 0; i < Cell::kPreacts; ++i) dgates[i] = A(ds[i]);
+  for (int i = 0; i < kGradValues<Cell>; ++i) dgates[i] = A(ds[i]);
 }
 
 // Operands of the weight gradients, and flows; the running derivatives are not stored.
@@ -240,20 +276,21 @@ RNNKERN_HD static void store_backward(const StepBackwardParams& p, const Backwar
                                       const Acc<T>* dgates) {
   using A = Acc<T>;
   using V = CellMath<T>;
-  for (int s = 0; s < Cell::kPreacts; ++s)
-    static_cast<T*>(p.dgates)[gate_offset(Cell::kPreacts, at.chunk_row, at.unit) + s * p.units] =
+  constexpr int kValues = kGradValues<Cell>;
+  for (int s = 0; s < kValues; ++s)
+    static_cast<T*>(p.dgates)[gate_offset(kValues, at.chunk_row, at.unit) + s * p.units] =
         T(dgates[s]);
   if (!p.dm) {
     if (p.h_prev) static_cast<T*>(p.h_prev)[at.chunk_row] = v.h_prev;
     if (p.flow_h) static_cast<A*>(p.flow_h)[at.row] = dnext[0];
   }
-  if constexpr (Cell::kStates == 2)
-    if (p.flow_c) static_cast<A*>(p.flow_c)[at.row] = dnext[1];
+  for (int k = 1; k < Cell::kStates && p.flow_c; ++k)
+    static_cast<A*>(p.flow_c)[c_offset<Cell>(k, at.row, at.unit, p.units)] = dnext[k];
   if constexpr (Cell::kProjects)
     if (p.m) {
       V saved[Cell::kSaved + 1], next[Cell::kStates];
       for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(v.saved[i]);
-      next[0] = V(0), next[Cell::kStates - 1] = V(v.c);
+      next[0] = V(A(0)), next[1] = V(v.c[1]);
       static_cast<T*>(p.m)[at.chunk_row] = T(A(Cell::hidden(saved, next)));
     }
 }

@@ -1,123 +1,18 @@
-// The launches of csrc/cuda/params.h without a GPU. A stepwise launch runs the threads of its grid
-// one after the other, a persistent one on the simulated chip. Together with
+// The launches of csrc/cuda/params.h without a GPU: the stepwise ones as they are, on
+// grid_on_host.h, a persistent one on the simulated chip. Together with
 // csrc/bindings/torch_cuda_*.cpp this makes operators that torch calls on CPU tensors.
 //
 // torch has mm of half types with a float32 result on CUDA only: cuda/test_on_host.py brings one.
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <vector>
 
 #include "../../csrc/bindings/schemas.h"
 #include "../../csrc/cuda/cluster/backward.h"
 #include "../../csrc/cuda/cluster/forward.h"
-#include "../../csrc/cuda/stepwise/elements.h"
+#include "../../csrc/cuda/stepwise/kernels.cu"
 
 namespace rnnkern::cuda {
-namespace {
-
-int64_t launches = 0;
-
-template <class F>
-void for_each_thread(const Grid& g, F&& body) {
-  ++launches;
-  for (int64_t by = 0; by < g.blocks_y; ++by)
-    for (int64_t bx = 0; bx < g.blocks_x; ++bx)
-      for (int64_t ty = 0; ty < g.threads_y; ++ty)
-        for (int64_t tx = 0; tx < g.threads_x; ++tx)
-          body(GridStride{by * g.threads_y + ty, int64_t(g.blocks_y) * g.threads_y,
-                          bx * g.threads_x + tx, int64_t(g.blocks_x) * g.threads_x});
-}
-
-template <class F>
-void dispatch_dtype(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float64: return f(double{});
-    case DType::bfloat16: return f(c10::BFloat16{});
-    case DType::float16: return f(c10::Half{});
-    default: return f(float{});
-  }
-}
-
-// f(storage type, type of an operand): the accumulation type or the storage type.
-template <class F>
-void dispatch_operand(DType dtype, bool accumulated, F&& f) {
-  dispatch_dtype(dtype, [&](auto type) {
-    if (accumulated)
-      f(type, Acc<decltype(type)>{});
-    else
-      f(type, type);
-  });
-}
-
-}  // namespace
-
-const char* launch_forward(int cell, DType dtype, const StepForwardParams& step, Stream) {
-  visit_cell(CellId(cell), [&](auto c) {
-    dispatch_dtype(dtype, [&](auto type) {
-      for_each_thread(make_grid(step.batch, step.units), [&](const GridStride& at) {
-        forward_grid_stride<decltype(c), decltype(type)>(step, at);
-      });
-    });
-  });
-  return nullptr;
-}
-
-const char* launch_backward(int cell, DType dtype, const StepBackwardParams& step, Stream) {
-  visit_cell(CellId(cell), [&](auto c) {
-    dispatch_dtype(dtype, [&](auto type) {
-      for_each_thread(make_grid(step.batch, step.units), [&](const GridStride& at) {
-        backward_grid_stride<decltype(c), decltype(type)>(step, at);
-      });
-    });
-  });
-  return nullptr;
-}
-
-const char* launch_dh_total(DType dtype, const StepBackwardParams& step, Stream) {
-  dispatch_dtype(dtype, [&](auto type) {
-    for_each_thread(make_grid(step.batch, step.width),
-                    [&](const GridStride& at) { dh_total_grid_stride<decltype(type)>(step, at); });
-  });
-  return nullptr;
-}
-
-const char* launch_end_gradients(DType dtype, const StepBackwardParams& step, Stream) {
-  dispatch_dtype(dtype, [&](auto type) {
-    for_each_thread(make_grid(step.batch, step.units), [&](const GridStride& at) {
-      end_gradients_grid_stride<decltype(type)>(step, at);
-    });
-  });
-  return nullptr;
-}
-
-const char* launch_reset(DType dtype, bool accumulated, const ResetParams& resets,
-                         const RowsByStep<const void>& from, int64_t t, int64_t batch,
-                         int64_t width, void* state, Stream) {
-  dispatch_operand(dtype, accumulated, [&](auto type, auto operand) {
-    for_each_thread(make_grid(batch, width), [&](const GridStride& at) {
-      reset_grid_stride<decltype(type)>(resets, from, t, batch, width,
-                                        static_cast<decltype(operand)*>(state), at);
-    });
-  });
-  return nullptr;
-}
-
-const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
-                       void* out, Stream) {
-  Grid g = make_grid(1, count);
-  g.threads_y = 1;
-  dispatch_operand(dtype, accumulated, [&](auto type, auto operand) {
-    using S = decltype(operand);
-    for_each_thread(g, [&](const GridStride& at) {
-      add_grid_stride(count, static_cast<const S*>(a), static_cast<const S*>(b),
-                      static_cast<decltype(type)*>(out), at.unit, at.unit_step);
-    });
-  });
-  return nullptr;
-}
-
 namespace {
 
 bool persistent = false;  // whether the persistent engine is taken where it has a tiling

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "../../core/cuda_cells.h"
 #include "../engine.h"
 
 namespace rnnkern {
@@ -11,6 +12,7 @@ constexpr int kMaxAdded = 256;
 const AddedCell* added[kMaxAdded];
 std::atomic<int> count{0};  // those below are read without a lock
 std::mutex adding;
+std::atomic<const cuda::AddedKernels*> kernels[kMaxAdded];
 
 const AddedCell* find(int64_t id) {
   const int64_t at = id - kCellCount;
@@ -36,6 +38,14 @@ const CellFacts* added_cell_facts(int64_t id) {
 const Engine& engine_of(CellId cell) {
   const AddedCell* const found = find(int64_t(cell));
   return found ? found->engine : engine();
+}
+
+const cuda::AddedKernels* added_kernels(int64_t cell) {
+  return find(cell) ? kernels[cell - kCellCount].load(std::memory_order_acquire) : nullptr;
+}
+
+void rnnkern_set_kernels(int cell, const cuda::AddedKernels* given) {
+  if (find(cell)) kernels[cell - kCellCount].store(given, std::memory_order_release);
 }
 
 }  // namespace rnnkern

@@ -34,10 +34,19 @@ struct TileConfig {
   static_assert(Warps % UnitTiles == 0);
 };
 
+// Those of the built-in cells have what the persistent kernels rely on.
+template <class Cell>
+constexpr bool check_persistent_limits() {
+  static_assert(Cell::kStates <= 2 && (Cell::kSaved == 0 || Cell::kSaved >= Cell::kGates));
+  static_assert(Cell::kRecurrent == Recurrent::dense && Cell::kParams + Cell::kMasks == 0);
+  return true;
+}
+
 // Calls f(Config{}) with the tiling for `units` of a cell in storage type T, or returns false if
 // there is none. docs/performance/gpu.md has the measurements.
 template <class Cell, class T, int BatchTiles, class F>
 bool dispatch_config(int64_t units, F&& f) {
+  static_assert(check_persistent_limits<Cell>());
   constexpr bool kHalf = sizeof(T) == 2, kElman = Cell::kGates == 1;
   if (units <= 64)
     f(TileConfig<1, 1, BatchTiles, 4, 32>{});

@@ -6,6 +6,20 @@
 
 namespace rnnkern::cuda {
 
+// The s-th pre-activation's part of the product with W_hh, in a layout (rows, gates, H), or with
+// heads (heads, rows, gates, H / heads), for `rows` rows of memory: its offset.
+template <class Cell>
+RNNKERN_HD static int64_t hidden_offset(int s, int64_t heads, int64_t rows, int64_t units,
+                                        int64_t b, int64_t u) {
+  if constexpr (Cell::kRecurrent == Recurrent::heads) {
+    const uint32_t head_units = uint32_t(units) / uint32_t(heads);
+    const uint32_t head = uint32_t(u) / head_units, unit = uint32_t(u) % head_units;
+    return ((head * rows + b) * Cell::kGates + Cell::hidden_gate(s)) * head_units + unit;
+  } else {
+    return (b * Cell::kGates + Cell::hidden_gate(s)) * units + u;
+  }
+}
+
 template <class Cell, class T>
 RNNKERN_HD static void forward_element(const StepForwardParams& p, int64_t b, int64_t u) {
   using A = Acc<T>;
@@ -18,11 +32,13 @@ RNNKERN_HD static void forward_element(const StepForwardParams& p, int64_t b, in
   load_input<Cell, T>(p, at, input);
   for (int s = 0; s < G; ++s) preact[Cell::kInputPreact + s] += input[s];
   for (int s = 0; hidden && s < G; ++s)
-    preact[Cell::kHiddenPreact + s] += hidden[(b * G + Cell::hidden_gate(s)) * p.units + u];
+    preact[Cell::kHiddenPreact + s] +=
+        hidden[hidden_offset<Cell>(s, p.cell.heads, p.batch, p.units, b, u)];
 
   A prev[Cell::kStates], next[Cell::kStates], saved[Cell::kSaved + 1];
   load_states<Cell, T>(p, b, u, prev);
-  cell_forward<Cell, T>(preact, prev, next, saved);
+  const auto of_unit = load_unit_operands<Cell, T>(p.cell, p.units, b, u);
+  cell_forward<Cell, T>(preact, prev, next, saved, of_unit);
   store_forward<Cell, T>(p, at, next, saved);
   load_reset<Cell, T>(p, p.t + 1, b, u, next);
   store_states<Cell, T>(p, b, u, next);
@@ -58,23 +74,37 @@ RNNKERN_HD static void dh_total_element(const StepBackwardParams& p, int64_t b, 
   if (p.flow_h) static_cast<A*>(p.flow_h)[(p.row + b) * R + u] = total;
 }
 
+// The derivatives by W_hh h, as the rows of W_hh in heads are.
+template <class Cell, class T>
+RNNKERN_HD static void store_head_dgates(const StepBackwardParams& p, int64_t b, int64_t u,
+                                         const Acc<T>* dgates) {
+  const int64_t row = p.chunk_row + b;
+  for (int s = 0; s < Cell::kGates; ++s)
+    static_cast<T*>(
+        p.head_dgates)[hidden_offset<Cell>(s, p.cell.heads, p.chunk_rows, p.units, row, u)] =
+        T(dgates[Cell::kHiddenPreact + s]);
+}
+
 template <class Cell, class T>
 RNNKERN_HD static void backward_element(const StepBackwardParams& p, int64_t b, int64_t u) {
   using A = Acc<T>;
   const BackwardOffsets at = backward_offsets(p, b, u);
   SavedValues<Cell, T> values{};
-  A dnext[Cell::kStates], dprev[Cell::kStates], dgates[Cell::kPreacts];
+  A dnext[Cell::kStates], dprev[Cell::kStates], dgates[kGradValues<Cell>];
   load_saved<Cell, T>(p, at, prev_step_offset(p), &values);
   load_reset<Cell, T>(p, p.t, b, u, &values);
   dnext[0] = p.dm ? static_cast<const A*>(p.dm)[at.first] : dh_total_of<T>(p, b, u);
-  if constexpr (Cell::kStates == 2) {
-    dnext[1] = static_cast<A*>(p.dc)[at.first];
+  for (int k = 1; k < Cell::kStates; ++k)
+    dnext[k] = static_cast<A*>(p.dc)[c_offset<Cell>(k, at.first, at.unit, p.units)];
+  if constexpr (Cell::kStates == 2)
     if (is_reset(p.resets, p.t + 1, b)) end_gradient(p.dreset_c, p.t + 1, b, u, &dnext[1]);
-  }
-  cell_backward<Cell, T>(values, dnext, dprev, dgates);
+  const auto of_unit = load_unit_operands<Cell, T>(p.cell, p.units, b, u);
+  cell_backward<Cell, T>(values, dnext, dprev, dgates, of_unit);
   store_backward<Cell, T>(p, at, values, dnext, dgates);
+  if constexpr (Cell::kRecurrent == Recurrent::heads) store_head_dgates<Cell, T>(p, b, u, dgates);
   if (!p.dm) static_cast<A*>(p.dh)[at.first] = dprev[0];
-  if constexpr (Cell::kStates == 2) static_cast<A*>(p.dc)[at.first] = dprev[1];
+  for (int k = 1; k < Cell::kStates; ++k)
+    static_cast<A*>(p.dc)[c_offset<Cell>(k, at.first, at.unit, p.units)] = dprev[k];
 }
 
 template <class T>
@@ -99,46 +129,71 @@ RNNKERN_HD static void grid_stride(const GridStride& at, int64_t rows, int64_t u
     for (int64_t u = at.unit; u < units; u += at.unit_step) f(b, u);
 }
 
+// The kernels: each is what one thread of a grid does.
 template <class Cell, class T>
-RNNKERN_HD static void forward_grid_stride(const StepForwardParams& p, const GridStride& at) {
-  grid_stride(at, p.batch, p.units,
-              [&](int64_t b, int64_t u) { forward_element<Cell, T>(p, b, u); });
-}
+struct ForwardKernel {
+  StepForwardParams p;
+
+  RNNKERN_HD void operator()(const GridStride& at) const {
+    grid_stride(at, p.batch, p.units,
+                [&](int64_t b, int64_t u) { forward_element<Cell, T>(p, b, u); });
+  }
+};
 
 template <class Cell, class T>
-RNNKERN_HD static void backward_grid_stride(const StepBackwardParams& p, const GridStride& at) {
-  grid_stride(at, p.batch, p.units,
-              [&](int64_t b, int64_t u) { backward_element<Cell, T>(p, b, u); });
-}
+struct BackwardKernel {
+  StepBackwardParams p;
+
+  RNNKERN_HD void operator()(const GridStride& at) const {
+    grid_stride(at, p.batch, p.units,
+                [&](int64_t b, int64_t u) { backward_element<Cell, T>(p, b, u); });
+  }
+};
 
 template <class T>
-RNNKERN_HD static void dh_total_grid_stride(const StepBackwardParams& p, const GridStride& at) {
-  grid_stride(at, p.batch, p.width, [&](int64_t b, int64_t u) { dh_total_element<T>(p, b, u); });
-}
+struct DhTotalKernel {
+  StepBackwardParams p;
+
+  RNNKERN_HD void operator()(const GridStride& at) const {
+    grid_stride(at, p.batch, p.width, [&](int64_t b, int64_t u) { dh_total_element<T>(p, b, u); });
+  }
+};
 
 template <class T>
-RNNKERN_HD static void end_gradients_grid_stride(const StepBackwardParams& p,
-                                                 const GridStride& at) {
-  grid_stride(at, p.batch, p.units,
-              [&](int64_t b, int64_t u) { end_gradients_element<T>(p, b, u); });
-}
+struct EndGradientsKernel {
+  StepBackwardParams p;
+
+  RNNKERN_HD void operator()(const GridStride& at) const {
+    grid_stride(at, p.batch, p.units,
+                [&](int64_t b, int64_t u) { end_gradients_element<T>(p, b, u); });
+  }
+};
 
 // `state` is before step t; S is its type, T or A.
 template <class T, class S>
-RNNKERN_HD static void reset_grid_stride(const ResetParams& p, const RowsByStep<const void>& from,
-                                         int64_t t, int64_t batch, int64_t width, S* state,
-                                         const GridStride& at) {
-  grid_stride(at, batch, width, [&](int64_t b, int64_t u) {
-    if (is_reset(p, t, b)) state[b * width + u] = S(state_after_reset<T>(from, t, b, u));
-  });
-}
+struct ResetKernel {
+  ResetParams p;
+  RowsByStep<const void> from;
+  int64_t t, batch, width;
+  S* state;
+
+  RNNKERN_HD void operator()(const GridStride& at) const {
+    grid_stride(at, batch, width, [&](int64_t b, int64_t u) {
+      if (is_reset(p, t, b)) state[b * width + u] = S(state_after_reset<T>(from, t, b, u));
+    });
+  }
+};
 
 // S is the type of both operands, T or A.
 template <class T, class S>
-RNNKERN_HD static void add_grid_stride(int64_t count, const S* a, const S* b, T* out, int64_t first,
-                                       int64_t step) {
-  using A = Acc<T>;
-  for (int64_t i = first; i < count; i += step) out[i] = T(A(a[i]) + A(b[i]));
-}
+struct AddKernel {
+  int64_t count;
+  const S *a, *b;
+  T* out;
+
+  RNNKERN_HD void operator()(const GridStride& at) const {
+    for (int64_t i = at.unit; i < count; i += at.unit_step) out[i] = T(Acc<T>(a[i]) + Acc<T>(b[i]));
+  }
+};
 
 }  // namespace rnnkern::cuda
