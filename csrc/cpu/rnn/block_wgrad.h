@@ -11,7 +11,12 @@ class BlockWgrad {
   using Shared = BackwardShared<Cell, T>;
   static constexpr bool kRecurs = Products<Cell>::kRecurs, kGiven = Products<Cell>::kGiven;
   static constexpr bool kHeads = Shared::kHeads;
-  static constexpr bool kSharesPreacts = Cell::kInputPreact == Cell::kHiddenPreact;
+  // Whether each pre-activation is of one gate, for W_ih and for W_hh.
+  static constexpr bool kSharesPreacts = [] {
+    bool same = Cell::kInputPreact == Cell::kHiddenPreact;
+    for (int s = 0; s < Cell::kGates; ++s) same &= Cell::input_gate(s) == Cell::hidden_gate(s);
+    return same;
+  }();
   static constexpr int kHidden = Products<Cell>::kHidden;
 
  public:
