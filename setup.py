@@ -311,7 +311,7 @@ class BuildPy(build_py):
         super().run()
         if getattr(self, "editable_mode", False):
             return  # the headers are found beside the package
-        for folder in ("cells", "core", "cpu"):
+        for folder in ("cells", "core", "cpu", "cuda"):
             for path in (*Path("csrc", folder).rglob("*.h"), *Path("csrc", folder).rglob("*.txt")):
                 target = Path(self.build_lib, "rnnkern", path)
                 self.mkpath(str(target.parent))

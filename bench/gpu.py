@@ -5,11 +5,12 @@ python bench/gpu.py --match "LSTM.*fp16"     rows whose text this regex is found
 python bench/gpu.py --quick --limit 60       a first look; no row begins after so many seconds
 python bench/gpu.py --seconds 0.2            shorter: per row and side
 
-Both sides do the whole layer, input projection included, on the same weights and values; with
-resets cuDNN's is a loop over single steps. They are called alternately, each time with the L2 cache
-overwritten before. "graph" is our call captured in a CUDA graph and replayed: what the GPU alone
-needs. Writes bench/results/gpu.json and gpu.txt after every row, so that a run that is cut off
-leaves what it has; a row that fails says so in its place.
+Both sides do the whole layer, input projection included, on the same weights and values. With
+resets cuDNN's is a loop over single steps, for an own cell it is a loop of the cell's step. Sides
+are called alternately, each time with the L2 cache overwritten before. "graph" is our call captured
+in a CUDA graph and replayed: what the GPU alone needs. Writes bench/results/gpu.json and gpu.txt
+after every row, so that a run that is cut off leaves what it has; a row that fails says so in its
+place.
 """
 
 from __future__ import annotations
@@ -106,6 +107,9 @@ def rows() -> Iterator[GpuRow]:
     for T, B, H, resets in ((512, 16, 256, 256), (128, 64, 512, 256), (2048, 1, 256, 7)):
         yield from both("LSTM", T, B, H, "bf16", resets=resets)
     yield from both("GRU", 128, 16, 512, "fp16", resets=64)
+    for cell in ("PeepholeLSTM", "SLSTM", "SRU"):  # beside the loop of the step
+        for precision in ("fp16", "fp32"):
+            yield from both(cell, 128, 16, 512, precision, group="cells")
 
 
 @dataclass

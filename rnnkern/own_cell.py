@@ -5,36 +5,23 @@ in a folder of the user's, under a name that says all it was made of. Needs no t
 """
 
 import ctypes
-import hashlib
 import os
 import platform
 import re
 import shlex
 import shutil
-import stat
-import subprocess
-import sys
 import sysconfig
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
+from ._cell_library import compiled, include_folder, includes, key_of
 from ._missing import built, not_built
 
-_PACKAGE = Path(__file__).parent
 _CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-shared", "-g0"]
 # As setup.py has them; the first error says what is wrong, the others follow from it.
 _CFLAGS += ["-Wno-unknown-warning-option", "-Wno-maybe-uninitialized", "-Wfatal-errors"]
 _STRUCT = re.compile(r"^\s*struct\s+(\w+)[^;{]*\bCellDefaults\b", re.MULTILINE)
-_INCLUDE = re.compile(r'^\s*#\s*include\s+"(.+)"', re.MULTILINE)
 
 _SOURCE = """#include "cells/limits.h"
 #include "{header}"
@@ -64,9 +51,14 @@ class Source:
         """The cell in C++."""
         return f"rnnkern::{self.around}<{self.struct}>" if self.around else self.struct
 
+    @property
+    def include_around(self) -> str:
+        """The line of a source file that includes the template, if there is one."""
+        return f'#include "cells/{self.around.lower()}.h"\n' if self.around else ""
+
     def text(self, mode: str) -> str:
         """The library's source file."""
-        around = f'#include "cells/{self.around.lower()}.h"\n' if self.around else ""
+        around = self.include_around
         return _SOURCE.format(header=self.header, around=around, type=self.type, mode=mode)
 
 
@@ -91,12 +83,6 @@ def added(mode: str) -> AddedCell | None:
     return _added.get(mode)
 
 
-def include_folder() -> Path:
-    """The folder of the engine's headers: `#include "cells/cell.h"` is found there."""
-    installed = _PACKAGE / "csrc"
-    return installed if installed.exists() else _PACKAGE.parent / "csrc"
-
-
 def add(header: str | os.PathLike[str], level: str, name: str | None = None) -> AddedCell:
     """Compiles a cell's header for this level, unless that was done before, and adds the cell.
 
@@ -117,10 +103,11 @@ def add_source(source: Source, level: str) -> AddedCell:
     key = _key(source, level)
     mode = f"{source.name}@{key[:8]}"
     if mode not in _added:
-        library = _cache_folder() / f"{source.name}-{level}-{key}.so"
-        with _one_process(library):
-            if not library.exists():
-                _compile(source, mode, level, library)
+        path = Path(source.header)
+        library = compiled(
+            f"{source.name}-{level}-{key}.so", path, level, source.text(mode),
+            partial(_command, level, path),
+        )  # fmt: skip
         header, struct, name, around = source.header, source.struct, source.name, source.around
         _added[mode] = AddedCell(header, struct, name, around, _load(library), mode)
     return _added[mode]
@@ -138,65 +125,11 @@ def _only_struct(path: Path) -> str:
 
 def _key(source: Source, level: str) -> str:
     """The hash of all that a library is made of, and of what made it."""
-    found = hashlib.sha256()
     words = (source.name, source.type, level, *_compiler(), *_flags(), platform.machine())
-    for word in words:
-        found.update(word.encode() + b"\0")
-    path, engine = Path(source.header), include_folder() / "cpu/added_cell.h"
-    cells = (include_folder() / "cells").glob("*.h")
-    for file in sorted({path, engine, *cells, *_included(path), *_included(engine)}):
-        found.update(file.read_bytes())
-    found.update((include_folder() / "cpu/levels.txt").read_bytes())
-    return found.hexdigest()[:32]
-
-
-def _included(path: Path) -> set[Path]:
-    """The files beside a header that it includes, and those that they include."""
-    found: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        file = waiting.pop()
-        for name in _INCLUDE.findall(file.read_text()):
-            included = (file.parent / name).resolve()
-            if included.exists() and included not in found:
-                found.add(included)
-                waiting.append(included)
-    return found
-
-
-def _cache_folder() -> Path:
-    """The folder of compiled cells, RNNKERN_CACHE or one in the user's cache; theirs alone.
-
-    What lies there is loaded into the process.
-    """
-    given = os.environ.get("RNNKERN_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(given) if given else Path(home) / "rnnkern"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _require_own(folder)
-    return folder.resolve()
-
-
-def _require_own(path: Path) -> None:
-    found = path.stat()
-    if hasattr(os, "getuid") and found.st_uid != os.getuid():
-        raise RuntimeError(f"{path} belongs to another user: compiled cells are not taken from it")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise RuntimeError(
-            f"{path} can be written by others: compiled cells are not taken from it "
-            f"(chmod go-w {path}, or name another folder in RNNKERN_CACHE)"
-        )
-
-
-@contextmanager
-def _one_process(library: Path) -> Iterator[None]:
-    """The processes that need a library wait for the one that compiles it."""
-    if fcntl is None or library.exists():
-        yield
-        return
-    with library.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    headers = include_folder()
+    cells = (headers / "cells").glob("*.h")
+    files = (Path(source.header), headers / "cpu/added_cell.h", headers / "cpu/levels.txt")
+    return key_of(words, (*files, *cells))
 
 
 def _compiler() -> list[str]:
@@ -223,40 +156,22 @@ def _level_flags(level: str) -> list[str]:
     raise RuntimeError(f"the engine has no level {level}")
 
 
-def _engine_library() -> Path:
+def engine_library() -> Path:
     path = built("_engine")
     if path is None:
         raise RuntimeError(not_built("_engine"))
     return path
 
 
-def _compile(cell: Source, mode: str, level: str, library: Path) -> None:
-    engine, header = _engine_library(), Path(cell.header)
-    began = time.perf_counter()
-    print(
-        f"rnnkern: compiling {cell.name} ({header.name}) for {level} ...", end=" ", file=sys.stderr
-    )
-    sys.stderr.flush()
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        source, made = Path(folder, "cell.cpp"), Path(folder, "cell.so")
-        source.write_text(cell.text(mode))
-        # Not -I for the header's folder: <limits.h> is not the engine's of that name.
-        includes = [f"-I{include_folder()}", f"-iquote{header.parent}"]
-        command = [*_compiler(), *_flags(), *_level_flags(level), *includes]
-        command += [str(source), "-o", str(made), str(engine), f"-Wl,-rpath,{engine.parent}"]
-        run = subprocess.run(command, capture_output=True, text=True)
-        if run.returncode:
-            print("failed", file=sys.stderr)
-            raise RuntimeError(f"{header} does not compile:\n{run.stderr.strip()}")
-        made.chmod(0o700)
-        made.replace(library)  # whole, whoever else compiles it now
-    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+def _command(level: str, header: Path, source: Path, library: Path) -> list[str]:
+    engine = engine_library()
+    command = [*_compiler(), *_flags(), *_level_flags(level), *includes(header)]
+    return [*command, str(source), "-o", str(library), str(engine), f"-Wl,-rpath,{engine.parent}"]
 
 
 def _load(library: Path) -> int:
     """Loads a cell's library; returns its number."""
-    _require_own(library)
-    ctypes.CDLL(str(_engine_library()))  # of this package, before the library asks for it
+    ctypes.CDLL(str(engine_library()))  # of this package, before the library asks for it
     id: int = ctypes.CDLL(str(library)).rnnkern_add_cell()
     if id < 0:
         raise RuntimeError("there are too many cells: 256 can be added to a process")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,60 @@ from torch import Tensor
 
 import rnnkern.ops.autograd
 import rnnkern.ops.library
+from rnnkern._cell_library import includes
 from rnnkern._missing import built
+from rnnkern.own_cell import AddedCell, engine_library
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = Path(torch.__file__).parent
 COMPILER = shutil.which("c++")
 
 
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
+FLAGS += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
+
+
 def compile_operators(path: Path) -> None:
     """The operators of csrc/bindings with tests/cuda_on_host, as a library at `path`."""
     patterns = ("csrc/bindings/torch_cuda_*.cpp", "tests/cuda_on_host/*.cpp")
     sources = sorted(str(source) for pattern in patterns for source in ROOT.glob(pattern))
-    flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
-    flags += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
     link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", str(built("_engine"))]
     objects = [str(path.with_name(f"{Path(source).stem}.o")) for source in sources]
     made = zip(sources, objects, strict=True)
-    runs = [subprocess.Popen([COMPILER, *flags, "-c", source, "-o", out]) for source, out in made]
+    runs = [subprocess.Popen([COMPILER, *FLAGS, "-c", source, "-o", out]) for source, out in made]
     codes = [run.wait() for run in runs]
     if any(codes):
         raise RuntimeError("the CUDA operators do not compile for the CPU")
     subprocess.run([COMPILER, "-shared", *objects, "-o", str(path), *link], check=True)
+
+
+_KERNELS = """#include "cuda/cell_math.h"
+{headers}#include "cuda/added_cell.h"
+extern "C" __attribute__((visibility("default"))) const void* kernels_of(int cell) {{
+  static const rnnkern::cuda::AddedKernels all[] = {{{kernels}}};
+  return &all[cell];
+}}
+"""
+
+
+def compile_kernels(cells: Sequence[AddedCell], path: Path) -> None:
+    """The CUDA kernels of added cells, as one library at `path`."""
+    headers = [f'#include "{cell.header}"\n{cell.include_around}' for cell in cells]
+    kernels = [f"rnnkern::cuda::added_kernels_of<{cell.type}>()" for cell in cells]
+    source = path.with_suffix(".cpp")
+    source.write_text(_KERNELS.format(headers="".join(headers), kernels=", ".join(kernels)))
+    command = [COMPILER, *FLAGS, *includes(path), "-shared", str(source), "-o", str(path)]
+    subprocess.run(command, check=True)
+
+
+def use_kernels(cells: Sequence[AddedCell], path: Path) -> None:
+    """Gives the cells what `compile_kernels` made."""
+    kernels_of = ctypes.CDLL(str(path)).kernels_of
+    kernels_of.restype = ctypes.c_void_p
+    engine = ctypes.CDLL(str(engine_library()))
+    for place, cell in enumerate(cells):
+        engine.rnnkern_set_kernels(cell.id, ctypes.c_void_p(kernels_of(place)))
 
 
 @contextmanager
@@ -46,12 +79,13 @@ def loaded(path: Path) -> Iterator[None]:
     """torch.ops.rnnkern_cuda_on_host."""
     torch.ops.load_library(path)
 
-    # torch has this one on CUDA only: products of half types with a float32 result.
-    def mm(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    # torch has these on CUDA only: products of half types with a float32 result.
+    def matmul(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
         return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
 
     aten = torch.library.Library("aten", "IMPL")
-    aten.impl("mm.dtype_out", mm, "CPU")
+    aten.impl("mm.dtype_out", matmul, "CPU")
+    aten.impl("bmm.dtype_out", matmul, "CPU")
     yield
     aten._destroy()
 

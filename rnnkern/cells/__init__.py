@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import own_cell
+from .. import _cell_library
 from .checking import check
 from .loading import Loaded, load
 from .normalized import BatchNormLiGRU, LayerNormLSTM
@@ -51,7 +51,7 @@ def zoneout(layer: type[nn.RNNBase], *, nonlinearity: str = "tanh") -> Loaded:
     their order, 0.1 by default; the paper has (0.05, 0.5) for LSTM's h and c. In training a unit
     keeps a state from the step before with that probability, drawn by torch's generator for each
     unit, row and step. In evaluation the state is the mean of both. Parameters are those of the
-    layer. A GPU, double backward and torch.func need the cell's step.
+    layer. Double backward, torch.func and a GPU without nvcc need the cell's step.
 
     Raises TypeError for another class, ValueError for a nonlinearity that RNN has not and for a
     cell that takes masks, and what `load` raises.
@@ -61,7 +61,7 @@ def zoneout(layer: type[nn.RNNBase], *, nonlinearity: str = "tanh") -> Loaded:
 
 def include_folder() -> Path:
     """The folder of the headers, for an editor or a compiler of one's own."""
-    return own_cell.include_folder()
+    return _cell_library.include_folder()
 
 
 def list() -> builtins.list[str]:

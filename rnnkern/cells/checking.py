@@ -83,17 +83,24 @@ class _Call:
             yield f"params{suffix}", torch.randn(len(self.cell.params), hidden)
 
 
-def check(layer: type[AddedLayer], step: Step | None = None, calls: int = 12) -> float:
+def check(
+    layer: type[AddedLayer],
+    step: Step | None = None,
+    calls: int = 12,
+    device: torch.device | str = "cpu",
+) -> float:
     """Checks a layer class of `load`: its outputs, final states and every gradient, in float64.
 
     They are compared with autograd of the cell's step in torch's operations, on calls with random
     sizes, with and without bias, initial states, packing and a second direction.
 
-    step   the step to compare with; if None, that which `load` was given
-    calls  how many
+    step    the step to compare with; if None, that which `load` was given
+    calls   how many
+    device  "cuda" checks the CUDA kernels
 
     Returns the largest error, relative to the largest value of its result. Raises AssertionError
-    that names the first result that is wrong, ValueError where there is no step.
+    that names the first result that is wrong, ValueError where there is no step, RuntimeError on a
+    device for which the cell has no kernels.
 
     >>> rnnkern.cells.check(Mine)
     3.1e-15
@@ -102,19 +109,21 @@ def check(layer: type[AddedLayer], step: Step | None = None, calls: int = 12) ->
     step = step or decomposition.step_of(cell.mode)
     if step is None:
         raise ValueError(f"{layer.own.name} has no step to compare with: check(layer, step)")
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=() if device == "cpu" else None):
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            return max(_worst(_Call(cell, seed), step) for seed in range(calls))
+            return max(_worst(_Call(cell, seed), step, device) for seed in range(calls))
         finally:
             torch.set_default_dtype(default)
 
 
-def _worst(call: _Call, step: Step) -> float:
+def _worst(call: _Call, step: Step, device: torch.device | str) -> float:
     """The largest relative error of a call."""
     spec, batch_sizes, named, masks = call.tensors()
-    names, values = zip(*named, strict=True)
+    names = [name for name, _ in named]
+    values = [value.to(device) for _, value in named]
+    masks = None if masks is None else masks.to(device)
     states = sum(name in ("h_0", "c_0") for name in names)
     results = []
     for run in (layer_call, partial(decomposition.layer, step=step)):
@@ -123,7 +132,8 @@ def _worst(call: _Call, step: Step) -> float:
         outputs = run(*arguments, spec, masks=masks)
         torch.manual_seed(call.seed)
         torch.autograd.backward(outputs, [torch.randn_like(o) for o in outputs])
-        found = dict(zip(("output", "h_n", "c_n"), outputs, strict=False))
+        found: dict[str, Tensor | None] = {}
+        found.update(zip(("output", "h_n", "c_n"), outputs, strict=False))
         found |= {f"the gradient of {n}": v.grad for n, v in zip(names, leaves, strict=True)}
         results.append(found)
     with torch.no_grad():

@@ -41,7 +41,8 @@ def load(
 
     The library is compiled with $CXX or Python's compiler for this machine's instruction-set level.
     It is kept in the user's cache (RNNKERN_CACHE names another folder), by the contents of all
-    headers, and is compiled anew only when one changes.
+    headers, and is compiled anew only when one changes. Where torch sees a GPU and there is nvcc,
+    its CUDA kernels are compiled too, for the GPUs here.
 
     Raises FileNotFoundError, ValueError where `name` is needed, RuntimeError without a compiler,
     for a header that does not compile (with the compiler's words), and for a folder of the cache

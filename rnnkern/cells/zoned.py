@@ -4,12 +4,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._cell_library import include_folder
 from ..nn import added
 from ..nn._torch_twin import CLASSES
 from ..nn.added import AddedCellModule, AddedLayer
 from ..ops import decomposition, library
 from ..ops.decomposition import Step
-from ..own_cell import Source, add_source, include_folder
+from ..own_cell import Source, add_source
 
 # Header in the engine's cells/ and struct, by mode.
 _BUILT_IN = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import own_cell
+from .. import own_cell, own_cell_cuda
 from ..backend import Backend, select_backend
 from ..call_spec import CallSpec
 from ..ops import library
@@ -45,8 +45,9 @@ def _backend(module: Any, path: Backend | None, input: Any) -> Backend | None:
     data = input[0] if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         return path
-    if path is None and data.is_cuda:
-        return Backend("decomposition", "cells that are not built in have no CUDA kernels yet")
+    refusal = own_cell_cuda.refusal(module.own.mode) if path is None and data.is_cuda else ""
+    if refusal:
+        return Backend("decomposition", refusal)
     if path is not None and path.name == "torch":
         return Backend("decomposition", path.reason)
     return path
@@ -350,8 +351,10 @@ BASES: dict[str, tuple[type[AddedLayer], type[AddedCellModule]]] = {
 
 @cache
 def classes(own: AddedCell) -> tuple[type[AddedLayer], type[AddedCellModule]]:
-    """The layer class and the cell class of an added cell."""
+    """The layer class and the cell class of an added cell; with a GPU, its CUDA kernels."""
     library.read_cells()
+    if "cuda" in library.DEVICES:
+        own_cell_cuda.add_kernels(own)
     facts = {"own": own, "__module__": __name__}
     layer, cell = BASES.get(own.around or own.struct, BASES[""])
     layer = type(own.name, (layer,), {**facts, "__doc__": layer.__doc__})

@@ -7,6 +7,7 @@ from itertools import product
 # cuBLAS asks for it when torch is to be deterministic; read when its first handle is made.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+import own_cell_calls
 import pytest
 import reset_calls
 import torch
@@ -18,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import rnnkern
 import rnnkern.ops.library
+from rnnkern import own_cell_cuda
 from rnnkern.call_spec import CallSpec
 
 pytestmark = [
@@ -270,3 +272,59 @@ def test_tf32(case: Case) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
     assert not torch.equal(exact[0], coarse[0])
     torch.testing.assert_close(exact[0], coarse[0], rtol=1e-2, atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def own_layers(tmp_path_factory: pytest.TempPathFactory) -> own_cell_calls.Layers:
+    """Layers of cells that are not built in, each with the kernels that nvcc makes for this GPU."""
+    layers = own_cell_calls.load_layers(tmp_path_factory.mktemp("headers"))
+    missing = {own_cell_cuda.refusal(layer.own.mode) for layer in layers.values()} - {""}
+    if missing:
+        pytest.skip(missing.pop())
+    return layers
+
+
+@pytest.mark.parametrize("name", own_cell_calls.NAMES)
+def test_own_cells(own_layers: own_cell_calls.Layers, name: str) -> None:
+    """Outputs, states and every gradient, against autograd of the step on the GPU."""
+    assert rnnkern.cells.check(own_layers[name], device="cuda") < 1e-11
+
+
+@pytest.mark.parametrize("name", own_cell_calls.NAMES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
+def test_own_cells_leave_what_the_cpu_engine_leaves(
+    own_layers: own_cell_calls.Layers, name: str, dtype: torch.dtype
+) -> None:
+    call = own_cell_calls.make(own_layers[name])
+    truth = own_cell_calls.results(*call, torch.float64)
+    found = own_cell_calls.results(*call, dtype, "cuda")
+    own_cell_calls.assert_close(found, truth, dtype)
+    again = own_cell_calls.results(*call, dtype, "cuda")
+    for first, second in zip(found, again, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["PeepholeLSTM", "SLSTM", "SRU"])
+def test_graph_of_own_cells(own_layers: own_cell_calls.Layers, name: str) -> None:
+    """Nothing waits for the GPU: a call is captured and replayed on other values."""
+    layer = own_layers[name](6, 40, bidirectional=True, device="cuda")
+    x = torch.randn(9, 5, 6, device="cuda", requires_grad=True)
+
+    def run() -> list[Tensor]:
+        output, _ = layer(x)
+        leaves = [x, *layer.parameters()]
+        return [output, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+    assert rnnkern.explain(layer, x).name == "fused"
+    assert rnnkern.plan(layer, x)["schedule"] == "steps"
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    with torch.no_grad():
+        x.neg_()
+    graph.replay()
+    assert_equal(captured, run())

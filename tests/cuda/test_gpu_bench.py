@@ -35,6 +35,7 @@ class Graph:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> object:
     """bench/gpu.py, with calls that are short."""
+    monkeypatch.setenv("CXXFLAGS", "-O0")  # as in test_added_cells.py
     for entry in (str(ROOT), str(ROOT / "bench")):
         monkeypatch.syspath_prepend(entry)
     import gpu
@@ -44,7 +45,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> object:
     def rows() -> list[object]:
         short = {"T": 3, "B": 2, "I": 4, "H": 4}
         kinds = ({}, {"train": True}, {"train": True, "packed": True, "L": 2, "T": 9})
-        return [gpu.GpuRow(Row("LSTM", **(short | kind)), "fp32") for kind in kinds]
+        calls = [Row("LSTM", **(short | kind)) for kind in kinds]
+        calls.append(Row("MinGRU", **short, train=True, group="cells"))
+        return [gpu.GpuRow(call, "fp32") for call in calls]
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
     properties = SimpleNamespace(name="none", multi_processor_count=0)
@@ -75,7 +78,7 @@ def test_all(gpu: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["machine"]["cluster_launch"] == 1
     assert {"date", "gpu", "driver", "torch", "cudnn", "commit"} <= written["machine"].keys()
-    assert [r["steps"] for r in written["results"]] == [3, 6, 36]
+    assert [r["steps"] for r in written["results"]] == [3, 6, 36, 6]
     for result in written["results"]:
         assert not result["notes"]
         assert min(result[side] for side in ("ours", "theirs", "graph")) > 0
@@ -94,9 +97,9 @@ def test_failures(gpu: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(gpu, "compare", failing)
     monkeypatch.setattr(gpu, "disagreement", lambda *_: "result 0 by 1")
-    assert gpu.main(["--seconds", "0.001", "--out", out]) == 3
+    assert gpu.main(["--seconds", "0.001", "--out", out]) == 4
     written = json.loads((tmp_path / "gpu.json").read_text())["results"]
-    assert [r["wrong"] for r in written] == ["out of memory", "result 0 by 1", "result 0 by 1"]
+    assert [r["wrong"] for r in written] == ["out of memory", *["result 0 by 1"] * 3]
     assert written[0]["ours"] is None
     assert written[1]["ours"] > 0
     assert "out of memory" in (tmp_path / "gpu.txt").read_text()

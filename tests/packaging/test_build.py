@@ -80,7 +80,7 @@ def test_package_is_whole(tree: Path, tmp_path: Path) -> None:
     """What goes into a wheel: every module of every subpackage, py.typed, the stubs, headers."""
     setup(tree, "build_py", "--build-lib", str(tmp_path / "built"))
     found = files(tmp_path / "built" / "rnnkern", "*")
-    folders = ("cells", "core", "cpu")  # what a cell of one's own is compiled with
+    folders = ("cells", "core", "cpu", "cuda")  # what a cell of one's own is compiled with
     engine = {f"csrc/{f}/{name}" for f in folders for name in files(ROOT / "csrc" / f, "*.h")}
     modules = files(ROOT / "rnnkern", "*.py", "*.pyi", "py.typed", "*.h")
     assert found == modules | engine | {"csrc/cpu/levels.txt"}
