@@ -188,16 +188,33 @@ RNNKERN_HD static PrevStepOffset prev_step_offset(const StepBackwardParams& p) {
 template <class Cell, class T>
 struct SavedValues {
   T h_prev, h;
-  Acc<T> c_prev[Cell::kStates], c[Cell::kStates], saved[Cell::kSaved + 1];  // c: from 1 on
+  static constexpr int kOthers = Cell::kStates > 1 ? Cell::kStates - 1 : 1;
+  Acc<T> c_prev[kOthers], c[kOthers], saved[Cell::kSaved + 1];  // c: the states but h
 };
+
+// State k, and those after it, before and after the step. Not a loop, which makes other code of the
+// persistent kernels.
+template <class Cell, class T, int k = 1>
+RNNKERN_HD static void load_c(const StepBackwardParams& p, const BackwardOffsets& at,
+                              const PrevStepOffset& prev, SavedValues<Cell, T>* v) {
+  using A = Acc<T>;
+  if constexpr (k < Cell::kStates) {
+    const auto c0 = static_cast<const T*>(p.c0);
+    const auto c_states = static_cast<const A*>(p.c_states);
+    v->c[k - 1] = c_states[c_offset<Cell>(k, at.row, at.unit, p.units)];
+    if (!at.began)
+      v->c_prev[k - 1] = c_states[c_offset<Cell>(k, at.row + prev.row, at.unit, p.units)];
+    else
+      v->c_prev[k - 1] = c0 ? A(c0[c_offset<Cell>(k, at.first, at.unit, p.units)]) : A(0);
+    load_c<Cell, T, k + 1>(p, at, prev, v);
+  }
+}
 
 template <class Cell, class T>
 RNNKERN_HD static void load_saved(const StepBackwardParams& p, const BackwardOffsets& at,
                                   const PrevStepOffset& prev, SavedValues<Cell, T>* v) {
   using A = Acc<T>;
   const auto y = static_cast<const T*>(p.y), h0 = static_cast<const T*>(p.h0);
-  const auto c0 = static_cast<const T*>(p.c0);
-  const auto c_states = static_cast<const A*>(p.c_states);
   if (!p.dm) {
     v->h = y[at.y];
     if (!at.began)
@@ -205,13 +222,7 @@ RNNKERN_HD static void load_saved(const StepBackwardParams& p, const BackwardOff
     else
       v->h_prev = h0 ? h0[at.first] : T(0.f);
   }
-  for (int k = 1; k < Cell::kStates; ++k) {
-    v->c[k] = c_states[c_offset<Cell>(k, at.row, at.unit, p.units)];
-    if (!at.began)
-      v->c_prev[k] = c_states[c_offset<Cell>(k, at.row + prev.row, at.unit, p.units)];
-    else
-      v->c_prev[k] = c0 ? A(c0[c_offset<Cell>(k, at.first, at.unit, p.units)]) : A(0);
-  }
+  load_c<Cell, T>(p, at, prev, v);
   for (int s = 0; s < Cell::kSaved; ++s)
     v->saved[s] =
         static_cast<const A*>(p.saved)[gate_offset(Cell::kSaved, at.row, at.unit) + s * p.units];
@@ -224,7 +235,7 @@ RNNKERN_HD static bool load_reset(const StepBackwardParams& p, int64_t t, int64_
   if (!is_reset(p.resets, t, b)) return false;
   if (!p.dm) v->h_prev = state_after_reset<T>(p.resets.h, t, b, u);
   if constexpr (Cell::kStates == 2)
-    v->c_prev[1] = Acc<T>(state_after_reset<T>(p.resets.c, t, b, u));
+    v->c_prev[0] = Acc<T>(state_after_reset<T>(p.resets.c, t, b, u));
   return true;
 }
 
@@ -260,7 +271,7 @@ RNNKERN_HD static void cell_backward(const SavedValues<Cell, T>& v, Acc<T>* dnex
   for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(v.saved[i]);
   prev[0] = V(A(v.h_prev));
   next[0] = V(A(v.h));
-  for (int k = 1; k < Cell::kStates; ++k) prev[k] = V(v.c_prev[k]), next[k] = V(v.c[k]);
+  for (int k = 1; k < Cell::kStates; ++k) prev[k] = V(v.c_prev[k - 1]), next[k] = V(v.c[k - 1]);
   for (int i = 0; i < Cell::kStates; ++i) dn[i] = V(dnext[i]);
   for (int i = 0; i < Cell::kParams; ++i) params[i] = V(of_unit.params[i]);
   for (int i = 0; i < Cell::kMasks; ++i) masks[i] = V(of_unit.masks[i]);
@@ -290,7 +301,7 @@ RNNKERN_HD static void store_backward(const StepBackwardParams& p, const Backwar
     if (p.m) {
       V saved[Cell::kSaved + 1], next[Cell::kStates];
       for (int i = 0; i < Cell::kSaved; ++i) saved[i] = V(v.saved[i]);
-      next[0] = V(A(0)), next[1] = V(v.c[1]);
+      next[0] = V(A(0)), next[1] = V(v.c[0]);
       static_cast<T*>(p.m)[at.chunk_row] = T(A(Cell::hidden(saved, next)));
     }
 }
