@@ -32,15 +32,16 @@ def refusal(mode: str) -> str:
     return _refusals.get(mode, "no CUDA kernels were compiled: there was no GPU")
 
 
-def add_kernels(cell: AddedCell) -> None:
+def add_kernels(cell: AddedCell, given_sums: bool = False) -> None:
     """Compiles the cell's kernels for the GPUs here, unless that was done before, and adds them.
 
-    `refusal` says afterwards what was missing: nvcc, or a GPU's architecture. Raises RuntimeError,
+    `refusal` says afterwards why there are none: no nvcc, no GPU's architecture, or a cell whose
+    input's sums are given, as the kernels begin with a product. Raises RuntimeError,
     with nvcc's words, where the header does not compile.
     """
     if cell.mode in _refusals:
         return
-    missing = _missing()
+    missing = "CUDA kernels have a W_ih, and its sums are given" if given_sums else _missing()
     if not missing:
         _load(cell.id, _library(cell))
     _refusals[cell.mode] = missing

@@ -107,6 +107,8 @@ def test_what_is_missing(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNNKERN_CUDA", "0")
     own_cell_cuda.add_kernels(cell("c"))
     assert "RNNKERN_CUDA=0" in own_cell_cuda.refusal("c")
+    own_cell_cuda.add_kernels(cell("d"), given_sums=True)
+    assert "sums are given" in own_cell_cuda.refusal("d")
 
 
 @pytest.mark.slow
