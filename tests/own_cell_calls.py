@@ -62,7 +62,7 @@ def _turned(x: Tensor, y: Tensor, h: Tensor) -> tuple[Tensor, ...]:
 def load_layers(folder: Path) -> Layers:
     """The layer classes by name; the header of one is written to the folder."""
     header = folder / "turned.h"
-    if not header.exists():
+    if not header.exists() or header.read_text() != TURNED:
         header.write_text(TURNED)
     found = {name: getattr(rnnkern.cells, name) for name in SHELF}
     found["Zoneout"] = rnnkern.cells.zoneout(rnnkern.cells.SLSTM).layer

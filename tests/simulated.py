@@ -5,26 +5,31 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis.strategies as st
 import torch
 from cases import CELLS, Case
+from filelock import FileLock
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 import rnnkern.ops.autograd
 import rnnkern.ops.library
-from rnnkern._cell_library import includes
+from rnnkern._cell_library import includes, key_of
 from rnnkern._missing import built
 from rnnkern.own_cell import AddedCell, engine_library
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = Path(torch.__file__).parent
 COMPILER = shutil.which("c++")
+#: Where compiled libraries are kept.
+FOLDER = ROOT / "build" / "simulated"
 
 
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
@@ -32,18 +37,34 @@ FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DRNNKERN_CUDA_ON_HOST"]
 FLAGS += ["-isystem", str(TORCH / "include"), "-I", str(ROOT / "tests/cuda_on_host")]
 
 
-def compile_operators(path: Path) -> None:
-    """The operators of csrc/bindings with tests/cuda_on_host, as a library at `path`."""
-    patterns = ("csrc/bindings/torch_cuda_*.cpp", "tests/cuda_on_host/*.cpp")
-    sources = sorted(str(source) for pattern in patterns for source in ROOT.glob(pattern))
+def _kept(files: Sequence[Path], make: Callable[[Path], None], *words: str) -> Path:
+    """The library that `make` compiles from these files, once until one of them changes."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{key_of([str(COMPILER), *FLAGS, torch.__version__, *words], files)}.so"
+    with FileLock(path.with_suffix(".lock")), TemporaryDirectory(dir=FOLDER) as fresh:
+        if not path.exists():
+            made = Path(fresh, path.name)
+            make(made)
+            made.replace(path)  # whole, or not at all
+    return path
+
+
+def _compile_operators(sources: Sequence[Path], path: Path) -> None:
     link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", str(built("_engine"))]
-    objects = [str(path.with_name(f"{Path(source).stem}.o")) for source in sources]
-    made = zip(sources, objects, strict=True)
+    objects = [str(path.with_name(f"{source.stem}.o")) for source in sources]
+    made = zip(map(str, sources), objects, strict=True)
     runs = [subprocess.Popen([COMPILER, *FLAGS, "-c", source, "-o", out]) for source, out in made]
     codes = [run.wait() for run in runs]
     if any(codes):
         raise RuntimeError("the CUDA operators do not compile for the CPU")
     subprocess.run([COMPILER, "-shared", *objects, "-o", str(path), *link], check=True)
+
+
+def operators() -> Path:
+    """The library of the operators of csrc/bindings with tests/cuda_on_host."""
+    patterns = ("csrc/bindings/torch_cuda_*.cpp", "tests/cuda_on_host/*.cpp")
+    sources = sorted(source for pattern in patterns for source in ROOT.glob(pattern))
+    return _kept(sources, partial(_compile_operators, sources))
 
 
 _KERNELS = """#include "cuda/cell_math.h"
@@ -55,18 +76,25 @@ extern "C" __attribute__((visibility("default"))) const void* kernels_of(int cel
 """
 
 
-def compile_kernels(cells: Sequence[AddedCell], path: Path) -> None:
-    """The CUDA kernels of added cells, as one library at `path`."""
-    headers = [f'#include "{cell.header}"\n{cell.include_around}' for cell in cells]
-    kernels = [f"rnnkern::cuda::added_kernels_of<{cell.type}>()" for cell in cells]
+def _compile_kernels(text: str, include: Sequence[str], path: Path) -> None:
     source = path.with_suffix(".cpp")
-    source.write_text(_KERNELS.format(headers="".join(headers), kernels=", ".join(kernels)))
-    command = [COMPILER, *FLAGS, *includes(path), "-shared", str(source), "-o", str(path)]
+    source.write_text(text)
+    command = [COMPILER, *FLAGS, *include, "-shared", str(source), "-o", str(path)]
     subprocess.run(command, check=True)
 
 
+def kernels(cells: Sequence[AddedCell]) -> Path:
+    """The library of the CUDA kernels of added cells."""
+    headers = [f'#include "{cell.header}"\n{cell.include_around}' for cell in cells]
+    of_each = [f"rnnkern::cuda::added_kernels_of<{cell.type}>()" for cell in cells]
+    text = _KERNELS.format(headers="".join(headers), kernels=", ".join(of_each))
+    files = [ROOT / "csrc/cuda/added_cell.h", *(Path(cell.header) for cell in cells)]
+    include = includes(Path(cells[0].header))
+    return _kept(files, partial(_compile_kernels, text, include), text)
+
+
 def use_kernels(cells: Sequence[AddedCell], path: Path) -> None:
-    """Gives the cells what `compile_kernels` made."""
+    """Gives the cells what `kernels` made."""
     kernels_of = ctypes.CDLL(str(path)).kernels_of
     kernels_of.restype = ctypes.c_void_p
     engine = ctypes.CDLL(str(engine_library()))

@@ -1,27 +1,18 @@
 """The CUDA operators on the simulated chip, in the place of the CPU engine's."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
-from filelock import FileLock
-from simulated import COMPILER, compile_operators, in_place, loaded
+from simulated import COMPILER, in_place, loaded, operators
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def library() -> Iterator[None]:
     """The operators, compiled once for all of pytest-xdist's workers."""
     if not COMPILER:
         pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    path = folder / "cuda_on_host.so"
-    with FileLock(folder / "cuda_on_host.lock"):
-        if not path.exists():
-            compile_operators(path)
-    with loaded(path):
+    with loaded(operators()):
         yield
 
 

@@ -1,13 +1,11 @@
 """Cells that are not built in, by their CUDA kernels on the simulated chip."""
 
-import os
-
 import own_cell_calls
 import pytest
 import torch
 from filelock import FileLock
 from own_cell_calls import F64, NAMES, B, H, I, Layers, T, assert_close, load_layers, make
-from simulated import compile_kernels, in_place, use_kernels
+from simulated import FOLDER, in_place, kernels, use_kernels
 from twins import flat, pack
 
 import rnnkern
@@ -24,19 +22,13 @@ BY_STEPS = Backend("decomposition", "a test asks for it")
 
 
 @pytest.fixture(scope="module")
-def layers(library: None, tmp_path_factory: pytest.TempPathFactory) -> Layers:
+def layers(library: None) -> Layers:
     """The layer classes; their kernels are compiled once for all of pytest-xdist's workers."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    path = folder / "own_cells_on_host.so"
-    with pytest.MonkeyPatch.context() as patch, FileLock(folder / "own_cells_on_host.lock"):
+    with pytest.MonkeyPatch.context() as patch, FileLock(FOLDER / "own_cells.lock"):
         patch.setenv("CXXFLAGS", "-O0")  # as in test_added_cells.py
-        found = load_layers(folder)
-        own = [layer.own for layer in found.values()]
-        if not path.exists():
-            compile_kernels(own, path)
-    use_kernels(own, path)
+        found = load_layers(FOLDER)
+    own = [layer.own for layer in found.values()]
+    use_kernels(own, kernels(own))
     return found
 
 
