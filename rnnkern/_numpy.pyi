@@ -20,8 +20,12 @@ def forward(
     weights: Sequence[NDArray[T]],
     spec: CallSpec,
     train: bool,
+    masks: NDArray[T] | None = None,
 ) -> tuple[NDArray[T], NDArray[T], NDArray[T], NDArray[T], NDArray[T]]:
-    """(output, h_n (D, B, R), c_n (D, B, H), saved, c_states): see saved_layout.py."""
+    """(output, h_n (D, B, R), c_n (D, B, H), saved, c_states): see saved_layout.py.
+
+    masks: (kMasks, H), those of all steps and rows, for a cell that takes some.
+    """
 
 def backward(
     grad_output: NDArray[T] | None,
@@ -38,8 +42,10 @@ def backward(
 ) -> tuple[NDArray[T], NDArray[T], NDArray[T], list[NDArray[T]], NDArray[T], NDArray[T]]:
     """Gradients of input, h_0, c_0 and the weights; flow_h (D, N, R) and flow_c (D, N, H)."""
 
-def prepack(weights: Sequence[NDArray[T]], spec: CallSpec, format: int) -> NDArray[np.uint8]:
-    """The weights of one layer, packed once for the level in use; opaque.
+def prepack(
+    weights: Sequence[NDArray[T]], spec: CallSpec, format: int, masks: NDArray[T] | None = None
+) -> NDArray[np.uint8]:
+    """The weights of one layer, packed once for the level in use; opaque. Masks as in forward.
 
     format: 0 the weights' own type, 1 bfloat16, 2 int8 (both of float32 weights).
     """

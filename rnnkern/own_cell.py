@@ -21,6 +21,13 @@ from ._missing import built, not_built
 _CFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-shared", "-g0"]
 # As setup.py has them; the first error says what is wrong, the others follow from it.
 _CFLAGS += ["-Wno-unknown-warning-option", "-Wno-maybe-uninitialized", "-Wfatal-errors"]
+# Header in the engine's cells/ and struct of each built-in cell, by mode.
+_BUILT_IN = {
+    "LSTM": ("lstm.h", "rnnkern::Lstm"),
+    "GRU": ("gru.h", "rnnkern::Gru"),
+    "RNN_TANH": ("elman.h", "rnnkern::ElmanTanh"),
+    "RNN_RELU": ("elman.h", "rnnkern::ElmanRelu"),
+}
 _STRUCT = re.compile(r"^\s*struct\s+(\w+)[^;{]*\bCellDefaults\b", re.MULTILINE)
 
 _SOURCE = """#include "cells/limits.h"
@@ -50,6 +57,10 @@ class Source:
     def type(self) -> str:
         """The cell in C++."""
         return f"rnnkern::{self.around}<{self.struct}>" if self.around else self.struct
+
+    def zoned(self) -> "Source":
+        """The cell with zoneout around it."""
+        return Source(self.header, self.struct, f"Zoneout{self.name}", "Zoneout")
 
     @property
     def include_around(self) -> str:
@@ -83,6 +94,19 @@ def added(mode: str) -> AddedCell | None:
     return _added.get(mode)
 
 
+def source_of(header: str | os.PathLike[str], name: str | None = None) -> Source:
+    """The cell of a user's header; raises what `add` does for it."""
+    path = Path(header).resolve(strict=True)
+    name = name or _only_struct(path)
+    return Source(str(path), name, name)
+
+
+def built_in_source(mode: str) -> Source:
+    """A built-in cell, to put a template around it."""
+    header, struct = _BUILT_IN[mode]
+    return Source(str(include_folder() / "cells" / header), struct, mode)
+
+
 def add(header: str | os.PathLike[str], level: str, name: str | None = None) -> AddedCell:
     """Compiles a cell's header for this level, unless that was done before, and adds the cell.
 
@@ -92,9 +116,7 @@ def add(header: str | os.PathLike[str], level: str, name: str | None = None) -> 
     Raises FileNotFoundError without the header, ValueError where `name` is needed, RuntimeError
     without a compiler, where the header does not compile, and for a folder that others can write.
     """
-    path = Path(header).resolve(strict=True)
-    name = name or _only_struct(path)
-    return add_source(Source(str(path), name, name), level)
+    return add_source(source_of(header, name), level)
 
 
 def add_source(source: Source, level: str) -> AddedCell:

@@ -67,8 +67,9 @@ std::vector<Shape> shapes_of(const std::vector<Array<T>>& arrays) {
 template <class T>
 struct Call : rnnkern::CallShape {
   Call(const Array<T>& input, const std::optional<std::vector<int64_t>>& batch_sizes,
-       const std::vector<Array<T>>& state, const std::vector<Shape>& weights, const CallSpec& spec)
-      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail) {
+       const std::vector<Array<T>>& state, const std::vector<Shape>& weights, const CallSpec& spec,
+       bool masks = false)
+      : CallShape(spec, batch_sizes.has_value(), weights.size(), state.size(), fail, masks) {
     read(shape_of(input), shapes_of(state).data(), weights.data(),
          batch_sizes ? batch_sizes->data() : nullptr,
          batch_sizes ? int64_t(batch_sizes->size()) : 0);
@@ -106,6 +107,15 @@ struct Call : rnnkern::CallShape {
   }
 };
 
+// Those of all steps and rows, (kMasks, H); strides are 0.
+template <class T>
+void fill_masks(rnnkern::LayerParams<T>& p, const Call<T>& call,
+                const std::optional<Array<T>>& masks) {
+  if (!masks) return;
+  call.check_constant_masks(shape_of(*masks));
+  p.masks = {masks->data(), 0, 0};
+}
+
 template <class T>
 T* data_or_null(Array<T>& a) {
   return a.size() ? a.mutable_data() : nullptr;
@@ -115,7 +125,8 @@ T* data_or_null(Array<T>& a) {
 template <class T>
 py::tuple run_forward(const Call<T>& call, const Array<T>& input,
                       const std::vector<Array<T>>& state, const std::vector<Array<T>>& weights,
-                      bool train, const PrepackedHeader* prepacked = nullptr) {
+                      bool train, const std::optional<Array<T>>& masks,
+                      const PrepackedHeader* prepacked = nullptr) {
   const int64_t D = call.directions, B = call.batch, C = call.c_width, R = call.width;
   Array<T> output(call.row_shape(D * R)), h_n({D, B, R});
   Array<T> c_n(call.has_c ? std::vector<int64_t>{D, B, C} : std::vector<int64_t>{0});
@@ -123,6 +134,7 @@ py::tuple run_forward(const Call<T>& call, const Array<T>& input,
   Array<T> saved(train ? call.saved_size() : 0), c_states(train ? call.c_states_size() : 0);
   rnnkern::ForwardParams<T> p{};
   call.fill(p, input, state, weights);
+  fill_masks(p, call, masks);
   p.prepacked = prepacked;
   p.y = call.rows_of(output.mutable_data(), D * R);
   p.h_n = h_n.mutable_data();
@@ -139,23 +151,26 @@ py::tuple run_forward(const Call<T>& call, const Array<T>& input,
 template <class T>
 py::tuple forward(Array<T> input, std::optional<std::vector<int64_t>> batch_sizes,
                   std::vector<Array<T>> state, std::vector<Array<T>> weights, py::tuple spec,
-                  bool train) {
-  const Call<T> call(input, batch_sizes, state, shapes_of(weights), read_spec(spec));
-  return run_forward(call, input, state, weights, train);
+                  bool train, std::optional<Array<T>> masks) {
+  const Call<T> call(input, batch_sizes, state, shapes_of(weights), read_spec(spec),
+                     masks.has_value());
+  return run_forward(call, input, state, weights, train, masks);
 }
 
 // A layer's weights as the engine multiplies by them; format: a WeightFormat.
 template <class T>
-Bytes prepack(std::vector<Array<T>> weights, py::tuple spec, int format) {
+Bytes prepack(std::vector<Array<T>> weights, py::tuple spec, int format,
+              std::optional<Array<T>> masks) {
   require(!weights.empty(), "expected a layer's weights");
   require(format >= 0 && format <= int(WeightFormat::int8), "no such format of weights");
   require(format == 0 || std::is_same_v<T, float>,
           "only float32 weights can be rounded to bfloat16 or int8");
   const CallSpec read = read_spec(spec);
   const Array<T> row(std::vector<int64_t>{1, 1, input_size_of(read, shapes_of(weights))});
-  const Call<T> call(row, {}, {}, shapes_of(weights), read);
+  const Call<T> call(row, {}, {}, shapes_of(weights), read, masks.has_value());
   rnnkern::LayerParams<T> p{};
   call.fill(p, row, {}, weights);
+  fill_masks(p, call, masks);
   const size_t bytes = rnnkern::prepacked_bytes(p, WeightFormat(format));
   void* const memory = rnnkern::allocate_block(bytes);
   rnnkern::prepack(p, WeightFormat(format), 0, memory);
@@ -177,8 +192,8 @@ py::tuple forward_prepacked(Array<T> input, std::optional<std::vector<int64_t>> 
   require(rnnkern::is_of(header, spec, hidden_size, proj_size) && header.element_size == sizeof(T),
           "the prepacked weights are another layer's");
   const rnnkern::WeightShapes weights(spec, header);
-  const Call<T> call(input, batch_sizes, state, weights.shapes(), spec);
-  const py::tuple all = run_forward(call, input, state, {}, false, &header);
+  const Call<T> call(input, batch_sizes, state, weights.shapes(), spec, rnnkern::has_masks(header));
+  const py::tuple all = run_forward<T>(call, input, state, {}, false, {}, &header);
   return py::make_tuple(all[0], all[1], all[2]);
 }
 
@@ -317,11 +332,12 @@ template <class T>
 void define(py::module_& m) {
   using py::arg;
   m.def("forward", &forward<T>, arg("input").noconvert(), arg("batch_sizes"), arg("state"),
-        arg("weights"), arg("spec"), arg("train"));
+        arg("weights"), arg("spec"), arg("train"), arg("masks") = py::none());
   m.def("backward", &backward<T>, arg("grad_output"), arg("grad_h"), arg("grad_c"),
         arg("input").noconvert(), arg("batch_sizes"), arg("state"), arg("weights"), arg("output"),
         arg("saved"), arg("c_states"), arg("spec"));
-  m.def("prepack", &prepack<T>, arg("weights"), arg("spec"), arg("format"));
+  m.def("prepack", &prepack<T>, arg("weights"), arg("spec"), arg("format"),
+        arg("masks") = py::none());
   m.def("forward_prepacked", &forward_prepacked<T>, arg("input").noconvert(), arg("batch_sizes"),
         arg("state"), arg("prepacked"), arg("spec"), arg("hidden_size"), arg("proj_size"));
   m.def("math", &math<T>, arg("name"), arg("x").noconvert());

@@ -8,13 +8,13 @@ import numpy as np
 
 from .. import episodes
 from ..call_spec import CallSpec, weight_format
-from ..cell_spec import Cell, exported
 from ..episodes import Ends, Episodes
-from ..own_cell import add
+from ..own_cell import built_in_source, source_of
 from ..saved_layout import saved_values
 from ..state_dict import Weights, layers
 from .batch_sizes import check_sizes, whole
-from .library import CELLS, _numpy
+from .cells import added_cell, cell_of, constant_masks, hidden_size_of, zoneout_masks
+from .library import _numpy
 from .stream import Stream
 
 Array = np.ndarray
@@ -32,12 +32,17 @@ class Layer:
                   nothing, whatever their dtype is
     cell          the header of a cell that is not built in, as `rnnkern.cells.load` takes it: its
                   weights may look like those of another cell. It is compiled at its first use
+    zoneout       of a layer with zoneout (`rnnkern.cells.zoneout`) around its cell, built in or
+                  not: the rate of all states, or of each in their order
+    masks         of a cell that takes some: those of evaluation, the same for all steps and rows;
+                  what is broadcast to (their number, H)
 
     The weights are packed here, once: calls and streams do not see later changes of the arrays.
     `record` reads the arrays.
 
-    Raises ValueError where the arrays are not those of one stack of layers, and for `weights` that
-    are unknown or do not go with the arrays' dtype; for a cell what `rnnkern.cells.load` raises.
+    Raises ValueError where the arrays are not those of one stack of layers, for `weights` that are
+    unknown or do not go with the arrays' dtype, and for masks or rates that the cell does not take,
+    lacks or that have another shape; for a cell what `rnnkern.cells.load` raises.
     """
 
     def __init__(
@@ -49,17 +54,23 @@ class Layer:
         nonlinearity: str = "tanh",
         weights: str = "float32",
         cell: str | os.PathLike[str] | None = None,
+        zoneout: float | Sequence[float] | None = None,
+        masks: Any = None,
     ) -> None:
         self.batch_first = batch_first
-        self._header = None if cell is None else os.fspath(cell)
-        added = None if cell is None else _added_cell(cell)
+        self._source = None if cell is None else source_of(cell)
+        added = None if self._source is None else added_cell(self._source)
         products = (True, True) if added is None else (not added.given_sums, added.recurs)
         biases = (True, True) if added is None else added.biases
         self.weights = layers(state_dict, prefix, products, biases)
         first = self.weights[0][0]
-        self.cell = added or _cell(first, nonlinearity)
+        self.cell = added or cell_of(first, nonlinearity)
+        if zoneout is not None:
+            masks = zoneout_masks(self.cell, zoneout, masks)
+            self._source = (self._source or built_in_source(self.cell.mode)).zoned()
+            self.cell = added_cell(self._source)
         self.directions = len(self.weights[0])
-        self.hidden_size = _hidden_size(self.cell, first)
+        self.hidden_size = hidden_size_of(self.cell, first)
         self.proj_size = 0 if first.w_hr is None else first.w_hr.shape[0]
         gate_sums = self.directions * len(self.cell.gates) * self.hidden_size
         self.input_size = gate_sums if self.cell.given_sums else first.w_ih.shape[1]
@@ -67,23 +78,24 @@ class Layer:
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"weights must be float32 or float64, got {self.dtype}")
         self._check_weights()
+        self._masks = constant_masks(self.cell, masks, self.hidden_size, self.dtype)
         self.weight_format = weights
         self._packed = self._pack()
 
     def _pack(self) -> list[Array]:
         format = weight_format(self.weight_format, str(self.dtype))
         spec = self._spec(False)
-        return [_numpy.prepack(_arrays(layer), spec, format) for layer in self.weights]
+        return [_numpy.prepack(_arrays(w), spec, format, self._masks) for w in self.weights]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process: packed weights, the number of an added cell."""
-        own = {"_packed"} if self._header is None else {"_packed", "cell"}
+        own = {"_packed"} if self._source is None else {"_packed", "cell"}
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if self._header is not None:
-            self.cell = _added_cell(self._header)
+        if self._source is not None:
+            self.cell = added_cell(self._source)
         self._packed = self._pack()
 
     def __repr__(self) -> str:
@@ -185,7 +197,7 @@ class Layer:
                 )
             else:
                 x, h_n, c_n, saved, c_states = _numpy.forward(
-                    x, batch_sizes, state, _arrays(layer), spec, True
+                    x, batch_sizes, state, _arrays(layer), spec, True, self._masks
                 )
             finals.append([h_n, *self._others(c_n)])
             if train:
@@ -354,39 +366,8 @@ class Layer:
                         )
 
 
-def _hidden_size(cell: Cell, weights: Weights) -> int:
-    gates = len(cell.gates)
-    if cell.recurrent == "dense":
-        return int(weights.w_hh.shape[0]) // gates
-    if not cell.given_sums:
-        return int(weights.w_ih.shape[0]) // gates
-    last = weights.w_hh if cell.recurs else weights.params
-    if last is None or not last.ndim:
-        raise ValueError(f"the state_dict lacks {'weight_hh_l0' if cell.recurs else 'params_l0'}")
-    return int(last.shape[-1]) * (len(last) if cell.recurs else 1)
-
-
-def _added_cell(header: str | os.PathLike[str]) -> Cell:
-    id = add(header, _numpy.isa()).id
-    return exported(_numpy.cells())[id]
-
-
 def _arrays(layer: Sequence[Weights]) -> list[Array]:
     """A layer's weights, as the kernels take them."""
     return [w for direction in layer for w in direction.arrays]
 
 
-def _cell(weights: Weights, nonlinearity: str) -> Cell:
-    """The cell whose recurrent weights, (G·H, R), and projection, if any, (P, H), are these."""
-    projected = weights.w_hr is not None
-    w_hh = weights.w_hh.shape
-    units = w_hh[1:] if weights.w_hr is None else weights.w_hr.shape[-1:]
-    gates, rest = divmod(w_hh[0], units[0]) if len(w_hh) == 2 and all(units) else (0, 1)
-    cells = [c for c in CELLS if len(c.gates) == gates and (c.projects or not projected)]
-    if rest or not cells:
-        raise ValueError(f"weight_hh_l0 of shape {w_hh} belongs to no LSTM, GRU or RNN")
-    if len(cells) > 1:  # RNN's, which differ in the nonlinearity alone
-        cells = [c for c in cells if c.mode == f"RNN_{str(nonlinearity).upper()}"]
-    if not cells:
-        raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-    return cells[0]

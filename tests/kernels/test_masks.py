@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from twins import flat, pack
 import rnnkern
 import rnnkern.numpy
 from rnnkern.backend import Backend
+from rnnkern.cells.shelf import FOLDER, MASKED, SHELF
 from rnnkern.ops import library
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 F64 = torch.float64
 T, B, I, H = 6, 3, 5, 20
+STACK = {"num_layers": 2}
 #: What zoneout is put around.
 AROUND = {
     "LSTM": lambda: rnnkern.cells.zoneout(rnnkern.LSTM),
@@ -293,6 +296,48 @@ def test_an_own_cell(tmp_path: Path) -> None:
         torch.testing.assert_close(mine, other)
 
 
+#: Layers in evaluation, and what rnnkern.numpy.Layer has to know of them besides their weights.
+IN_NUMPY: dict[str, tuple[Callable[[], nn.Module], dict]] = {
+    "LSTM": (lambda: make("LSTM", zoneout=(0.2, 0.6), **STACK), {"zoneout": (0.2, 0.6)}),
+    "ReLU": (lambda: make("ReLU", **STACK), {"zoneout": 0.3, "nonlinearity": "relu"}),
+    "SLSTM": (
+        lambda: make("SLSTM", **STACK, num_heads=4),
+        {"zoneout": 0.3, "cell": FOLDER / SHELF["SLSTM"].header},
+    ),
+    "RecurrentDropoutLSTM": (
+        lambda: rnnkern.cells.RecurrentDropoutLSTM(I, H, dtype=F64, **STACK),
+        {"masks": 1, "cell": FOLDER / MASKED["RecurrentDropoutLSTM"].header},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_NUMPY)
+def test_numpy(name: str) -> None:
+    """A layer in evaluation on arrays: calls, packed data, pickle, what is inside, a stream."""
+    make_layer, options = IN_NUMPY[name]
+    layer = make_layer().eval()
+    arrays = {key: value.numpy() for key, value in layer.state_dict().items()}
+    own = rnnkern.numpy.Layer(arrays, **options)
+    x = torch.randn(T, B, I, dtype=F64)
+    expected = [t.detach() for t in flat(layer(x))]
+    for copied in (own, pickle.loads(pickle.dumps(own))):
+        output, states = copied(x.numpy())
+        same([torch.as_tensor(s) for s in (output, *_tuple(states))], expected)
+    data, sizes, *_ = pack(x, [6, 4, 2])
+    packed = own(data.numpy(), batch_sizes=sizes.tolist())[0]
+    same([torch.as_tensor(packed)], [layer(pack(x, [6, 4, 2]))[0].data.detach()])
+    recorded, _, inside = own.record(x.numpy())
+    same([torch.as_tensor(recorded)], expected[:1])
+    assert {"hidden"} <= inside[1][0].keys()
+    rounded = {key: value.astype(np.float32) for key, value in arrays.items()}
+    stream = rnnkern.numpy.Layer(rounded, **options).stream(batch_size=B)
+    torch.testing.assert_close(torch.as_tensor(stream(x.float().numpy())), expected[0].float())
+
+
+def _tuple(states: object) -> tuple:
+    return states if isinstance(states, tuple) else (states,)
+
+
 def _random(layer: nn.Module) -> None:
     """Freezes it, with masks that are drawn in evaluation too."""
     layer.masks = lambda shape, like: torch.rand(shape, dtype=like.dtype)
@@ -304,8 +349,17 @@ def test_refusals(tmp_path: Path) -> None:
     arrays = {name: value.numpy() for name, value in rnnkern.RNN(I, H).state_dict().items()}
     header = tmp_path / "dropped.h"
     header.write_text(HEADER)
-    with pytest.raises(ValueError, match="the cell takes 1 masks, and none are given"):
-        rnnkern.numpy.Layer(arrays, cell=header)
+    given: list[tuple[dict, str]] = [
+        ({"cell": header}, "the cell takes masks, masks=...: kept"),
+        ({"cell": header, "masks": np.ones((2, H))}, "broadcast"),
+        ({"cell": header, "zoneout": 0.1}, "a cell without masks"),
+        ({"masks": 1.0}, "the cell takes no masks"),
+        ({"zoneout": (0.1, 0.2)}, "one for each of h, got"),
+        ({"zoneout": 1.5}, "between 0 and 1"),
+    ]
+    for options, message in given:
+        with pytest.raises(ValueError, match=message):
+            rnnkern.numpy.Layer(arrays, **options)
     for zoneout, message in (((0.1,), "one for each of h, c"), (1.5, "between 0 and 1")):
         with pytest.raises(ValueError, match=message):
             make("LSTM", zoneout=zoneout)
