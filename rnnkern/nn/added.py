@@ -131,7 +131,8 @@ def _heads_repr(module: Any) -> str:
 
 def _unscriptable(module: Any) -> NoReturn:
     raise TypeError(
-        f"torch.jit.script compiles Python source, and {type(module).__name__} has none"
+        f"torch.jit.script compiles Python source, and {type(module).__name__} has none: its cell "
+        "is a library of this process, which a saved program would not find. torch.compile takes it"
     )
 
 
