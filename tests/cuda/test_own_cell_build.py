@@ -92,8 +92,11 @@ def test_errors_name_the_header(tools: Path) -> None:
     header = tools / "broken.h"
     header.write_text("")
     for _ in range(2):  # nothing is remembered of it
-        with pytest.raises(RuntimeError, match=r"broken.h does not compile .*\nmine.h\(7\): error"):
+        with pytest.raises(
+            RuntimeError, match=r"broken.h does not compile .*\nmine.h\(7\): error"
+        ) as found:
             own_cell_cuda.add_kernels(cell("a", header))
+        assert "RNNKERN_CUDA=0" in str(found.value)
 
 
 def test_what_is_missing(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
