@@ -130,8 +130,8 @@ def test_launches_that_follow_each_other(persistent: None, cell: str, steps: int
     seed=st.integers(0, 1000),
 )
 def test_at_random(case: Case, form: str, density: float, seed: int) -> None:
-    """Both engines agree to rounding, for random sizes and masks; and the smooth cells with
-    float64."""
+    """Both engines agree to rounding, for random sizes and masks; in float32 the smooth cells with
+    float64 too: of a few products in half precision, which may cancel, too little is left."""
     ops = torch.ops.rnnkern_cuda_on_host
     ops.set_chunk(1 << 26)
     resets, found = mask(case, density, seed), []
@@ -140,7 +140,7 @@ def test_at_random(case: Case, form: str, density: float, seed: int) -> None:
         found.append(results(case, resets, form, rnnkern))
     ops.set_persistent(False, 0)
     assert_close(case, *found, f"{case}, {form}")
-    if case.cell != "RNN_RELU":  # whose units are on or off by rounding
+    if case.dtype == torch.float32 and case.cell != "RNN_RELU":  # whose units rounding turns off
         exact = expected(case, resets, form, ends=False)
         assert_close(case, found[0], exact, f"{case}, {form}, float64")
 
