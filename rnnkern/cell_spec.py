@@ -14,6 +14,7 @@ class Cell:
     saved   what the kernels save per unit and step for the backward pass, in their order
     states  the states a step hands to the next one: h and others
     params  learned values per unit, (len(params), H) in each direction
+    masks_hidden  whether h is multiplied by the last mask before W_hh multiplies it
     normalizes_hidden  whether W_hh h is standardised over a row: then there is no b_hh
     input   what the gates take of the input: "dense", W_ih x + b_ih, or "given", sums that the
             caller computes, (…, D·G·H) for D directions
@@ -33,6 +34,7 @@ class Cell:
     masks: tuple[str, ...] = ()
     input: str = "dense"
     normalizes_hidden: bool = False
+    masks_hidden: bool = False
 
     @property
     def built_in(self) -> bool:
@@ -68,6 +70,7 @@ def exported(table: str) -> list[Cell]:
             params=tuple(facts["params"]),
             input=facts["input"],
             normalizes_hidden=facts["normalizes_hidden"],
+            masks_hidden=facts["masks_hidden"],
             recurrent=facts["recurrent"],
             masks=tuple(facts["masks"]),
         )

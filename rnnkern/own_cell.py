@@ -58,14 +58,15 @@ class Source:
         """The cell in C++."""
         return f"rnnkern::{self.around}<{self.struct}>" if self.around else self.struct
 
-    def zoned(self) -> "Source":
-        """The cell with zoneout around it."""
-        return Source(self.header, self.struct, f"Zoneout{self.name}", "Zoneout")
+    def inside(self, around: str) -> "Source":
+        """The cell with a template around it, such as "Zoneout"."""
+        return Source(self.header, self.struct, f"{around}{self.name}", around)
 
     @property
     def include_around(self) -> str:
         """The line of a source file that includes the template, if there is one."""
-        return f'#include "cells/{self.around.lower()}.h"\n' if self.around else ""
+        words = re.findall("[A-Z][a-z]*", self.around)
+        return f'#include "cells/{"_".join(words).lower()}.h"\n' if words else ""
 
     def text(self, mode: str) -> str:
         """The library's source file."""

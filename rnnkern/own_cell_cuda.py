@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from ._cell_library import compiled, include_folder, includes, key_of
+from .cell_spec import Cell
 from .own_cell import AddedCell, engine_library
 
 _FLAGS = ["-std=c++20", "-O3", "-shared", "--expt-relaxed-constexpr"]
@@ -32,22 +33,26 @@ def refusal(mode: str) -> str:
     return _refusals.get(mode, "no CUDA kernels were compiled: there was no GPU")
 
 
-def add_kernels(cell: AddedCell, given_sums: bool = False) -> None:
+def not_taken(spec: Cell) -> str:
+    """Why the kernels do not take such a cell; "" if they do."""
+    if spec.given_sums:
+        return "CUDA kernels have a W_ih, and its sums are given"
+    if spec.masks_hidden:
+        return "CUDA kernels have no mask on h before W_hh"
+    return ""
+
+
+def add_kernels(cell: AddedCell, missing: str = "") -> None:
     """Compiles the cell's kernels for the GPUs here, unless that was done before, and adds them.
 
-    `refusal` says afterwards why there are none: no nvcc, no GPU's architecture, or a cell whose
-    input's sums are given, as the kernels begin with a product. Raises RuntimeError,
-    with nvcc's words, where the header does not compile.
+    Not where something is `missing`, or nvcc or a GPU's architecture is: `refusal` says so
+    afterwards. Raises RuntimeError, with nvcc's words, where the header does not compile.
     """
     if cell.mode in _refusals:
         return
-    missing = "CUDA kernels have a W_ih, and its sums are given" if given_sums else _missing()
+    missing = missing or _missing()
     if not missing:
-        try:
-            _load(cell.id, _library(cell))
-        except RuntimeError as error:  # nvcc's host compiler may be one that it does not know
-            message = f"{error}\n(RNNKERN_CUDA=0 leaves out the CUDA kernels)"
-            raise RuntimeError(message) from None
+        _load(cell.id, _library(cell))
     _refusals[cell.mode] = missing
 
 

@@ -33,6 +33,7 @@
 //   kMasks        values per unit and step that the caller gives and nothing learns, as zoneout's:
 //                 masks (T, B, kMasks, H)
 //   kMaskNames    their names
+//   kMasksHidden  whether h is multiplied by the last mask before W_hh multiplies it
 //   kProjects     whether h may be projected before it is handed on (torch.nn.LSTM's proj_size).
 //                 Such a cell reads neither prev[0] nor, in backward, next[0], and has a third
 //                 function, hidden(saved, next): next[0] as forward made it, once more.
@@ -93,7 +94,7 @@ struct CellDefaults {
   static constexpr Input kInput = Input::dense;
   static constexpr Recurrent kRecurrent = Recurrent::dense;
   static constexpr int kInputPreact = 0, kHiddenPreact = 0, kParams = 0, kMasks = 0;
-  static constexpr bool kNormalizesHidden = false;
+  static constexpr bool kNormalizesHidden = false, kMasksHidden = false;
   static constexpr int kNormalizedState = 0;
   static constexpr double kNormEpsilon = 1e-5;
   static constexpr const char* const* kSavedNames = nullptr;

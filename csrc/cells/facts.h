@@ -8,7 +8,8 @@ namespace rnnkern {
 struct CellFacts {
   const char* mode;  // its name in Python; of torch.nn's cells, RNNBase.mode
   int gates, preacts, states, saved, params, masks;
-  bool projects, normalizes, normalizes_hidden;  // normalizes: a step needs whole rows
+  bool masks_hidden, projects, normalizes,
+      normalizes_hidden;  // normalizes: a step needs whole rows
   Input input;
   Recurrent recurrent;
   const char *const *gate_names, *const *state_names, *const *saved_names, *const *param_names,
@@ -25,6 +26,7 @@ constexpr CellFacts facts_of(const char* mode) {
           Cell::kSaved,
           Cell::kParams,
           Cell::kMasks,
+          Cell::kMasksHidden,
           Cell::kProjects,
           Cell::kNormalizesHidden || Cell::kNormalizedState > 0,
           Cell::kNormalizesHidden,

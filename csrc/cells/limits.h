@@ -59,6 +59,8 @@ constexpr bool check_limits() {
   static_assert(Cell::kSaved >= 0, "kSaved is the number of saved values, 0 or more");
   static_assert(Cell::kParams >= 0, "kParams is the number of learned values per unit, 0 or more");
   static_assert(Cell::kMasks >= 0, "kMasks is the number of masks per unit and step, 0 or more");
+  static_assert(!Cell::kMasksHidden || (Cell::kMasks > 0 && Cell::kRecurrent != Recurrent::none),
+                "a cell that masks h before the recurrent product has a mask and a W_hh");
   static_assert(!Cell::kProjects || (Cell::kStates == 2 && Cell::kParams + Cell::kMasks == 0),
                 "a cell that projects h has two states, no learned values per unit and no masks");
   static_assert(!Cell::kProjects || Cell::kRecurrent == Recurrent::dense,
@@ -76,6 +78,7 @@ constexpr bool check_limits() {
 template <class Cell>
 constexpr bool check_cuda_limits() {
   static_assert(Cell::kInput == Input::dense, "on CUDA W_ih is dense");
+  static_assert(!Cell::kMasksHidden, "on CUDA W_hh multiplies h as it is");
   return check_limits<Cell>();
 }
 

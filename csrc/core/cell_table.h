@@ -31,6 +31,7 @@ inline std::string cell_table() {
              ", \"masks\": " + json_list(facts->mask_names, facts->masks) + ", \"input\": \"" +
              name_of(facts->input) + "\", \"recurrent\": \"" + name_of(facts->recurrent) +
              "\", \"normalizes_hidden\": " + (facts->normalizes_hidden ? "true" : "false") +
+             ", \"masks_hidden\": " + (facts->masks_hidden ? "true" : "false") +
              ", \"projects\": " + (facts->projects ? "true" : "false") + "}";
   return "[" + table + "]";
 }

@@ -24,7 +24,7 @@ from .checking import check
 from .loading import Loaded, load
 from .normalized import BatchNormLiGRU, LayerNormLSTM
 from .shelf import FOLDER, MASKED, SHELF
-from .zoned import add_zoneout
+from .zoned import add_variational_dropout, add_zoneout
 
 __all__ = [
     "BatchNormLiGRU",
@@ -34,6 +34,7 @@ __all__ = [
     "include_folder",
     "list",
     "load",
+    "variational_dropout",
     "zoneout",
 ]
 
@@ -57,6 +58,23 @@ def zoneout(layer: type[nn.RNNBase], *, nonlinearity: str = "tanh") -> Loaded:
     cell that takes masks, and what `load` raises.
     """
     return Loaded(*add_zoneout(layer, nonlinearity))
+
+
+def variational_dropout(layer: type[nn.RNNBase], *, nonlinearity: str = "tanh") -> Loaded:
+    """A layer class and a cell class with variational dropout (Gal & Ghahramani 2016) on h.
+
+    layer         LSTM, GRU, RNN, or a layer class of `load` or of the shelf, with a W_hh
+    nonlinearity  "tanh" or "relu", for an RNN
+
+    Their constructors take one argument more, `recurrent_dropout`, 0.25 by default: in training
+    W_hh multiplies h times a mask, 0 with that rate and else 1 / (1 - rate). A call of a layer
+    draws one for each row, layer and direction, which is the same in all steps; a call of a cell
+    draws its own. In evaluation nothing is dropped. Parameters are those of the layer.
+
+    Raises TypeError for another class, ValueError for a nonlinearity that RNN has not, for a cell
+    without a W_hh and for one that takes masks, and what `load` raises.
+    """
+    return Loaded(*add_variational_dropout(layer, nonlinearity))
 
 
 def include_folder() -> Path:

@@ -1,4 +1,4 @@
-"""zoneout: the classes with zoneout around another layer's cell."""
+"""zoneout and variational_dropout: the classes with either around another layer's cell."""
 
 from typing import Any
 
@@ -16,26 +16,40 @@ def add_zoneout(
     layer: type[nn.RNNBase], nonlinearity: str
 ) -> tuple[type[AddedLayer], type[AddedCellModule]]:
     """See `rnnkern.cells.zoneout`."""
-    mode, inner = _cell_of(layer, nonlinearity)
-    own = add_source(inner.zoned(), library.info()["isa"])
+    mode, inner = _cell_of(layer, nonlinearity, "zoneout")
+    own = add_source(inner.inside("Zoneout"), library.info()["isa"])
     decomposition.use_step(own.mode, _zoned(mode))
     return added.classes(own)
 
 
-def _cell_of(layer: Any, nonlinearity: str) -> tuple[str, Source]:
+def add_variational_dropout(
+    layer: type[nn.RNNBase], nonlinearity: str
+) -> tuple[type[AddedLayer], type[AddedCellModule]]:
+    """See `rnnkern.cells.variational_dropout`."""
+    mode, inner = _cell_of(layer, nonlinearity, "variational dropout")
+    if not library.BY_MODE[mode].recurs:
+        raise ValueError(f"{mode.partition('@')[0]} has no W_hh, before which h could be dropped")
+    own = add_source(inner.inside("VariationalDropout"), library.info()["isa"])
+
+    def step(*given: Tensor) -> tuple[Tensor, ...]:
+        return decomposition.required_step(mode)(*given[:-1])
+
+    decomposition.use_step(own.mode, step)
+    return added.classes(own)
+
+
+def _cell_of(layer: Any, nonlinearity: str, what: str) -> tuple[str, Source]:
     """Mode and source of a layer class's cell."""
     if not isinstance(layer, type) or not issubclass(layer, nn.RNNBase):
-        raise TypeError(f"zoneout is around the cell of a layer class, got {layer!r}")
+        raise TypeError(f"{what} is around the cell of a layer class, got {layer!r}")
     if issubclass(layer, AddedLayer):
         own = layer.own
         if library.BY_MODE[own.mode].masks:
-            raise ValueError(f"{own.name} takes masks: zoneout is around a cell without")
+            raise ValueError(f"{own.name} takes masks: {what} is around a cell without")
         return own.mode, own
     names = [name for name in ("LSTM", "GRU", "RNN") if issubclass(layer, CLASSES[name])]
     if not names:
-        raise TypeError(
-            f"zoneout is around the cell of LSTM, GRU, RNN or a loaded one, not {layer}"
-        )
+        raise TypeError(f"{what} is around the cell of LSTM, GRU, RNN or a loaded one, not {layer}")
     mode = f"RNN_{nonlinearity.upper()}" if names[0] == "RNN" else names[0]
     if mode not in library.BY_MODE:
         raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")

@@ -355,7 +355,7 @@ def classes(own: AddedCell) -> tuple[type[AddedLayer], type[AddedCellModule]]:
     """The layer class and the cell class of an added cell; with a GPU, its CUDA kernels."""
     library.read_cells()
     if "cuda" in library.DEVICES:
-        own_cell_cuda.add_kernels(own, library.BY_MODE[own.mode].given_sums)
+        own_cell_cuda.add_kernels(own, own_cell_cuda.not_taken(library.BY_MODE[own.mode]))
     facts = {"own": own, "__module__": __name__}
     layer, cell = BASES.get(own.around or own.struct, BASES[""])
     layer = type(own.name, (layer,), {**facts, "__doc__": layer.__doc__})

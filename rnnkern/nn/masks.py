@@ -38,8 +38,27 @@ class Masked:
     ) -> tuple[Tensor, ...]:
         kinds = len(BY_MODE[self.module.own.mode].masks)
         shape = (spec.directions, *input.shape[:-1], kinds, self.module.hidden_size)
-        masks = self.module.masks(shape, input).expand(shape)
+        if getattr(self.module, "masks_per_row", False):
+            masks = _per_row(self.module, shape, input, batch_sizes, spec).expand(shape)
+        else:
+            masks = self.module.masks(shape, input).expand(shape)
         return self.run(input, batch_sizes, state, weights, spec, *resets, masks=masks)
+
+
+def _per_row(
+    module: Any, shape: tuple[int, ...], input: Tensor, batch_sizes: Tensor | None, spec: CallSpec
+) -> Tensor:
+    """Masks that are drawn for one step, and are the same in all steps of a row."""
+    if batch_sizes is None:
+        steps = 2 if spec.batch_first else 1
+        one = tuple(1 if i == steps else size for i, size in enumerate(shape))
+        drawn: Tensor = module.masks(one, input).expand(one)
+        return drawn
+    sizes = batch_sizes.tolist()
+    rows = torch.cat([torch.arange(size, device=input.device) for size in sizes])
+    one = (shape[0], sizes[0], *shape[2:])
+    by_row: Tensor = module.masks(one, input).expand(one)
+    return by_row.index_select(1, rows)
 
 
 def masked(run: Run, module: Any) -> Run:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .added import BASES, AddedCellModule, AddedLayer
 
 
-class _Dropped:
+class Dropped:
     """The rate, and the masks that follow from it."""
 
     recurrent_dropout: float
@@ -31,7 +31,7 @@ class _Dropped:
         return f"{own}, recurrent_dropout={self.recurrent_dropout}"
 
 
-class RecurrentDropoutLayer(_Dropped, AddedLayer):
+class RecurrentDropoutLayer(Dropped, AddedLayer):
     """A stack of LSTM layers with recurrent dropout: torch.nn.LSTM's arguments without proj_size.
 
     recurrent_dropout  how often what a step adds to a unit's c is dropped in training, drawn anew
@@ -60,7 +60,7 @@ class RecurrentDropoutLayer(_Dropped, AddedLayer):
         self._set_rate(recurrent_dropout)
 
 
-class RecurrentDropoutCell(_Dropped, AddedCellModule):
+class RecurrentDropoutCell(Dropped, AddedCellModule):
     """One step of it: torch.nn.LSTMCell's arguments, input and states, and recurrent_dropout."""
 
     def __init__(

@@ -67,7 +67,7 @@ class Layer:
         self.cell = added or cell_of(first, nonlinearity)
         if zoneout is not None:
             masks = zoneout_masks(self.cell, zoneout, masks)
-            self._source = (self._source or built_in_source(self.cell.mode)).zoned()
+            self._source = (self._source or built_in_source(self.cell.mode)).inside("Zoneout")
             self.cell = added_cell(self._source)
         self.directions = len(self.weights[0])
         self.hidden_size = hidden_size_of(self.cell, first)

@@ -115,7 +115,8 @@ def layer(
             # Rows whose sequence has ended (or, backwards, not begun) keep their state.
             now = states if sizes is None else [s[: sizes[t]] for s in states]
             given = masks_by_step[t][direction].unbind(-2) if masks_by_step else ()
-            y = [] if own.w_hh is None else [_recurrent(now[0], own.w_hh, own.b_hh)]
+            seen = now[0] * given[-1] if kind.masks_hidden else now[0]
+            y = [] if own.w_hh is None else [_recurrent(seen, own.w_hh, own.b_hh)]
             x = _input_sums(by_step[t], own, direction, spec)
             new = list(step(x, *y, *now, *own.params, *given))
             if own.w_hr is not None:

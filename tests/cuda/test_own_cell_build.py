@@ -110,8 +110,23 @@ def test_what_is_missing(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNNKERN_CUDA", "0")
     own_cell_cuda.add_kernels(cell("c"))
     assert "RNNKERN_CUDA=0" in own_cell_cuda.refusal("c")
-    own_cell_cuda.add_kernels(cell("d"), given_sums=True)
-    assert "sums are given" in own_cell_cuda.refusal("d")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: rnnkern.cells.LayerNormLSTM(3, 4).layers[0].recurrence.own, "its sums are given"),
+        (lambda: rnnkern.cells.variational_dropout(rnnkern.GRU).layer.own, "no mask on h"),
+    ],
+    ids=["given sums", "masked h"],
+)
+def test_cells_that_are_not_taken(tools: Path, make: Callable[[], AddedCell], why: str) -> None:
+    own = make()
+    missing = own_cell_cuda.not_taken(library.BY_MODE[own.mode])
+    own_cell_cuda.add_kernels(own, missing)
+    assert why in own_cell_cuda.refusal(own.mode)
+    assert not (tools / "calls").exists()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import rnnkern
 import rnnkern.numpy
 from rnnkern.backend import Backend
 from rnnkern.cells.shelf import FOLDER, MASKED, SHELF
-from rnnkern.ops import library
+from rnnkern.ops import decomposition, library
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 F64 = torch.float64
@@ -389,3 +389,73 @@ def call(cell: int, x: Tensor, weights: list[Tensor], masks: Tensor | None) -> o
     spec = library.CALL_SPECS[cell, 1, True, False, False]
     after = () if masks is None else (None, None, None, masks)
     return library.forward(x, None, None, None, weights, *spec, False, *after)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "SLSTM"])
+def test_variational_dropout(name: str, training: bool) -> None:
+    """Gal & Ghahramani (2016): W_hh multiplies h times one mask per row, by the cell's step."""
+    around = rnnkern.cells.SLSTM if name == "SLSTM" else getattr(rnnkern, name)
+    kind, _ = rnnkern.cells.variational_dropout(around)
+    assert rnnkern.cells.check(kind) < 1e-12
+    layer, x = kind(I, H, recurrent_dropout=0.4, dtype=F64).train(training), _input()
+    found = seeded(layer, x)
+    torch.manual_seed(5)
+    mask = layer.masks((1, 1, B, 1, H), x).expand(1, 1, B, 1, H)[0, 0, :, 0]
+    assert (0 in mask) == training
+    step = decomposition.required_step(layer.own.mode)
+    w_ih, w_hh, b_ih, b_hh = (p.flatten(0, -2) if p.dim() == 3 else p for p in layer.parameters())
+    states = (torch.zeros(B, H, dtype=F64),) * len(library.BY_MODE[layer.mode].states)
+    outputs = []
+    for row in x:
+        sums = nn.functional.linear(row, w_ih, b_ih)
+        states = step(sums, nn.functional.linear(mask * states[0], w_hh, b_hh), *states, mask)
+        outputs.append(states[0])
+    same(found, [torch.stack(outputs), *(s[None] for s in states)])
+
+
+def _input() -> Tensor:
+    return torch.randn(T, B, I, dtype=F64)
+
+
+def test_variational_dropout_calls() -> None:
+    """The mask of a row is the same in all its steps, packed, of resets and of each direction."""
+    kind, cell_kind = rnnkern.cells.variational_dropout(rnnkern.LSTM)
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True, "dtype": F64}
+    layer, x = kind(I, H, **options), torch.randn(B, T, I, dtype=F64)
+    for args in ((x,), (x[0],), (pack(x, [4, 6, 2], batch_first=True),)):
+        same(seeded(layer, *args), seeded(by_steps(layer), *args))
+    one, rows = kind(I, H, dtype=F64), _input()
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[3] = True
+    whole = seeded(one, rows, None, resets)
+    same(whole, seeded(by_steps(one), rows, None, resets))
+    same([whole[0]], [torch.cat([seeded(one, rows[:3])[0], seeded(one, rows[3:])[0]])])
+    packed = seeded(one, pack(rows, [T] * B, batch_first=False))
+    same([packed[0].view(T, B, H)], [seeded(one, rows)[0]])
+    cell = cell_kind(I, H, dtype=F64)
+    same(seeded(cell, rows[0]), seeded(by_steps(cell), rows[0]))
+    with torch.inference_mode():
+        one.eval()
+        assert torch.equal(rnnkern.freeze(one)(rows)[0], one(rows)[0])
+        same(flat(one(rows)), flat(_as_lstm(one)(rows)))
+    assert repr(one) == "VariationalDropoutLSTM(5, 20, recurrent_dropout=0.25)"
+    with pytest.raises(ValueError, match="SRU has no W_hh"):
+        rnnkern.cells.variational_dropout(rnnkern.cells.SRU)
+    with pytest.raises(ValueError, match="takes masks: variational dropout is around a cell"):
+        rnnkern.cells.variational_dropout(kind)
+
+
+def test_variational_dropout_threads() -> None:
+    """Threads that split rows or units, and large layers whose gate gradients are in blocks."""
+    kind, _ = rnnkern.cells.variational_dropout(rnnkern.GRU)
+    for batch, hidden in ((4, 512), (64, 192)):
+        layer, x, results = kind(64, hidden), torch.randn(9, batch, 64), []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(5)
+            output = layer(x)[0]
+            results.append([output, *torch.autograd.grad(output.sum(), [*layer.parameters()])])
+        assert all(map(torch.equal, *results))
+        wanted = seeded(by_steps(layer.double()), x.double())[0]
+        same([seeded(layer, x.double())[0]], [wanted])

@@ -15,6 +15,7 @@
 #include "backward_resets.h"
 #include "block_wgrad.h"
 #include "cell_backward.h"
+#include "hidden_mask.h"
 #include "projection_backward.h"
 #include "time_loop.h"
 
@@ -76,7 +77,8 @@ class BackwardBlock {
                     scratch),
         cell_backward_(p, direction, units_),
         resets_(p, seq_, shared.zeros, hh_.panels, units_),
-        wgrad_(p, shared, shared.grads[block], scratch) {
+        wgrad_(p, shared, shared.grads[block], scratch),
+        masked_(p, seq_, direction, chunk_rows(p, plan), scratch) {
     dh_.data = scratch.alloc<S>(seq_.batch * dh_.stride);
     if (kHasC) dc_.data = scratch.alloc<S>(seq_.batch * dc_.stride);
   }
@@ -269,6 +271,8 @@ class BackwardBlock {
   // dh += dgates W_hh, for the worker's rows below `active` and its panels; dx = dgates W_ih, where
   // W_ih's columns are appended to W_hh's.
   void propagate_dh(int64_t s, const WorkRange& range, int64_t active, BlockedMatrix<F> dgates) {
+    if constexpr (Cell::kMasksHidden)
+      return masked_.propagate_dh(hh_, s, time(s), range, active, dgates, buffer_, dh_);
     const int64_t rows = active - range.b0;
     S* const dx = dh_[range.b0] + hh_.appended_offset();
     if (hh_.appended)
@@ -322,16 +326,24 @@ class BackwardBlock {
     }
   }
 
+  // h of batch row b before step t.
+  const T* h_before(int64_t t, int64_t b) const {
+    const int64_t R = p_.h_size(), previous = t + (d_ ? 1 : -1);
+    if (resets_.is_reset(t, b)) return resets_.h(t)[b];
+    if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
+      return p_.y.at(seq_, previous) + b * p_.y.b_stride + d_ * R;
+    return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
+  }
+
   void wgrad(const WgradArgs<T>& chunk) {
     const auto x = [&](int64_t, int64_t t, int64_t b) {
       return p_.x.at(seq_, t) + b * p_.x.b_stride;
     };
-    const auto h_prev = [&](int64_t, int64_t t, int64_t b) -> const T* {
-      const int64_t R = p_.h_size(), previous = t + (d_ ? 1 : -1);
-      if (resets_.is_reset(t, b)) return resets_.h(t)[b];
-      if (previous >= 0 && previous < seq_.steps && b < seq_.active(previous))
-        return p_.y.at(seq_, previous) + b * p_.y.b_stride + d_ * R;
-      return p_.h0 ? p_.h0 + state_row(b) * R : reinterpret_cast<const T*>(shared_.zeros);
+    if constexpr (Cell::kMasksHidden)
+      masked_.multiply(chunk, [&](int64_t t, int64_t b) { return h_before(t, b); });
+    const auto h_prev = [&](int64_t k, int64_t t, int64_t b) {
+      if constexpr (Cell::kMasksHidden) return masked_.row(k);
+      return h_before(t, b);
     };
     wgrad_.accumulate(chunk, x, h_prev);
     if constexpr (kProjects)
@@ -355,6 +367,7 @@ class BackwardBlock {
   const CellBackward<Cell, T> cell_backward_;
   const BackwardResets<Cell, T> resets_;
   BlockWgrad<Cell, T> wgrad_;
+  const HiddenMask<Cell, T> masked_;
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

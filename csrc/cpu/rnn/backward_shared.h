@@ -73,7 +73,7 @@ struct BackwardShared {
   // Whether propagate_dh computes dx too: where this makes fewer panels, and a step has rows and k
   // enough for it.
   static bool appends_input(const BackwardParams<T>& p, const Plan& plan) {
-    if (Products<Cell>::kGiven || Cell::kInputPreact != Cell::kHiddenPreact ||
+    if (Products<Cell>::kGiven || Cell::kMasksHidden || Cell::kInputPreact != Cell::kHiddenPreact ||
         Cell::kRecurrent != Recurrent::dense || !p.dx.data || p.proj_size || plan.split_units ||
         plan.unpacked_weights || p.sequence.batch < max_mr(kMaxNR) ||
         Cell::kGates * p.hidden_size < kKC)

@@ -12,6 +12,7 @@
 
 #include "../../core/saved_layout.h"
 #include "epilogue.h"
+#include "forward_resets.h"
 #include "normalized_rows.h"
 #include "projection_forward.h"
 #include "time_loop.h"
@@ -30,6 +31,7 @@ class ForwardDirection {
   using StepOperands = RNNKERN_ISA::StepOperands<Cell, T>;
   using Projection = std::conditional_t<std::is_same_v<T, S>, ForwardProjection<S>, NoProjection>;
   using Epilogue = RNNKERN_ISA::Epilogue<Cell, T>;
+  using Resets = ForwardResets<Cell, T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kCValues = Cell::kStates - 1;  // states besides h
   static constexpr bool kHasC = kCValues > 0, kKeepsFp32H = Epilogue::kKeepsFp32H;
@@ -71,23 +73,24 @@ class ForwardDirection {
     return plan.input_chunk * rows * panels.offset(panels.count());
   }
 
-  // Elements of a worker's buffer for the states of a step in which rows are reset.
-  static int64_t reset_size(const ForwardParams<T>& p, const Plan& plan) {
-    if (!p.resets.data) return 0;
-    return block_rows(p, plan) * (p.h_size() + max(kCValues, 1) * p.hidden_size);
+  // Elements of a worker's buffer for what a step reads in the place of the states before it.
+  static int64_t states_size(const ForwardParams<T>& p, const Plan& plan) {
+    const int64_t masked = Cell::kMasksHidden ? p.hidden_size : 0;
+    return block_rows(p, plan) * (Resets::width(p) + masked);
   }
 
   ForwardDirection(const ForwardParams<T>& p, const Plan& plan, int direction, Shared& shared,
-                   S* chunk, S* reset)
+                   S* chunk, S* states)
       : p_(p),
         seq_(p.sequence),
         plan_(plan),
         d_(direction),
         shared_(shared),
         chunk_(chunk),
-        reset_(reset),
+        states_(states),
         panels_(gate_layout<Cell, T>(p.hidden_size)),
-        epilogue_{shared.weights, panels_, p.hidden_size} {}
+        epilogue_{shared.weights, panels_, p.hidden_size},
+        resets_(p, shared.zeros, states, panels_) {}
 
   void run(Team team) {
     const int64_t count = panels_.count(), begin = team.begin(count), end = team.end(count);
@@ -212,53 +215,22 @@ class ForwardDirection {
     return step;
   }
 
-  // With the states of rows that are reset before step t replaced, in a copy of them all.
-  __attribute__((noinline)) StepOperands with_resets(StepOperands step, int64_t t,
-                                                     const WorkRange& range, int64_t r0,
-                                                     int64_t r1) const {
-    const int64_t H = p_.hidden_size, R = p_.h_size();
-    const int64_t u0 = panels_.first_unit(range.p0), u1 = min(panels_.first_unit(range.p1), H);
-    const StridedRows<const uint8_t> resets{p_.resets.at(seq_, t) + r0 * p_.resets.b_stride,
-                                            p_.resets.b_stride};
-    bool any = false;
-    for (int64_t r = 0; r < r1 - r0; ++r) any |= *resets[r] != 0;
-    if (!any) return step;
-    const StridedRows<T> h{reinterpret_cast<T*>(reset_), R};
-    const StridedRows<S> c{reset_ + (r1 - r0) * R, kCValues * H};
-    const int64_t fresh_stride = p_.reset_c.data ? H : 0;  // zeros are as one value
-    const auto fresh = [&](const auto& given, int64_t r, auto* zeros) {
-      return given.data ? given.at(seq_, t) + (r0 + r) * given.b_stride : zeros;
-    };
-    for (int64_t r = 0; r < r1 - r0; ++r) {
-      const bool is_reset = *resets[r];
-      const T* const zeros = reinterpret_cast<const T*>(shared_.zeros);
-      std::memcpy(h[r], is_reset ? fresh(p_.reset_h, r, zeros) : step.h_prev[r], R * sizeof(T));
-      if constexpr (kKeepsFp32H)
-        for (int64_t u = u0; u < u1 && is_reset; ++u) step.h_fp32_next[r][u] = to_acc(h[r][u]);
-      if constexpr (kHasC) {
-        const S* const fresh_c = fresh(p_.reset_c, r, const_cast<const S*>(shared_.zeros));
-        for (int64_t u = u0; u < u1; u += kLanes)
-          for (int k = 0; k < kCValues; ++k) {
-            const S* const kept = step.c_prev.of(u)[r] + k * step.c_prev.value_stride(u);
-            std::memcpy(c[r] + k * H + u, is_reset ? fresh_c + k * fresh_stride + u : kept,
-                        min<int64_t>(u1 - u, kLanes) * sizeof(S));
-          }
-      }
-    }
-    step.h_prev = {h.data, h.stride};
-    if (kHasC) step.c_prev = {{}, {c.data, c.stride}, H};
-    return step;
-  }
-
   // One step of batch rows [r0, r1). `carried`: they have a previous step.
   void fused_step(int64_t s, const WorkRange& range, int64_t r0, int64_t r1, bool carried) {
-    const StepOperands step =
-        p_.resets.data ? with_resets(step_operands(s, r0, carried), time(s), range, r0, r1)
-                       : step_operands(s, r0, carried);
+    const StepOperands step = p_.resets.data
+                                  ? resets_(step_operands(s, r0, carried), time(s), range, r0, r1)
+                                  : step_operands(s, r0, carried);
     const StridedRows<const T> x{p_.x.at(seq_, time(s)) + r0 * p_.x.b_stride, p_.x.b_stride};
     const int64_t quantized = shared_.weights.quantized_lanes();
-    if (quantized) shared_.weights.quantize_rows(r1 - r0, x, step.h_prev, chunk_);
-    if constexpr (RowNorm<Cell>::kAny) return normalized_step(step, r1 - r0, quantized);
+    StridedRows<const T> h = step.h_prev;
+    if constexpr (Cell::kMasksHidden) {
+      const int64_t H = p_.hidden_size;
+      T* const masked = reinterpret_cast<T*>(states_ + (r1 - r0) * Resets::width(p_));
+      step.mask_hidden(h, 0, r1 - r0, H, masked);
+      h = {masked, H};
+    }
+    if (quantized) shared_.weights.quantize_rows(r1 - r0, x, h, chunk_);
+    if constexpr (RowNorm<Cell>::kAny) return normalized_step(step, h, r1 - r0, quantized);
     for (int64_t i = range.p0; i < range.p1; ++i) {
       const int64_t panel = serpentine(i, s, range), next = next_serpentine(i, s, range);
       StridedRows<const S> input_preacts{};
@@ -270,16 +242,16 @@ class ForwardDirection {
         if (quantized)
           shared_.weights.gate_gemm_int8(panel, n, chunk_ + r * quantized, preacts);
         else if constexpr (kRecurs)
-          shared_.weights.gate_gemm(
-              panel, n, {x[r], x.stride}, {step.h_prev[r], step.h_prev.stride},
-              {input_preacts[r], input_preacts.stride}, r == 0, next, preacts);
+          shared_.weights.gate_gemm(panel, n, {x[r], x.stride}, {h[r], h.stride},
+                                    {input_preacts[r], input_preacts.stride}, r == 0, next,
+                                    preacts);
         epilogue_(panel, r, n, step, preacts);
       });
     }
   }
 
   // The same where a step needs whole rows.
-  void normalized_step(StepOperands step, int64_t rows, int64_t quantized) {
+  void normalized_step(StepOperands step, StridedRows<const T> h, int64_t rows, int64_t quantized) {
     const int64_t panels = panels_.count();
     NormalizedRows<Cell, T> whole(shared_.weights, panels_, chunk_ + rows * quantized, rows, step);
     for_mc_blocks(rows, [&](int64_t r, int n) {
@@ -288,7 +260,7 @@ class ForwardDirection {
         if (quantized)
           shared_.weights.gate_gemm_int8(panel, n, chunk_ + r * quantized, preacts);
         else
-          shared_.weights.gate_gemm(panel, n, {}, {step.h_prev[r], step.h_prev.stride}, {}, r == 0,
+          shared_.weights.gate_gemm(panel, n, {}, {h[r], h.stride}, {}, r == 0,
                                     panel + 1 < panels ? panel + 1 : -1, preacts);
       }
       whole.standardize(r, n);
@@ -338,9 +310,10 @@ class ForwardDirection {
   const Plan& plan_;
   const int d_;
   Shared& shared_;
-  S *const chunk_, *const reset_;
+  S *const chunk_, *const states_;
   const PackedLayout<PackedElem<T>> panels_;
   const Epilogue epilogue_;
+  const Resets resets_;
 };
 
 // A call of the forward pass: its directions and the threads that run them.
@@ -358,8 +331,8 @@ class ForwardCall {
                 {p, plan, p.prepacked ? prepacked_ : arena, arena, 1}} {
     chunk_size_ = Direction::chunk_size(p, plan, shared_[0]) + 16;
     chunks_ = arena.alloc<S>(chunk_size_ * plan.threads);
-    reset_size_ = Direction::reset_size(p, plan);
-    resets_ = arena.alloc<S>(reset_size_ * plan.threads);
+    states_size_ = Direction::states_size(p, plan);
+    states_ = arena.alloc<S>(states_size_ * plan.threads);
     if (used) *used = arena.used();
   }
 
@@ -375,7 +348,7 @@ class ForwardCall {
  private:
   void direction(int d, int worker, Team team) {
     Direction(p_, plan_, d, shared_[d], chunks_ + chunk_size_ * worker,
-              resets_ + reset_size_ * worker)
+              states_ + states_size_ * worker)
         .run(team);
   }
 
@@ -385,8 +358,8 @@ class ForwardCall {
   typename Direction::Shared shared_[kMaxDirections];
   S* chunks_;  // x W_ih ahead of the steps, one buffer per thread
   int64_t chunk_size_;
-  S* resets_;  // states of a step in which rows are reset, likewise
-  int64_t reset_size_;
+  S* states_;  // what a step reads in the place of the states before it, likewise
+  int64_t states_size_;
 };
 
 template <class Cell, class T>

@@ -32,6 +32,16 @@ struct StepMasks {
     std::memcpy(kept, p.masks.data, kMasks * p.hidden_size * sizeof(S));
   }
 
+  // Rows [r0, r1) of h as the recurrent product sees them: times the last mask, (rows, units).
+  template <class T>
+  void mask_hidden(StridedRows<const T> h, int64_t r0, int64_t r1, int64_t units, T* to) const {
+    for (int64_t r = r0; r < r1; ++r, to += units) {
+      const S* const mask = hidden_mask(r, units);
+      for (int64_t u = 0; u < units; ++u) to[u] = T(h[r][u] * mask[u]);
+    }
+  }
+  const S* hidden_mask(int64_t r, int64_t units) const { return masks[r] + (kMasks - 1) * units; }
+
   // Of one vector of units of row r.
   template <int kCount>
   RNNKERN_INLINE void load_masks(VecArray<S, kCount>* to, int i, int64_t r, int64_t unit,
