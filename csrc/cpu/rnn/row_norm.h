@@ -51,9 +51,12 @@ RNNKERN_INLINE Moments<S> moments_of(int64_t count, double epsilon, Each&& each)
            __attribute__((always_inline)) { sum = sum + V::load(p, lanes); });
   const S mean = sum_of_lanes(sum) / S(count);
   each([&](const S* p, int lanes) __attribute__((always_inline)) {
-    alignas(64) S means[V::kLanes] = {};  // zeros where the load has zeros
-    for (int l = 0; l < lanes; ++l) means[l] = mean;
-    const V d = V::load(p, lanes) - (lanes == V::kLanes ? V(mean) : V::load(means));
+    V d = V::load(p, lanes) - V(mean);
+    if (lanes < V::kLanes) {  // whose other lanes are no values
+      alignas(64) S values[V::kLanes];
+      d.store(values);
+      d = V::load(values, lanes);
+    }
     squares = squares + d * d;
   });
   return {mean, S(1) / std::sqrt(sum_of_lanes(squares) / S(count) + S(epsilon))};
@@ -76,11 +79,13 @@ RNNKERN_INLINE void standardize_backward(int64_t count, S scale, Each&& each) {
   });
 }
 
-// f(unit, lanes) for the vectors of a row's units.
+// f(unit, lanes) for the vectors of a row's units, of which the last may be narrower.
 template <class S, class F>
 RNNKERN_INLINE void for_unit_vectors(int64_t units, F&& f) {
-  for (int64_t u = 0; u < units; u += Vec<S>::kLanes)
-    f(u, int(min<int64_t>(units - u, Vec<S>::kLanes)));
+  constexpr int kLanes = Vec<S>::kLanes;
+  int64_t u = 0;
+  for (; u + kLanes <= units; u += kLanes) f(u, kLanes);
+  if (u < units) f(u, int(units - u));
 }
 
 // A part of a step's operands: the scales of its rows' sums. Nothing for a cell without.
