@@ -369,5 +369,3 @@ class Layer:
 def _arrays(layer: Sequence[Weights]) -> list[Array]:
     """A layer's weights, as the kernels take them."""
     return [w for direction in layer for w in direction.arrays]
-
-

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 import rnnkern
-from rnnkern import own_cell, own_cell_cuda
+from rnnkern import own_cell_cuda
 from rnnkern.nn import added
 from rnnkern.ops import library
+from rnnkern.own_cell import AddedCell
 
 pytestmark = [pytest.mark.cuda, pytest.mark.timeout(600)]
 HEADER = rnnkern.cells.FOLDER / "min_gru.h"
@@ -37,9 +39,9 @@ class OnGpu(Tensor):
     is_cuda = True
 
 
-def cell(mode: str, header: Path = HEADER, **more: str) -> own_cell.AddedCell:
+def cell(mode: str, header: Path = HEADER, **more: str) -> AddedCell:
     """One that the engine does not know: it is given no kernels."""
-    return own_cell.AddedCell(str(header), "MinGRU", "MinGRU", mode=mode, **more)
+    return AddedCell(str(header), "MinGRU", "MinGRU", mode=mode, **more)
 
 
 @pytest.fixture
