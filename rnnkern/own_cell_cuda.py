@@ -52,7 +52,11 @@ def add_kernels(cell: AddedCell, missing: str = "") -> None:
         return
     missing = missing or _missing()
     if not missing:
-        _load(cell.id, _library(cell))
+        try:
+            _load(cell.id, _library(cell))
+        except RuntimeError as error:  # nvcc's host compiler may be one that it does not know
+            message = f"{error}\n(RNNKERN_CUDA=0 leaves out the CUDA kernels)"
+            raise RuntimeError(message) from None
     _refusals[cell.mode] = missing
 
 
