@@ -18,6 +18,9 @@ constexpr int kSpins = 2000;
 
 using Clock = std::chrono::steady_clock;
 
+// Waiting that takes longer than this means that another thread ran.
+constexpr auto kTimeSlice = std::chrono::microseconds(500);
+
 Clock::duration thread_time() {
   timespec t;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
@@ -113,6 +116,7 @@ struct Gang {
   std::atomic<uint64_t> state;
   Barrier barriers[3];
   std::atomic<int64_t> lost{0};  // by all members, in ticks
+  Clock::time_point finished;
 
   static constexpr uint64_t kMember = 1, kIndex = uint64_t(1) << 16, kClosed = uint64_t(1) << 32;
   static int members(uint64_t s) { return int(s & 0xffff); }
@@ -139,6 +143,7 @@ struct Gang {
     const Team team{rank, members(s), barriers};
     body(context, team);
     team.sync();
+    if (rank == 0) finished = Clock::now();
     lost.fetch_add(watch.lost().count(), std::memory_order_relaxed);
   }
 };
@@ -165,7 +170,11 @@ void run_team(const ParallelFor& parallel, int threads, void (*body)(void*, Team
   }
   alive(parallel).run(
       threads, [](void* g, int begin, int end) { static_cast<Gang*>(g)->join(begin, end); }, &gang);
-  contention.record_team(watch.elapsed(), Clock::duration(gang.lost) / threads);
+  Clock::duration lost = Clock::duration(gang.lost) / threads;
+  // A thread that came too late may have kept the others waiting at the pool's own end.
+  const auto waited = Clock::now() - gang.finished;
+  if (waited > kTimeSlice) lost += waited;
+  contention.record_team(watch.elapsed(), lost);
 }
 
 }  // namespace rnnkern
