@@ -159,7 +159,7 @@ ParallelFor alive(const ParallelFor& parallel) {
 }  // namespace
 
 void run_team(const ParallelFor& parallel, int threads, void (*body)(void*, Team), void* context) {
-  Gang gang{body, context, threads, {}, {}, {}};
+  Gang gang{body, context, threads, {}, {}, {}, {}};
   const Team alone{0, 1, gang.barriers};
   if (threads == 1) return body(context, alone);
   const Stopwatch watch;
