@@ -22,19 +22,7 @@ const char* run_grid(const Kernel& kernel, const Grid& g, Stream) {
   return nullptr;
 }
 
-template <class T>
-struct Type {
-  using type = T;
-};
-
-template <class F>
-auto dispatch_dtype(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float64: return f(Type<double>{});
-    case DType::bfloat16: return f(Type<c10::BFloat16>{});
-    case DType::float16: return f(Type<c10::Half>{});
-    default: return f(Type<float>{});
-  }
-}
+using Bfloat16 = c10::BFloat16;
+using Float16 = c10::Half;
 
 }  // namespace rnnkern::cuda

@@ -30,6 +30,14 @@ const char* run_grid(const Kernel& kernel, const Grid& g, Stream stream) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+using Bfloat16 = __nv_bfloat16;
+using Float16 = __half;
+
+}  // namespace rnnkern::cuda
+#endif
+
+namespace rnnkern::cuda {
+
 template <class T>
 struct Type {
   using type = T;
@@ -40,11 +48,10 @@ template <class F>
 auto dispatch_dtype(DType dtype, F&& f) {
   switch (dtype) {
     case DType::float64: return f(Type<double>{});
-    case DType::bfloat16: return f(Type<__nv_bfloat16>{});
-    case DType::float16: return f(Type<__half>{});
+    case DType::bfloat16: return f(Type<Bfloat16>{});
+    case DType::float16: return f(Type<Float16>{});
     default: return f(Type<float>{});
   }
 }
 
 }  // namespace rnnkern::cuda
-#endif
