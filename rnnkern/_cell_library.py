@@ -58,7 +58,7 @@ def _included(path: Path) -> set[Path]:
 def cache_folder() -> Path:
     """The folder of compiled cells, RNNKERN_CACHE or one in the user's cache; theirs alone.
 
-    What lies there is loaded into the process.
+    The process loads what is in it.
     """
     given = os.environ.get("RNNKERN_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

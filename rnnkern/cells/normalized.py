@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..nn.recurrent_dropout import checked_rate
 from .loading import load
 from .shelf import FOLDER, OF_SUMS
 
@@ -144,11 +145,7 @@ class BatchNormLiGRU(_Stack):
         dtype: Any = None,
     ) -> None:
         super().__init__(input_size, hidden_size, num_layers, bidirectional)
-        if not 0 <= recurrent_dropout < 1:
-            raise ValueError(
-                f"recurrent_dropout must be at least 0 and below 1, got {recurrent_dropout}"
-            )
-        self.batch_first, self.recurrent_dropout = batch_first, float(recurrent_dropout)
+        self.batch_first, self.recurrent_dropout = batch_first, checked_rate(recurrent_dropout)
         self.layers = nn.ModuleList(
             _LiGRULayer(
                 inputs, hidden_size, self.recurrent_dropout, bidirectional,

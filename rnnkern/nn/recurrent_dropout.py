@@ -8,6 +8,13 @@ from torch import Tensor
 from .added import BASES, AddedCellModule, AddedLayer
 
 
+def checked_rate(rate: float) -> float:
+    """How often a value is dropped; ValueError outside of [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"recurrent_dropout must be at least 0 and below 1, got {rate}")
+    return float(rate)
+
+
 class Dropped:
     """The rate, and the masks that follow from it."""
 
@@ -15,9 +22,7 @@ class Dropped:
     training: bool
 
     def _set_rate(self, rate: float) -> None:
-        if not 0 <= rate < 1:
-            raise ValueError(f"recurrent_dropout must be at least 0 and below 1, got {rate}")
-        self.recurrent_dropout = float(rate)
+        self.recurrent_dropout = checked_rate(rate)
 
     def masks(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """0 for what is dropped, 1 / (1 - rate) for the rest; in evaluation 1."""

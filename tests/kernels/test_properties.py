@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import CELLS, Case, call, results
 from judging import check
+from processes import python
 from torch import Tensor
 
 import rnnkern
@@ -392,13 +393,7 @@ def test_forced_level() -> None:
 )
 def test_unknown_level(home: str, level: str) -> None:
     """A level that this CPU does not have is an error at once, which names those that it has."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {home}"],
-        env=os.environ | {"RNNKERN_CPU": level},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = python("-c", f"import {home}", env=os.environ | {"RNNKERN_CPU": level})
     assert (done.returncode == 0) == (level == "")
     if level:
         assert f"ImportError: RNNKERN_CPU={level} is no level of this CPU" in done.stderr
