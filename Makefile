@@ -85,7 +85,7 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 cuda-check: $(READY)
-	$(BIN)/python bench/gpu_build.py
+	$(BIN)/python bench/gpu_build.py $(ARGS)
 
 gpu:
 	bash bench/gpu.sh $(ARGS)

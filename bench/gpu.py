@@ -91,7 +91,7 @@ def rows() -> Iterator[GpuRow]:
         yield from both("LSTM", 512, B, 512, "bf16")
     for T in (128, 2048):
         yield from both("LSTM", T, 16, 512, "bf16")
-    for H in (128, 256, 512, 768):  # as in the figures that others publish
+    for H in (128, 256, 512, 768, 1024):  # as in the figures that others publish
         yield from both("LSTM", 1024, 16, H, "bf16")
     yield from both("LSTM", 512, 16, 512, "bf16", proj=256)
     yield from both("LSTM", 128, 128, 2048, "bf16")
@@ -244,6 +244,7 @@ def machine(facts: Path | None) -> dict[str, object]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "rnnkern": rnnkern.__version__,
+        "on_chip": os.environ.get("RNNKERN_ON_CHIP", "clusters"),
         "commit": os.environ.get("COMMIT")
         or command_output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
     }

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Builds, tests and times rnnkern on a machine with an NVIDIA GPU: no network, under ten minutes.
-# Needs nvcc, a C++ compiler and a Python whose torch (2.10 or later) has CUDA. PYTHON=python3.12
-# chooses one, LIMIT=570 the seconds for all of it, BUILD=0 takes what is built already, COMMIT=... is
-# written into the results where git does not know it. Arguments go to bench/gpu.py; --quick is the
-# choice for a first look. A step that fails or runs out of time does not keep the next from running.
+# Builds, tests, times and profiles rnnkern on a machine with an NVIDIA GPU: no network, under twelve
+# minutes. Needs nvcc, a C++ compiler and a Python whose torch (2.10 or later) has CUDA.
+# PYTHON=python3.12 chooses one, LIMIT=700 the seconds for all of it, BUILD=0 takes what is built
+# already, COMMIT=... is written into the results where git does not know it. Arguments go to
+# bench/gpu.py; --quick is the choice for a first look. A step that fails or runs out of time does not
+# keep the next from running, and every step writes its results as it goes: bench/results/gpu*.
+#
+# TORCH_CUDA_ARCH_LIST=8.0 builds what GPUs without clusters run; a newer one runs that code too.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-limit=${LIMIT:-570}
+limit=${LIMIT:-700}
 failed=()
 export PYTHONPATH=$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 say() { echo "gpu: [$SECONDS s] $*"; }
@@ -46,20 +49,50 @@ fi
 
 # Without the suite's configuration, which asks for plugins that may be missing here.
 pytest=("$python" -m pytest -q --tb=short --maxfail=10 -c /dev/null --rootdir . --noconftest -p no:cacheprovider)
+workers=()
+"$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
+# SECONDS, the persistent kernels to take, then arguments of pytest.
+tests() {
+  say "testing $2"
+  OMP_NUM_THREADS=2 RNNKERN_ON_CHIP=$2 timeout "$(left "$1")" "${pytest[@]}" "${workers[@]}" \
+    tests/cuda/test_gpu.py "${@:3}" || failed+=("tests of $2")
+}
+# The same, then arguments of bench/gpu.py.
+timings() {
+  say "timing $2"
+  RNNKERN_ON_CHIP=$2 timeout "$(left "$1")" "$python" bench/gpu.py --limit "$(left "$1")" \
+    --facts "$work/facts.txt" "${@:3}" || failed+=("timing of $2")
+}
+on_chip="test_table or same_bits or test_resets or test_graph or nothing_waits"
 if "$python" -c 'import pytest' 2>/dev/null; then
-  say "testing"
-  workers=()
-  "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-  OMP_NUM_THREADS=2 timeout "$(left 240)" "${pytest[@]}" "${workers[@]}" tests/cuda/test_gpu.py ||
-    failed+=(tests)
+  tests 150 clusters
+  tests 60 grid -k "$on_chip"
+  tests 40 block,clusters -k "$on_chip"
 else
   say "pytest is not installed: the tests are left out" >&2
   failed+=(tests)
 fi
 
-say "timing"
-timeout "$(left)" "$python" bench/gpu.py --limit "$(left)" --facts "$work/facts.txt" "$@" ||
-  failed+=(benchmark)
+timings 170 clusters "$@"
+timings 60 grid "$@" --seconds 0.2 --out bench/results/gpu-grid \
+  --match "LSTM T(512|1024) B(16|64) .*(bf16|fp32)|H2048|GRU.*bf16"
+timings 20 block,clusters "$@" --seconds 0.2 --out bench/results/gpu-block --match "H(64|128) "
+
+say "profiling"
+for groups in clusters grid block,clusters; do
+  RNNKERN_ON_CHIP=$groups timeout "$(left 20)" "$python" bench/gpu_profile.py --limit 15 \
+    --match "LSTM T(512 B16 I64 H64 fp32|1024 B16 .*bf16)" \
+    --out "bench/results/gpu-profile-${groups%%,*}.txt" || failed+=("profile of $groups")
+done
+# Why the warps of a persistent kernel wait, where counters may be read.
+if command -v ncu >/dev/null; then
+  timeout "$(left 40)" ncu --kernel-name regex:persistent --launch-count 2 --section SpeedOfLight \
+    --section WarpStateStats --section MemoryWorkloadAnalysis "$python" bench/gpu_profile.py \
+    --match "LSTM T512 B16 I512 H512 bf16" --out "$work/profile.txt" >bench/results/gpu-ncu.txt 2>&1 ||
+    say "ncu did not finish: $(tail -n 1 bench/results/gpu-ncu.txt)"
+else
+  say "ncu is not installed: the counters are left out"
+fi
 
 # A few calls under the sanitizer, without torch's caching of memory, which hides overruns. racecheck
 # does not know that values sent between blocks order what was read before them, so it gets no case of
@@ -68,7 +101,7 @@ cases="T7-B5-I4-H6-bi-hx or proj18-packed"
 for tool in memcheck racecheck; do
   if ! command -v compute-sanitizer >/dev/null; then
     say "compute-sanitizer is not installed: $tool is left out"
-  elif [[ " ${failed[*]-} " == *" tests "* || $(left) -lt 30 ]]; then
+  elif [[ " ${failed[*]-} " == *"tests of clusters"* || $(left) -lt 30 ]]; then
     say "$tool is left out: the tests failed, or there is no time"
   else
     say "$tool"

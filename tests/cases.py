@@ -50,7 +50,7 @@ class Case(LayerCall):
 
 _BF16, _FP16 = torch.bfloat16, torch.float16
 #: Sizes for which the CUDA engine keeps the recurrent weights on the chip: in clusters of one block
-#: to sixteen, partly in shared memory, and with several clusters.
+#: to sixteen, partly in shared memory, and with several clusters; in as many blocks of a grid.
 PERSISTENT = [
     case
     for cell in CELLS
@@ -65,6 +65,22 @@ PERSISTENT = [
         Case(cell, T=8, B=9, H=150, batch_first=True),
         Case(cell, T=6, H=300, hx=True),
     )
+]
+#: Those that a block holds alone, and some that no cluster does.
+IN_A_BLOCK = [
+    case
+    for cell in CELLS
+    for case in (
+        Case(cell, T=9, B=5, I=6, H=20, bidirectional=True, hx=True, dtype=_BF16),
+        Case(cell, T=6, B=19, H=128, dtype=_FP16),
+        Case(cell, T=24, H=110, bidirectional=True, packed=True, batch_first=True, dtype=_BF16),
+        Case(cell, T=24, B=11, H=64, bidirectional=True, packed=True, hx=True),
+        Case(cell, T=8, B=9, H=50, batch_first=True, bias=False),
+    )
+]
+BEYOND_CLUSTERS = [
+    Case("LSTM", T=5, B=9, H=780, hx=True, dtype=_FP16),
+    Case("GRU", T=4, B=3, H=520, bidirectional=True),
 ]
 
 

@@ -28,7 +28,7 @@ def hashes() -> dict[str, Hashes]:
         ops.set_chunk(chunk)
         found[f"stepwise, chunk {chunk}"] = {str(case): digest(case) for case in TABLE}
     for seed in SEEDS:
-        ops.set_persistent(True, seed)
+        ops.set_persistent("clusters", seed)
         found[f"persistent, seed {seed}"] = {str(case): digest(case) for case in PERSISTENT}
     return found
 

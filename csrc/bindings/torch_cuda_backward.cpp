@@ -186,7 +186,7 @@ class BackwardCall {
     params.last_prev_y = prev.y_offset - rows_.offset(given_.output, t_first);
     params.w_hh = element_ptr(weight(d, 1));
     pending_.push_back(params);
-    if (!bidirectional_launch_ || d == 1) layer_.launch(pending_, device_);
+    if (!bidirectional_launch_ || d == 1) layer_.launch(pending_, device_, given_.input);
   }
 
   // Steps k, k - 1, ... by a pointwise kernel each, then W_hh^T dgates.

@@ -164,8 +164,8 @@ class ForwardCall {
   void persistent(int d, int64_t k, int64_t count, cuda::StepForwardParams& step) {
     set_step(d, k, step);
     const int64_t row_step = d ? -step.batch : step.batch;
-    pending_.push_back({step, count, row_step, element_ptr(weight(d, 1))});
-    if (!bidirectional_launch_ || d == 1) layer_.launch(pending_, device_);
+    pending_.push_back({step, count, row_step, element_ptr(weight(d, 1)), nullptr, 0, 0});
+    if (!bidirectional_launch_ || d == 1) layer_.launch(pending_, device_, input_);
   }
 
   // hidden_gemm_ = W_hh h, by head if there are some.

@@ -4,8 +4,8 @@
 // and one pointwise kernel. Backward: per step one pointwise kernel and one product dgates W_hh;
 // then, chunk by chunk, the gradients of the input and of the weights, large products again. A
 // projection adds one product per step each way. Where the recurrent weights fit on the chip
-// (Hopper; csrc/cuda/cluster/config.h has the sizes), all steps with the same rows are one
-// persistent kernel.
+// (csrc/cuda/persistent/config.h has the sizes), all steps with the same rows are one persistent
+// kernel.
 //
 // Products go through torch's dispatcher, so that its settings (tf32, workspace, deterministic)
 // hold. Everything is put on torch's current stream, memory comes from torch's allocator, and
@@ -42,8 +42,11 @@ std::string cuda_plan(Tensor input, int64_t cell, int64_t steps, int64_t batch, 
   const bool both = plan.blocks;
   if (!both) plan = layer.plan(steps, batch);
   if (!plan.blocks) return "{\"schedule\": \"steps\"}";
-  return "{\"schedule\": \"clusters\", \"blocks\": " + std::to_string(plan.blocks) +
-         ", \"clusters\": " + std::to_string(plan.clusters) +
+  const std::string schedule = plan.group == cuda::Group::block     ? "block"
+                               : plan.group == cuda::Group::cluster ? "clusters"
+                                                                    : "grid";
+  return "{\"schedule\": \"" + schedule + "\", \"blocks\": " + std::to_string(plan.blocks) +
+         ", \"groups\": " + std::to_string(plan.groups) +
          ", \"rows\": " + std::to_string(plan.rows) +
          ", \"directions_at_once\": " + (both ? "true" : "false") + "}";
 }

@@ -40,11 +40,17 @@ struct PersistentLayer {
     return directions == 2 && !packed ? plan(steps, batch, 2) : cuda::PersistentPlan{};
   }
 
-  // One launch for the elements of `pending`, a direction each.
+  // One launch for the elements of `pending`, a direction each. The allocator may give away what
+  // the blocks exchange by once it is put on the stream: later work comes after it.
   template <class Params>
-  void launch(std::vector<Params>& pending, const DeviceScope& device) const {
-    check_launch(cuda::launch_persistent(int(cell), cuda_dtype(dtype), pending.data(),
-                                         int(pending.size()), device.stream()));
+  void launch(std::vector<Params>& pending, const DeviceScope& device, const Tensor& like) const {
+    const int directions = int(pending.size());
+    const cuda::PersistentPlan chosen = plan(pending[0].steps, pending[0].step.batch, directions);
+    const Tensor exchange = empty(like, ScalarType::Byte, {directions * chosen.exchange_bytes});
+    for (int d = 0; d < directions; ++d)
+      pending[d].exchange = element_ptr(exchange, d * chosen.exchange_bytes);
+    check_launch(cuda::launch_persistent(int(cell), cuda_dtype(dtype), chosen.group, pending.data(),
+                                         directions, device.stream()));
     pending.clear();
   }
 };

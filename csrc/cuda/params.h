@@ -116,6 +116,9 @@ struct PersistentForwardParams {
   int64_t steps;
   int64_t row_step;
   const void* w_hh;  // T (gates * H, H)
+  void* exchange;    // memory that PersistentPlan asks for, or null
+  // Set by the launch: of a group of blocks, and the first batch row.
+  int64_t exchange_bytes, first_row;
 };
 
 struct PersistentBackwardParams {
@@ -126,6 +129,8 @@ struct PersistentBackwardParams {
   // distance to them in rows and in elements of y.
   int64_t last_prev_batch, last_prev_row, last_prev_y;
   const void* w_hh;
+  void* exchange;  // these as in PersistentForwardParams
+  int64_t exchange_bytes, first_row;
 };
 
 // The order of a cell's gates (csrc/cells/cell.h).
@@ -164,11 +169,17 @@ const char* launch_end_gradients(DType dtype, const StepBackwardParams& step, St
 const char* launch_add(DType dtype, bool accumulated, int64_t count, const void* a, const void* b,
                        void* out, Stream stream);
 
+// What shares the recurrent weights of a layer: one block, a cluster of blocks, or blocks anywhere
+// on the GPU.
+enum class Group : int { block, cluster, grid };
+
 // The grid of a persistent launch; no blocks: none is possible.
 struct PersistentPlan {
-  int blocks = 0;    // of a cluster: they share the weights and exchange h or dh in each step
-  int clusters = 0;  // they share the batch
-  int rows = 0;      // of the batch, to a cluster
+  Group group{};
+  int blocks = 0;  // of a group: they share the weights and exchange h or dh in each step
+  int groups = 0;  // they share the batch
+  int rows = 0;    // of the batch, to a group
+  int64_t exchange_bytes = 0;  // of global memory that a direction needs
 };
 
 // The grid for the current device, for one direction, with resets or without, or for two of the
@@ -176,11 +187,12 @@ struct PersistentPlan {
 PersistentPlan persistent_plan(int cell, DType dtype, int64_t units, int64_t batch, bool backward,
                                int directions, bool resets);
 
-// One kernel for the `directions` (1 or 2) elements of `params`.
-const char* launch_persistent(int cell, DType dtype, const PersistentForwardParams* params,
-                              int directions, Stream stream);
+// By the group of that plan, for the `directions` (1 or 2) elements of `params`.
+const char* launch_persistent(int cell, DType dtype, Group group,
+                              const PersistentForwardParams* params, int directions, Stream stream);
 // Leaves W_hh^T dgates of the last step in `dh_recurrent`.
-const char* launch_persistent(int cell, DType dtype, const PersistentBackwardParams* params,
-                              int directions, Stream stream);
+const char* launch_persistent(int cell, DType dtype, Group group,
+                              const PersistentBackwardParams* params, int directions,
+                              Stream stream);
 
 }  // namespace rnnkern::cuda

@@ -1,5 +1,6 @@
-// Thin names for the PTX of Hopper (sm_90) that the persistent kernels use: thread and cluster
-// coordinates, synchronisation, mbarriers, stores into the shared memory of other blocks.
+// Thin names for the PTX that the persistent kernels use: coordinates of threads and blocks,
+// synchronisation, 16 bytes of global memory as one; of Hopper (sm_90) mbarriers and stores into
+// the shared memory of other blocks.
 // Each function is one instruction or a few; nothing here knows of layers or tiles.
 // The tests bring ptx_on_host.h in its place, where every thread is a fiber on the CPU.
 #pragma once
@@ -36,10 +37,10 @@ namespace rnnkern::cuda {
 
 RNNKERN_DEVICE int thread_index() { return int(threadIdx.x); }
 
-// A grid is (blocks of a cluster, clusters, directions).
-RNNKERN_DEVICE int block_rank_in_cluster() { return int(blockIdx.x); }
-RNNKERN_DEVICE int blocks_in_cluster() { return int(gridDim.x); }
-RNNKERN_DEVICE int cluster_id_in_grid() { return int(blockIdx.y); }
+// A grid is (blocks of a group, groups, directions).
+RNNKERN_DEVICE int block_rank_in_group() { return int(blockIdx.x); }
+RNNKERN_DEVICE int blocks_in_group() { return int(gridDim.x); }
+RNNKERN_DEVICE int group_in_grid() { return int(blockIdx.y); }
 
 RNNKERN_DEVICE char* dynamic_smem() {
   extern __shared__ __align__(128) char memory[];
@@ -55,6 +56,31 @@ RNNKERN_DEVICE void sync_cluster() {
       "barrier.cluster.wait.acquire.aligned;\n" ::
           : "memory");
 }
+
+// 16 bytes of global memory, past the L1, as one access: never half of one store, half of another.
+RNNKERN_DEVICE U32x4 load_relaxed(const U32x4* from) {
+  uint64_t low, high;
+  asm volatile(
+      "{\n.reg .b128 both;\n"
+      "ld.relaxed.gpu.global.b128 both, [%2];\n"
+      "mov.b128 {%0, %1}, both;\n}\n"
+      : "=l"(low), "=l"(high)
+      : "l"(__cvta_generic_to_global(from))
+      : "memory");
+  return {{uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)}};
+}
+RNNKERN_DEVICE void store_relaxed(U32x4* to, const U32x4& value) {
+  asm volatile(
+      "{\n.reg .b128 both;\n"
+      "mov.b128 both, {%1, %2};\n"
+      "st.relaxed.gpu.global.b128 [%0], both;\n}\n" ::"l"(__cvta_generic_to_global(to)),
+      "l"(uint64_t(value.reg[0]) | uint64_t(value.reg[1]) << 32),
+      "l"(uint64_t(value.reg[2]) | uint64_t(value.reg[3]) << 32)
+      : "memory");
+}
+// Between two looks at a word that is not yet what is awaited.
+RNNKERN_DEVICE void pause_polling(const uint32_t* /*word*/, uint32_t /*mask*/,
+                                  uint32_t /*awaited*/) {}
 
 RNNKERN_DEVICE uint32_t smem_address(const void* p) {
   return uint32_t(__cvta_generic_to_shared(p));

@@ -153,9 +153,10 @@ def plan(
     wgrad_rows and wgrad_chunk: rows and steps at a time; rule: for each decision the rule that
     fired. Results do not depend on the number of threads.
 
-    On CUDA: schedule, "steps" (a product and a kernel for each step) or "clusters": the recurrent
-    weights stay on the chip, on `blocks` blocks that exchange h, and each of `clusters` such
-    clusters takes so many `rows` of the batch; directions_at_once: whether both are walked at once.
+    On CUDA: schedule, "steps" (a product and a kernel for each step) or "clusters", "grid" or
+    "block": the recurrent weights stay on the chip, on `blocks` blocks that exchange h, and each of
+    `groups` such groups takes so many `rows` of the batch; directions_at_once: whether both are
+    walked at once.
 
     With resets after the first step, resets: "mask" or "episodes", and its rule; episodes are
     planned as the packed input that they are. A packed input is planned by its longest row and

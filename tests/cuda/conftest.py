@@ -25,10 +25,10 @@ def simulated(library: None) -> Iterator[None]:
         torch.ops.rnnkern_cuda_on_host.set_chunk(chunk)
 
 
-@pytest.fixture
-def persistent(simulated: None) -> Iterator[None]:
-    """The persistent engine on the simulated chip, with chunks of the usual size."""
+@pytest.fixture(params=["clusters"])
+def persistent(simulated: None, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The persistent kernels of a group on the simulated chip, with chunks of the usual size."""
     torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
-    torch.ops.rnnkern_cuda_on_host.set_persistent(True, 0)
-    yield
-    torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
+    torch.ops.rnnkern_cuda_on_host.set_persistent(request.param, 0)
+    yield request.param
+    torch.ops.rnnkern_cuda_on_host.set_persistent("steps", 0)

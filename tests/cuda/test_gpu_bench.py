@@ -109,3 +109,22 @@ def test_limit(gpu: object, tmp_path: Path) -> None:
     """No row begins after its time, and the number of those left out is said."""
     assert gpu.main(["--limit", "-1", "--out", str(tmp_path / "gpu")]) == 0
     assert not (tmp_path / "gpu.json").exists()
+
+
+def test_profile(gpu: object) -> None:
+    """A trace as torch's profiler writes it: by kernel and grid, the longest first."""
+    import gpu_profile
+
+    def event(name: str, dur: float, blocks: int) -> dict[str, object]:
+        facts = {"grid": [blocks, 1, 1], "block": [256, 1, 1], "registers per thread": 255}
+        return {"cat": "kernel", "name": name, "dur": dur, "args": facts | {"shared memory": 2048}}
+
+    name = "void rnnkern::cuda::(anonymous namespace)::persistent_kernel<rnnkern::Lstm, float>(P)"
+    events = [event(name, 10.0, 64), event("gemm", 30.0, 1), event(name, 14.0, 64), {"cat": "cpu"}]
+    found = gpu_profile.kernels(events)
+    assert [k.name for k in found] == ["gemm", "persistent_kernel<Lstm, float>(P)"]
+    assert list(found.values()) == [[30.0], [10.0, 14.0]]
+    assert list(found)[1].grid == (64, 1, 1)
+    lines = gpu_profile.report("LSTM", found).splitlines()
+    assert lines[0] == "LSTM: 54 µs in 3 kernels"
+    assert lines[3].split()[:5] == ["12.0", "44.4%", "2", "64x1x1", "256x1x1"]

@@ -12,7 +12,16 @@ import hypothesis.strategies as st
 import pytest
 import test_properties
 import torch
-from cases import CELLS, PERSISTENT, TABLE, Case, check, results
+from cases import (
+    BEYOND_CLUSTERS,
+    CELLS,
+    IN_A_BLOCK,
+    PERSISTENT,
+    TABLE,
+    Case,
+    check,
+    results,
+)
 from hypothesis import given
 from judging import judge
 from profiles import examples
@@ -79,22 +88,32 @@ def test_chunks_of_halves(dtype: torch.dtype) -> None:
     assert errors[0] <= 1.1 * errors[1]
 
 
-@pytest.mark.parametrize("case", PERSISTENT, ids=str)
-def test_persistent(persistent: None, case: Case) -> None:
+GROUPS = ("block", "clusters", "grid")
+ON_CHIP = [
+    *(("block", case) for case in IN_A_BLOCK),
+    *(("clusters", case) for case in PERSISTENT),
+    *(("grid", case) for case in (*PERSISTENT, *BEYOND_CLUSTERS)),
+]
+
+
+@pytest.mark.parametrize(("persistent", "case"), ON_CHIP, ids=str, indirect=["persistent"])
+def test_persistent(persistent: str, case: Case) -> None:
     before = torch.ops.rnnkern_cuda_on_host.persistent_launches()
     judge(case).assert_as_good_as_torch()
     assert torch.ops.rnnkern_cuda_on_host.persistent_launches() >= before + 2
 
 
+@pytest.mark.parametrize("persistent", GROUPS, indirect=True)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_persistent_in_any_order(persistent: None, cell: str, dtype: torch.dtype) -> None:
+def test_persistent_in_any_order(persistent: str, cell: str, dtype: torch.dtype) -> None:
     """The bits do not depend on the order of threads and on the latency of messages, also where a
     persistent launch ends with a chunk."""
-    case = Case(cell, T=13, B=10, H=150, bidirectional=True, packed=True, hx=True, dtype=dtype)
+    H = 100 if persistent == "block" else 150
+    case = Case(cell, T=13, B=10, H=H, bidirectional=True, packed=True, hx=True, dtype=dtype)
     found = []
     for seed in range(6):
-        torch.ops.rnnkern_cuda_on_host.set_persistent(True, seed)
+        torch.ops.rnnkern_cuda_on_host.set_persistent(persistent, seed)
         found.append(results(case, rnnkern))
     for other in found[1:]:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
@@ -103,32 +122,34 @@ def test_persistent_in_any_order(persistent: None, cell: str, dtype: torch.dtype
 @examples(100)
 @given(
     case=random_cases(bidirectional=st.booleans(), packed=st.booleans()),
+    group=st.sampled_from(GROUPS),
     seed=st.integers(0, 1000),
 )
-def test_persistent_at_random(case: Case, seed: int) -> None:
+def test_persistent_at_random(case: Case, group: str, seed: int) -> None:
     """The persistent and the stepwise engine agree to rounding, for random sizes."""
     found = []
     torch.ops.rnnkern_cuda_on_host.set_chunk(1 << 26)
-    for enabled in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, seed)
+    for kernels in (group, "steps"):
+        torch.ops.rnnkern_cuda_on_host.set_persistent(kernels, seed)
         found.append(results(case, rnnkern))
-    torch.ops.rnnkern_cuda_on_host.set_persistent(False, 0)
+    torch.ops.rnnkern_cuda_on_host.set_persistent("steps", 0)
     close = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[case.dtype]
     for name, value in found[0].items():
         distance = (value - found[1][name]).norm() / found[1][name].norm().clamp(min=1e-3)
         assert distance <= close, name
 
 
+@pytest.mark.parametrize("persistent", GROUPS, indirect=True)
 @pytest.mark.parametrize("cell", CELLS)
-def test_persistent_leaves_the_same(persistent: None, cell: str) -> None:
+def test_persistent_leaves_the_same(persistent: str, cell: str) -> None:
     """Saved values, cell states and flows are those of the stepwise engine, too."""
-    layer = Case(cell, I=3, H=70, bidirectional=True, batch_first=True).layer(rnnkern)
+    layer = Case(cell, I=3, H=60, bidirectional=True, batch_first=True).layer(rnnkern)
     weights = [p.detach() for p in layer.parameters()]
-    x, dy = torch.randn(6, 5, 3), torch.randn(6, 5, 140)
+    x, dy = torch.randn(6, 5, 3), torch.randn(6, 5, 120)
     spec = CallSpec(CELLS.index(cell), 2, batch_first=True)
     found = []
-    for enabled in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, 1)
+    for kernels in (persistent, "steps"):
+        torch.ops.rnnkern_cuda_on_host.set_persistent(kernels, 1)
         output, _, _, saved, c_states = rnnkern.ops.library.forward(
             x, None, None, None, weights, *spec, True
         )
@@ -139,7 +160,7 @@ def test_persistent_leaves_the_same(persistent: None, cell: str) -> None:
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
-def test_plan(persistent: None) -> None:
+def test_plan(persistent: str) -> None:
     """Which sizes get the persistent engine, and which the stepwise one."""
 
     def plan(dtype: torch.dtype, hidden_size: int, *more: object, steps: int = 9) -> dict:
@@ -156,13 +177,21 @@ def test_plan(persistent: None) -> None:
     steps = {"schedule": "steps"}
     found = plan(torch.bfloat16, 512, 0, 2, False, True)
     assert found["schedule"] == "clusters"
-    assert [found[k] for k in ("blocks", "clusters", "rows")] == [16, 3, 8]
+    assert [found[k] for k in ("blocks", "groups", "rows")] == [16, 3, 8]
     assert found["directions_at_once"]
     assert not plan(torch.bfloat16, 512, 0, 2, True, False)["directions_at_once"]
     assert plan(torch.float64, 512, 0, 1, False, False) == steps
     assert plan(torch.bfloat16, 512, 256, 1, False, False) == steps
     assert plan(torch.bfloat16, 1024, 0, 1, False, False) == steps
     assert plan(torch.bfloat16, 512, 0, 2, False, False, steps=2) == steps
+    torch.ops.rnnkern_cuda_on_host.set_persistent("grid", 0)
+    found = plan(torch.float16, 1024, 0, 1, False, False)
+    assert [found[k] for k in ("schedule", "blocks", "groups", "rows")] == ["grid", 64, 2, 16]
+    assert plan(torch.float32, 1040, 0, 1, False, False) == steps
+    torch.ops.rnnkern_cuda_on_host.set_persistent("block", 0)
+    found = plan(torch.float32, 64, 0, 1, False, False)
+    assert [found[k] for k in ("schedule", "blocks", "groups", "rows")] == ["block", 1, 3, 8]
+    assert plan(torch.float32, 65, 0, 1, False, False) == steps
 
 
 def test_launches() -> None:

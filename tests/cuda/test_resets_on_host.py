@@ -80,7 +80,7 @@ ON_CHIP = [
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", ON_CHIP, ids=str)
-def test_persistent(persistent: None, case: Case, form: str) -> None:
+def test_persistent(persistent: str, case: Case, form: str) -> None:
     before = launches()
     check(case, form, mask(case))
     assert launches()[1] == before[1] + 2
@@ -104,15 +104,15 @@ def test_special_masks(cell: str, form: str, which: str) -> None:
     cases = [Case(cell, T=8, B=5, H=20, hx=hx) for hx in (True, False)]
     cases += [Case(cell, T=8, B=5, H=20, proj=3)] if cell == "LSTM" else []
     for case in cases:
-        for enabled in (False, True):
-            ops.set_persistent(enabled, 0)
+        for kernels in ("steps", "block", "clusters", "grid"):
+            ops.set_persistent(kernels, 0)
             check(case, form, special_masks(case)[which])
-    ops.set_persistent(False, 0)
+    ops.set_persistent("steps", 0)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
 @pytest.mark.parametrize("cell", CELLS)
-def test_launches_that_follow_each_other(persistent: None, cell: str, steps: int) -> None:
+def test_launches_that_follow_each_other(persistent: str, cell: str, steps: int) -> None:
     """Resets at the steps where a chunk, and with it a launch, begins."""
     case = Case(cell, T=16, B=5, H=20, hx=True)
     gates = len(library.BY_MODE[cell].gates) + (cell == "GRU")
@@ -127,32 +127,34 @@ def test_launches_that_follow_each_other(persistent: None, cell: str, steps: int
     case=random_cases(batch_first=st.booleans()),
     form=st.sampled_from(FORMS),
     density=st.floats(0, 1),
+    group=st.sampled_from(("block", "clusters", "grid")),
     seed=st.integers(0, 1000),
 )
-def test_at_random(case: Case, form: str, density: float, seed: int) -> None:
+def test_at_random(case: Case, form: str, density: float, group: str, seed: int) -> None:
     """Both engines agree to rounding, for random sizes and masks; in float32 the smooth cells with
     float64 too: of a few products in half precision, which may cancel, too little is left."""
     ops = torch.ops.rnnkern_cuda_on_host
     ops.set_chunk(1 << 26)
     resets, found = mask(case, density, seed), []
-    for enabled in (True, False):
-        ops.set_persistent(enabled, seed)
+    for kernels in (group, "steps"):
+        ops.set_persistent(kernels, seed)
         found.append(results(case, resets, form, rnnkern))
-    ops.set_persistent(False, 0)
+    ops.set_persistent("steps", 0)
     assert_close(case, *found, f"{case}, {form}")
     if case.dtype == torch.float32 and case.cell != "RNN_RELU":  # whose units rounding turns off
         exact = expected(case, resets, form, ends=False)
         assert_close(case, found[0], exact, f"{case}, {form}, float64")
 
 
+@pytest.mark.parametrize("persistent", ["clusters", "grid"], indirect=True)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, FP16], ids=str)
-def test_in_any_order(persistent: None, cell: str, dtype: torch.dtype) -> None:
+def test_in_any_order(persistent: str, cell: str, dtype: torch.dtype) -> None:
     """The bits do not depend on the order of threads and on the latency of messages."""
     case = Case(cell, T=11, B=10, H=150, hx=True, dtype=dtype)
     found = []
     for seed in range(4):
-        torch.ops.rnnkern_cuda_on_host.set_persistent(True, seed)
+        torch.ops.rnnkern_cuda_on_host.set_persistent(persistent, seed)
         found.append(results(case, mask(case), "row", rnnkern))
     for other in found[1:]:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
@@ -189,7 +191,7 @@ def test_gradients_one_by_one(proj: int) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_both_engines_leave_the_same(persistent: None, cell: str) -> None:
+def test_both_engines_leave_the_same(persistent: str, cell: str) -> None:
     """Saved values, cell states and flows; the latter end at a reset."""
     case = Case(cell, T=6, B=5, I=3, H=70)
     layer, x = case.layer(rnnkern), case.inputs()[0]
@@ -197,8 +199,8 @@ def test_both_engines_leave_the_same(persistent: None, cell: str) -> None:
     spec, resets = CallSpec(CELLS.index(cell)), mask(case)
     resets[-1] = True
     found = []
-    for enabled in (True, False):
-        torch.ops.rnnkern_cuda_on_host.set_persistent(enabled, 1)
+    for kernels in (persistent, "steps"):
+        torch.ops.rnnkern_cuda_on_host.set_persistent(kernels, 1)
         output, _, _, saved, c_states = library.forward(
             x, None, None, None, weights, *spec, True, resets
         )

@@ -5,99 +5,63 @@
 // torch has mm of half types with a float32 result on CUDA only: cuda/test_on_host.py brings one.
 #include <torch/csrc/stable/library.h>
 
-#include <vector>
+#include <optional>
+#include <string>
 
 #include "../../csrc/bindings/schemas.h"
-#include "../../csrc/cuda/cluster/backward.h"
-#include "../../csrc/cuda/cluster/forward.h"
 #include "../../csrc/cuda/stepwise/kernels.cu"
+#include "persistent.h"
 
 namespace rnnkern::cuda {
 namespace {
 
-bool persistent = false;  // whether the persistent engine is taken where it has a tiling
+std::optional<Group> persistent;  // the kernels that are taken where they have a tiling
 int64_t persistent_launches = 0;
 
-// float16 has two batch tiles to a cluster, the others one: each is compiled for one type alone.
-template <class F>
-bool dispatch_persistent(int cell, DType dtype, int64_t units, F&& f) {
-  bool found = false;
-  visit_cell(CellId(cell), [&](auto c) {
-    using Cell = decltype(c);
-    if (dtype == DType::bfloat16)
-      found = dispatch_config<Cell, c10::BFloat16, 1>(
-          units, [&](auto config) { f(c, c10::BFloat16{}, config); });
-    else if (dtype == DType::float16)
-      found = dispatch_config<Cell, c10::Half, 2>(units,
-                                                  [&](auto config) { f(c, c10::Half{}, config); });
-    else if (dtype == DType::float32)
-      found = dispatch_config<Cell, float, 1>(units, [&](auto config) { f(c, float{}, config); });
-  });
-  return found;
-}
-
-constexpr size_t kMaxSmemBytes = 227 << 10;  // of a block on Hopper
-
-template <class Params>
-PersistentPlan plan(int cell, DType dtype, int64_t units, int64_t batch) {
-  PersistentPlan chosen;
-  dispatch_persistent(cell, dtype, units, [&](auto c, auto type, auto config) {
-    using Config = decltype(config);
-    const int blocks = cluster_size_for<Config>(units);
-    if (smem_bytes<decltype(c), decltype(type), Config>(static_cast<const Params*>(nullptr),
-                                                        blocks) <= kMaxSmemBytes)
-      chosen = {blocks, int((batch + Config::kBatchRows - 1) / Config::kBatchRows),
-                Config::kBatchRows};
-  });
-  return chosen;
-}
-
-template <class Params>
-const char* launch_each(int cell, DType dtype, const Params* params, int directions) {
-  const auto& step = params->step;
-  const PersistentPlan chosen = plan<Params>(cell, dtype, step.units, step.batch);
-  dispatch_persistent(cell, dtype, step.units, [&](auto c, auto type, auto config) {
-    using Cell = decltype(c);
-    using T = decltype(type);
-    using Config = decltype(config);
-    for (const Params* each = params; each < params + directions; ++each, ++persistent_launches)
-      launch_clusters(chosen.blocks, chosen.clusters, Config::kThreads,
-                      smem_bytes<Cell, T, Config>(each, chosen.blocks), [&] {
-                        if (step.resets.mask.data)
-                          persistent_thread<Cell, T, Config, true>(*each);
-                        else
-                          persistent_thread<Cell, T, Config, false>(*each);
-                      });
-  });
-  return nullptr;
+// float16 has two batch tiles to a group, the others one: each is compiled for one type alone.
+const HostKernels* kernels_of(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16: return &bfloat16_on_host;
+    case DType::float16: return &float16_on_host;
+    case DType::float32: return &float32_on_host;
+    default: return nullptr;
+  }
 }
 
 }  // namespace
 
 PersistentPlan persistent_plan(int cell, DType dtype, int64_t units, int64_t batch, bool backward,
                                int, bool) {
-  if (!persistent || !batch) return {};
-  return backward ? plan<PersistentBackwardParams>(cell, dtype, units, batch)
-                  : plan<PersistentForwardParams>(cell, dtype, units, batch);
+  const HostKernels* const kernels = kernels_of(dtype);
+  if (!persistent || !kernels || !batch) return {};
+  return kernels->plan(*persistent, cell, units, batch, backward);
 }
 
-const char* launch_persistent(int cell, DType dtype, const PersistentForwardParams* params,
-                              int directions, Stream) {
-  return launch_each(cell, dtype, params, directions);
+const char* launch_persistent(int cell, DType dtype, Group group,
+                              const PersistentForwardParams* params, int directions, Stream) {
+  kernels_of(dtype)->forward(group, cell, params, directions);
+  persistent_launches += directions;
+  return nullptr;
 }
 
-const char* launch_persistent(int cell, DType dtype, const PersistentBackwardParams* params,
-                              int directions, Stream) {
-  return launch_each(cell, dtype, params, directions);
+const char* launch_persistent(int cell, DType dtype, Group group,
+                              const PersistentBackwardParams* params, int directions, Stream) {
+  kernels_of(dtype)->backward(group, cell, params, directions);
+  persistent_launches += directions;
+  return nullptr;
 }
 
 namespace {
 
 int64_t count_launches() { return launches; }
 int64_t count_persistent() { return persistent_launches; }
-bool set_persistent(bool enabled, int64_t seed) {
+// "block", "clusters" or "grid"; otherwise every step is taken by itself.
+void set_persistent(std::string group, int64_t seed) {
   schedule_seed = int(seed);
-  return std::exchange(persistent, enabled);
+  persistent.reset();
+  if (group == "block") persistent = Group::block;
+  if (group == "clusters") persistent = Group::cluster;
+  if (group == "grid") persistent = Group::grid;
 }
 
 std::vector<int64_t> grid(int64_t rows, int64_t units) {
@@ -117,7 +81,7 @@ STABLE_TORCH_LIBRARY(rnnkern_cuda_on_host, m) {
   m.def("set_chunk(int sums) -> int");
   m.def("launches() -> int");
   m.def("persistent_launches() -> int");
-  m.def("set_persistent(bool enabled, int seed) -> bool");
+  m.def("set_persistent(str group, int seed) -> ()");
   m.def("grid(int rows, int units) -> int[]");
 }
 

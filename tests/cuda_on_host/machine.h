@@ -1,6 +1,6 @@
-// A simulated chip: the state of one cluster, its scheduler, and launch_clusters() in place of a
-// launch. Every thread is a fiber, all of them in one thread of the CPU. A fiber runs until it has
-// to wait. Which one goes on then, and when the stored bytes arrive, is drawn (schedule_seed);
+// A simulated chip: the state of one group of blocks, its scheduler, and launch_groups() in place
+// of a launch. Every thread is a fiber, all of them in one thread of the CPU. A fiber runs until it
+// has to wait. Which one goes on then, and when the stored bytes arrive, is drawn (schedule_seed);
 // kernels must be right for every draw. What is undefined on the chip ends the process.
 // Included by csrc/cuda/ptx.h, after the register types.
 #pragma once
@@ -28,12 +28,14 @@ enum FiberState {
   kSyncBlock,
   kSyncCluster,
   kMbarrierWait,
+  kPolling,
   kMma,
   kReturned,
   kStateCount
 };
-constexpr const char* kNames[kStateCount] = {
-    "running", "sync_warp", "sync_block", "sync_cluster", "mbarrier_wait", "mma_sync", "returned"};
+constexpr const char* kNames[kStateCount] = {"running",      "sync_warp",     "sync_block",
+                                             "sync_cluster", "mbarrier_wait", "polling",
+                                             "mma_sync",     "returned"};
 
 // The 64 bits of an mbarrier. 0xFF in all bytes, as at the start, is not an initialised one.
 struct [[gnu::may_alias]] Mbarrier {
@@ -46,9 +48,14 @@ struct Fiber {
   FiberState state = kRunning;
   const uint16_t* phase = nullptr;  // what it waits for: that the phase of this parity is over
   unsigned parity = 0;
+  const uint32_t* word = nullptr;  // or: that this word of global memory is `awaited` where masked
+  uint32_t mask = 0, awaited = 0;
   Context context{};
 
-  bool ready() const { return state == kRunning || (state != kReturned && *phase % 2 != parity); }
+  bool ready() const {
+    if (state == kPolling) return (*word & mask) == awaited;
+    return state == kRunning || (state != kReturned && *phase % 2 != parity);
+  }
 };
 
 // Threads which wait for each other. Those that have returned are not waited for.
@@ -80,12 +87,13 @@ struct Message {
   int block;
   size_t to, barrier;  // offsets in shared memory
   U32x4 value;
+  U32x4* global = nullptr;  // instead: where in global memory
 };
 
 struct Machine {
   std::mutex busy;
   std::function<void()> body;
-  int cluster = 0;
+  int group = 0;
   size_t smem_bytes;
   uint64_t random;
   std::vector<char*> stacks, memories;  // their ends; kept from one launch to the next
@@ -104,7 +112,7 @@ inline Block& block() { return machine.blocks[self().block]; }
 inline Warp& warp() { return machine.warps[(&self() - machine.fibers.data()) / 32]; }
 
 [[noreturn, gnu::format(printf, 1, 2)]] inline void fail(const char* format, ...) {
-  fprintf(stderr, "simulated chip: cluster %d, seed %d, ", machine.cluster, schedule_seed);
+  fprintf(stderr, "simulated chip: group %d, seed %d, ", machine.group, schedule_seed);
   if (const Fiber* f = machine.running)
     fprintf(stderr, "block %d thread %d: ", f->block, f->thread);
   va_list args;
@@ -179,6 +187,10 @@ inline void deliver(size_t messages) {
     std::swap(machine.in_flight[random_below(machine.in_flight.size())], machine.in_flight.back());
     const Message m = machine.in_flight.back();
     machine.in_flight.pop_back();
+    if (m.global) {
+      *m.global = m.value;
+      continue;
+    }
     const Block& block = machine.blocks[m.block];
     if (!block.sync.live) fail("sent to block %d, whose threads have all returned", m.block);
     memcpy(block.memory + m.to, &m.value, sizeof m.value);
@@ -222,7 +234,7 @@ inline bool schedule_round(std::vector<size_t>& order, bool all) {
   fail("deadlock");
 }
 
-inline void simulate_cluster() {
+inline void simulate_group() {
   std::vector<size_t> order(machine.warps.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   bool late = false;
@@ -245,17 +257,17 @@ inline void simulate_cluster() {
       deliver(1 + random_below(sent));
     }
   }
-  if (!machine.in_flight.empty()) deliver(1);  // which fails: there is nobody left
+  deliver(machine.in_flight.size());  // fails if it is to shared memory: there is nobody left
 }
 
 }  // namespace on_host
 
-// Calls body() in each thread of a grid (blocks, clusters), one cluster after the other.
+// Calls body() in each thread of a grid (blocks, groups), one group after the other.
 template <class F>
-void launch_clusters(int blocks, int clusters, int threads, size_t smem_bytes, F&& body) {
+void launch_groups(int blocks, int groups, int threads, size_t smem_bytes, F&& body) {
   using namespace on_host;
   const std::lock_guard lock(machine.busy);
-  if (blocks < 1 || blocks > 16 || threads < 1 || threads > 1024 || threads % 32 ||
+  if (blocks < 1 || blocks > 132 || threads < 1 || threads > 1024 || threads % 32 ||
       smem_bytes > 227 << 10)
     fail("no launch of %d blocks of %d threads with %zu bytes", blocks, threads, smem_bytes);
   machine.body = std::ref(body);
@@ -266,7 +278,7 @@ void launch_clusters(int blocks, int clusters, int threads, size_t smem_bytes, F
   while (machine.memories.size() < size_t(blocks))
     machine.memories.push_back(map_pages(4 * kPages));
 
-  for (machine.cluster = 0; machine.cluster < clusters; ++machine.cluster) {
+  for (machine.group = 0; machine.group < groups; ++machine.group) {
     machine.sync = {int(fibers)};
     machine.warps.assign(fibers / 32, {});
     machine.blocks.clear();
@@ -283,7 +295,7 @@ void launch_clusters(int blocks, int clusters, int threads, size_t smem_bytes, F
       const size_t shift = i % 32 * 128;
       prepare(fiber.context, machine.stacks[i] - shift, kPages - shift, fiber_main);
     }
-    simulate_cluster();
+    simulate_group();
   }
 }
 

@@ -1,7 +1,7 @@
 // The persistent backward kernel, for one thread: its registers, and the phases of a time step.
 //
 //   load_weights, load_elements
-//   each step:  receive_dh | cell_epilogue | sync | mma_mainloop | exchange_dh |
+//   each step:  receive_dh | cell_epilogue | sync | mma_mainloop, send_dh |
 //               store_and_prefetch, while the exchange is in flight
 //   receive_dh, store_final_states
 //
@@ -13,7 +13,6 @@
 #pragma once
 #include "../step.h"
 #include "exchange.h"
-#include "fragments.h"
 
 namespace rnnkern::cuda {
 
@@ -22,28 +21,26 @@ struct BackwardSmem {
   static constexpr int G = Cell::kGates;
   using Weights = WeightFragmentsFor<T, Config, G>;
   static constexpr int kDgatesElems = G * Config::kBlockTiles * kElemsPerTile;
+  using Exchange = ExchangeFor<T, Config>;
 
   uint64_t* mbarriers;
-  T* dgates;           // two buffers: B operand of the block's units, (gate, tile)
-  float* dh_partials;  // two buffers: accumulators, at dh_partial()
+  T* dgates;       // two buffers: B operand of the block's units, (gate, tile)
+  float* dh_sums;  // the exchange's buffers: accumulators of each sender, at dh_sums()
   AFragment* weights;
   size_t bytes;
 
   RNNKERN_HD BackwardSmem(char* memory, int blocks) {
     SmemCarver carver(memory);
-    mbarriers = carver.alloc<uint64_t>(2);
+    const int senders = Config::kGroup == Group::cluster ? blocks : Exchange::kMaxSenders;
+    mbarriers = carver.alloc<uint64_t>(Exchange::kBarriers);
     dgates = carver.alloc<T>(2 * kDgatesElems);
-    dh_partials = carver.alloc<float>(2 * blocks * Config::kBlockElems);
+    dh_sums = carver.alloc<float>(Exchange::kDhBuffers * senders * Config::kBlockElems);
     weights = carver.alloc<AFragment>(Weights::kSmemFragments);
     bytes = carver.bytes();
   }
 
   RNNKERN_DEVICE_MEMBER static int dgates_tile(int gate, int tile) {
     return (gate * Config::kBlockTiles + tile) * kElemsPerTile;
-  }
-  // (buffer and block that sent it, tile of the receiving block).
-  RNNKERN_DEVICE_MEMBER static int dh_partial(int buffer_and_block, int tile) {
-    return buffer_and_block * Config::kBlockElems + tile * kElemsPerTile;
   }
 };
 
@@ -52,16 +49,25 @@ size_t smem_bytes(const PersistentBackwardParams*, int blocks) {
   return BackwardSmem<Cell, T, Config>(nullptr, blocks).bytes;
 }
 
+constexpr int largest_divisor(int n, int at_most) {
+  while (n % at_most) --at_most;
+  return at_most;
+}
+
 // Scalars only, as in ForwardThread.
 template <class Cell, class T, class Config, bool kResets>
 struct BackwardThread {
   static constexpr int G = Cell::kGates, kElems = Config::kElemsPerThread;
-  static constexpr int kKFragments = G * Config::kUnitTiles * kFragmentsPerTile<T>;
+  static constexpr int kKFragments =  // of a warp
+      G * Config::kUnitTiles / Config::kBackwardSplitK * kFragmentsPerTile<T>;
   // Accumulators of one product: independent mma chains hide the latency of a short K.
-  static constexpr int kMTiles = Config::kWarpTiles, kNTiles = Config::kBatchTiles;
+  static constexpr int kMTiles = Config::kMTiles, kNTiles = Config::kBatchTiles;
+  static constexpr int kMTilesAtOnce =  // larger layers than a cluster holds: in several products
+      Config::kGroup == Group::grid ? largest_divisor(kMTiles, 8 / kNTiles) : kMTiles;
   static constexpr int kChains = kMTiles * kNTiles < 4 ? 4 / (kMTiles * kNTiles) : 1;
   using Smem = BackwardSmem<Cell, T, Config>;
-  using Accumulators = float[kChains][kMTiles][kNTiles][4];
+  using Exchange = typename Smem::Exchange;
+  using Accumulators = float[kChains][kMTilesAtOnce][kNTiles][4];
   using Weights = typename Smem::Weights;
   using Partition = ThreadPartition<T, Config>;
 
@@ -82,6 +88,7 @@ struct BackwardThread {
   const PersistentBackwardParams& params;
   const StepBackwardParams& step;
   const int warp, lane, block_rank, blocks, H;
+  const int m_tile, split;  // the warp's first of the layer, and which part of K
   const Smem smem;
   const Exchange exchange;
   const BackwardOffsets strides;  // from one step to the next
@@ -91,19 +98,22 @@ struct BackwardThread {
         step(p.step),
         warp(thread_index() / kWarpSize),
         lane(thread_index() % kWarpSize),
-        block_rank(block_rank_in_cluster()),
-        blocks(blocks_in_cluster()),
+        block_rank(block_rank_in_group()),
+        blocks(blocks_in_group()),
         H(int(step.units)),
+        m_tile(Config::kBackwardSplitK > 1 ? warp % Config::kLayerTiles : warp * kMTiles),
+        split(Config::kBackwardSplitK > 1 ? warp / Config::kLayerTiles : 0),
         smem(dynamic_smem(), blocks),
-        exchange{smem.mbarriers, blocks, blocks * Config::kBlockElems * int(sizeof(float))},
+        exchange(smem.mbarriers, exchange_memory<Config>(p), int(sizeof(float))),
         strides{p.y_step, p.dy_step, p.row_step * H, p.row_step * H, 0, 0, false} {}
 
   RNNKERN_DEVICE_MEMBER void load_weights(Weights& weights) const {
     constexpr int F = kFragmentsPerTile<T>;
     const auto w_hh = static_cast<const T*>(params.w_hh);
     weights.load(smem.weights, warp, lane, [&](int fragment, int m, int k) {
-      const int to = (warp * kMTiles + fragment / kKFragments) * kUnitsPerTile + m;
-      const int k_tile = fragment % kKFragments / F, gate = k_tile / Config::kUnitTiles;
+      const int to = (m_tile + fragment / kKFragments) * kUnitsPerTile + m;
+      const int k_tile = (split * kKFragments + fragment % kKFragments) / F;
+      const int gate = k_tile / Config::kUnitTiles;
       const int unit_tile = block_rank * Config::kUnitTiles + k_tile % Config::kUnitTiles;
       const int unit = unit_tile * kUnitsPerTile + fragment % F * kFragmentK<T> + k;
       const bool inside = unit < H && to < H;
@@ -140,18 +150,18 @@ struct BackwardThread {
       }
   }
 
-  // W_hh^T dgates of step i - 1, added up over the blocks in a fixed order.
+  // W_hh^T dgates of step i - 1, added up over the senders in a fixed order.
   RNNKERN_DEVICE_MEMBER void receive_dh(const Partition& elems, Registers& regs, int64_t i) const {
-    exchange.wait(i);
+    exchange.receive_dh(smem.dh_sums, i);
+    const int senders = exchange.senders(), first = buffer_of(i) % Exchange::kDhBuffers * senders;
     RNNKERN_UNROLL
     for (int e = 0; e < kElems; ++e)
       if (elems.tile[e] >= 0) {
-        const float* from =
-            smem.dh_partials + Smem::dh_partial((int(i) & 1) * blocks, elems.tile[e]) + elems.acc;
+        const float* from = smem.dh_sums + dh_sums<Config>(first, elems.tile[e]) + elems.acc;
         float part[4] = {};
         RNNKERN_UNROLL
-        for (int block = 0; block < kMaxClusterSize; ++block)
-          part[block % 4] += block < blocks ? from[Smem::dh_partial(block, 0)] : 0.f;
+        for (int s = 0; s < Exchange::kMaxSenders; ++s)
+          part[s % 4] += s < senders ? from[dh_sums<Config>(s, 0)] : 0.f;
         regs.dh_recurrent[e] = (part[0] + part[1]) + (part[2] + part[3]);
       }
   }
@@ -194,27 +204,29 @@ struct BackwardThread {
     }
   }
 
-  // M = the warp's unit tiles of the layer, N = the cluster's rows, K = gates of the block's units.
-  RNNKERN_DEVICE_MEMBER void mma_mainloop(const Weights& weights, const T* operand,
+  // M = unit tiles of the layer from the warp's m0-th on, N = the group's rows, K = gates of the
+  // block's units.
+  RNNKERN_DEVICE_MEMBER void mma_mainloop(const Weights& weights, const T* operand, int m0,
                                           Accumulators& acc) const {
-    const auto dgates = reinterpret_cast<const U32x2*>(operand) + lane;
+    const auto dgates = reinterpret_cast<const U32x2*>(operand) +
+                        b_fragment_index<T, Config>(split * kKFragments, 0) + lane;
     RNNKERN_UNROLL
     for (int k = 0; k < kKFragments; ++k) {
       RNNKERN_UNROLL
       for (int n = 0; n < kNTiles; ++n) {
         const BFragment<T> b(dgates[b_fragment_index<T, Config>(k, n)]);
         RNNKERN_UNROLL
-        for (int m = 0; m < kMTiles; ++m)
-          mma(acc[k % kChains][m][n], weights[m * kKFragments + k], b);
+        for (int m = 0; m < kMTilesAtOnce; ++m)
+          mma(acc[k % kChains][m][n], weights[(m0 + m) * kKFragments + k], b);
       }
     }
   }
 
-  // Sends each tile of the product to the block that owns its units.
-  RNNKERN_DEVICE_MEMBER void exchange_dh(int buffer, Accumulators& acc) const {
+  // Sends each tile of the product, for step i, to the block that owns its units.
+  RNNKERN_DEVICE_MEMBER void send_dh(int m0, int64_t i, Accumulators& acc) const {
     RNNKERN_UNROLL
-    for (int m = 0; m < kMTiles; ++m) {
-      const int tile = warp * kMTiles + m, block = tile / Config::kUnitTiles;
+    for (int m = 0; m < kMTilesAtOnce; ++m) {
+      const int tile = m_tile + m0 + m, block = tile / Config::kUnitTiles;
       if (block >= blocks) continue;
       RNNKERN_UNROLL
       for (int n = 0; n < kNTiles; ++n) {
@@ -223,13 +235,8 @@ struct BackwardThread {
           RNNKERN_UNROLL
           for (int c = 1; c < kChains; ++c) acc[0][m][n][j] += acc[c][m][n][j];
         }
-        float* to = smem.dh_partials + Smem::dh_partial(buffer * blocks + block_rank,
-                                                        tile % Config::kUnitTiles * kNTiles + n);
-        U32x4* const vector = reinterpret_cast<U32x4*>(to) + acc_vector(lane);
-        if (blocks == 1)
-          *vector = as_u32x4(acc[0][m][n]);
-        else
-          exchange.put(vector, buffer, block, as_u32x4(acc[0][m][n]));
+        exchange.send_dh(smem.dh_sums, i, block, tile % Config::kUnitTiles * kNTiles + n,
+                         as_u32x4(acc[0][m][n]));
       }
     }
   }
@@ -259,7 +266,7 @@ struct BackwardThread {
   }
 
   RNNKERN_DEVICE_MEMBER void run() const {
-    const Partition elems(H, step.batch);
+    const Partition elems(H, step.batch, first_row<Config>(params));
     Weights weights;
     Registers regs;
     load_weights(weights);
@@ -267,19 +274,21 @@ struct BackwardThread {
     exchange.init();
     for (int64_t i = 0; i < params.steps; ++i) {
       if (i) receive_dh(elems, regs, i);
-      const int buffer = int(i) & 1;
-      T* const operand = smem.dgates + buffer * Smem::kDgatesElems;
+      T* const operand = smem.dgates + buffer_of(i) * Smem::kDgatesElems;
       Gradients grads;
       cell_epilogue(elems, regs, operand, grads, i);
       sync_block();
-      Accumulators acc = {};
-      mma_mainloop(weights, operand, acc);
-      exchange_dh(1 - buffer, acc);
+      RNNKERN_UNROLL
+      for (int m = 0; m < kMTiles; m += kMTilesAtOnce) {
+        Accumulators acc = {};
+        mma_mainloop(weights, operand, m, acc);
+        send_dh(m, i + 1, acc);
+      }
       store_and_prefetch(elems, regs, grads, i);
     }
     receive_dh(elems, regs, params.steps);
     store_final_states(elems, regs);
-    sync_cluster();  // no block may end while others still put into its shared memory
+    exchange.finish();
   }
 };
 

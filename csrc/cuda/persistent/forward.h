@@ -1,8 +1,8 @@
 // The persistent forward kernel, for one thread: its registers, and the phases of a time step.
 //
 //   load_weights, load_h0, load_elements
-//   each step:  wait | mma_mainloop, store_partials | sync | reduce_and_epilogue |
-//               exchange_h | store_and_prefetch, while the exchange is in flight
+//   each step:  receive_h | mma_mainloop, store_partials | sync | reduce_and_epilogue |
+//               send_h | store_and_prefetch, while the exchange is in flight
 //   store_final_states
 //
 // With resets, a step stores the states it ends with, but sends and keeps those that the next step
@@ -13,7 +13,6 @@
 #pragma once
 #include "../step.h"
 #include "exchange.h"
-#include "fragments.h"
 
 namespace rnnkern::cuda {
 
@@ -22,9 +21,10 @@ struct ForwardSmem {
   static constexpr int G = Cell::kGates;
   using Weights = WeightFragmentsFor<T, Config, G>;
   static constexpr int kHElems = Config::kLayerTiles * Config::kBatchTiles * kElemsPerTile;
+  using Exchange = ExchangeFor<T, Config>;
 
   uint64_t* mbarriers;
-  T* h;             // two buffers: B operand of all units
+  T* h;             // the exchange's buffers: B operand of all units
   float* partials;  // accumulators, at partial()
   T* staging;       // (element of a thread, thread): new h
   AFragment* weights;
@@ -32,16 +32,16 @@ struct ForwardSmem {
 
   RNNKERN_HD explicit ForwardSmem(char* memory) {
     SmemCarver carver(memory);
-    mbarriers = carver.alloc<uint64_t>(2);
-    h = carver.alloc<T>(2 * kHElems);
+    mbarriers = carver.alloc<uint64_t>(Exchange::kBarriers);
+    h = carver.alloc<T>(Exchange::kHBuffers * kHElems);
     partials = carver.alloc<float>(Config::kSplitK * Config::kBlockTiles * G * kElemsPerTile);
     staging = carver.alloc<T>(Config::kElemsPerThread * Config::kThreads);
     weights = carver.alloc<AFragment>(Weights::kSmemFragments);
     bytes = carver.bytes();
   }
 
-  RNNKERN_DEVICE_MEMBER T* h_tile(int buffer, int tile) const {
-    return h + buffer * kHElems + tile * kElemsPerTile;
+  RNNKERN_DEVICE_MEMBER const T* h_of_step(int64_t i) const {
+    return h + buffer_of(i) % Exchange::kHBuffers * kHElems;
   }
   // (warp, batch tile, gate); of a part of K the warps of all unit tiles follow each other, so that
   // (warp, batch tile) is (part of K, tile of the block) as well.
@@ -61,8 +61,9 @@ template <class Cell, class T, class Config, bool kResets>
 struct ForwardThread {
   static constexpr int G = Cell::kGates, kElems = Config::kElemsPerThread;
   static constexpr int kKFragments =  // of a warp
-      Config::kUnitTiles * Config::kWarpTiles * kFragmentsPerTile<T>;
+      Config::kLayerTiles / Config::kSplitK * kFragmentsPerTile<T>;
   using Smem = ForwardSmem<Cell, T, Config>;
+  using Exchange = typename Smem::Exchange;
   using Accumulators = float[Config::kBatchTiles][G][4];
   using Saved = float[kElems][Cell::kSaved + 1];
   using Weights = typename Smem::Weights;
@@ -79,7 +80,7 @@ struct ForwardThread {
 
   const PersistentForwardParams& params;
   const StepForwardParams& step;
-  const int thread, warp, lane, block_rank, blocks, H;
+  const int thread, warp, lane, block_rank, H;
   const int unit_tile, split;  // of the block's, and which part of K
   const Smem smem;
   const Exchange exchange;
@@ -91,13 +92,12 @@ struct ForwardThread {
         thread(thread_index()),
         warp(thread / kWarpSize),
         lane(thread % kWarpSize),
-        block_rank(block_rank_in_cluster()),
-        blocks(blocks_in_cluster()),
+        block_rank(block_rank_in_group()),
         H(int(step.units)),
         unit_tile(warp % Config::kUnitTiles),
         split(warp / Config::kUnitTiles),
         smem(dynamic_smem()),
-        exchange{smem.mbarriers, blocks, blocks * Config::kBlockElems * int(sizeof(T))},
+        exchange(smem.mbarriers, exchange_memory<Config>(p), int(sizeof(T))),
         strides{p.row_step * step.input_stride, p.row_step * step.y_stride, p.row_step * H, 0} {}
 
   RNNKERN_DEVICE_MEMBER void load_weights(Weights& weights) const {
@@ -111,17 +111,17 @@ struct ForwardThread {
     });
   }
 
-  // h before the first step, of all units; units and rows beyond the last are zero in both buffers.
+  // h before the first step, of all units; units and rows beyond the last are zero in all buffers.
   RNNKERN_DEVICE_MEMBER void load_h0() const {
     const auto h0 = static_cast<const T*>(step.h_operand ? step.h_operand : step.h);
     for (int i = thread; i < Smem::kHElems; i += Config::kThreads) {
       const TileCoord coord = b_tile_coord<T>(i % kElemsPerTile);
       const int tile = i / kElemsPerTile;
       const int unit = tile / Config::kBatchTiles * kUnitsPerTile + coord.unit;
-      const int64_t row = cluster_id_in_grid() * Config::kBatchRows +
-                          tile % Config::kBatchTiles * kRowsPerTile + coord.row;
+      const int64_t row =
+          first_row<Config>(params) + tile % Config::kBatchTiles * kRowsPerTile + coord.row;
       smem.h[i] = unit < H && row < step.batch ? h0[row * H + unit] : T(0.f);
-      smem.h[Smem::kHElems + i] = T(0.f);
+      if constexpr (Exchange::kHBuffers > 1) smem.h[Smem::kHElems + i] = T(0.f);
     }
   }
 
@@ -152,10 +152,10 @@ struct ForwardThread {
     return regs.state[e][s];
   }
 
-  // The warp's part of W_hh h: M = 16 units of each gate, N = the cluster's rows.
-  RNNKERN_DEVICE_MEMBER void mma_mainloop(const Weights& weights, int buffer,
+  // The warp's part of W_hh h: M = 16 units of each gate, N = the group's rows.
+  RNNKERN_DEVICE_MEMBER void mma_mainloop(const Weights& weights, int64_t i,
                                           Accumulators& acc) const {
-    const auto h = reinterpret_cast<const U32x2*>(smem.h_tile(buffer, 0)) +
+    const auto h = reinterpret_cast<const U32x2*>(smem.h_of_step(i)) +
                    b_fragment_index<T, Config>(split * kKFragments, 0) + lane;
     RNNKERN_UNROLL
     for (int k = 0; k < kKFragments; ++k) {
@@ -204,11 +204,9 @@ struct ForwardThread {
       }
   }
 
-  // A warp's 32 values of h go out together, in vectors of 16 bytes, to every block.
-  RNNKERN_DEVICE_MEMBER void exchange_h(const Partition& elems, const Registers& regs,
-                                        int buffer) const {
-    constexpr int kVectors = kWarpSize / kElemsPerVector<T>, kBlocksAtOnce = kWarpSize / kVectors;
-    const int vector = lane % kVectors;
+  // For step i, by warp: 32 values at a time.
+  RNNKERN_DEVICE_MEMBER void send_h(const Partition& elems, const Registers& regs,
+                                    int64_t i) const {
     RNNKERN_UNROLL
     for (int e = 0; e < kElems; ++e)
       smem.staging[e * Config::kThreads + thread] =
@@ -217,18 +215,9 @@ struct ForwardThread {
     RNNKERN_UNROLL
     for (int e = 0; e < kElems; ++e) {
       if (elems.tile[e] < 0) continue;
-      const T* staged = smem.staging + e * Config::kThreads + warp * kWarpSize;
-      const U32x4 value = reinterpret_cast<const U32x4*>(staged)[vector];
       const int tile = block_rank * Config::kBlockTiles + elems.tile[e];
-      T* to = smem.h_tile(buffer, tile) + elems.element - lane + vector * kElemsPerVector<T>;
-      if (blocks == 1) {
-        if (lane < kVectors) *reinterpret_cast<U32x4*>(to) = value;
-      } else {
-        RNNKERN_UNROLL
-        for (int first = 0; first < kMaxClusterSize; first += kBlocksAtOnce)
-          if (const int block = first + lane / kVectors; block < blocks)
-            exchange.put(to, buffer, block, value);
-      }
+      exchange.send_h(smem.h, i, tile * kElemsPerTile + elems.element - lane,
+                      smem.staging + e * Config::kThreads + warp * kWarpSize);
     }
   }
 
@@ -257,7 +246,7 @@ struct ForwardThread {
   }
 
   RNNKERN_DEVICE_MEMBER void run() const {
-    const Partition elems(H, step.batch);
+    const Partition elems(H, step.batch, first_row<Config>(params));
     Weights weights;
     Registers regs;
     load_weights(weights);
@@ -265,19 +254,18 @@ struct ForwardThread {
     load_elements(elems, regs);
     exchange.init();
     for (int64_t i = 0; i < params.steps; ++i) {
-      if (i) exchange.wait(i);
-      const int buffer = int(i) & 1;
+      if (i) exchange.receive_h(smem.h, i);
       Accumulators acc = {};
-      mma_mainloop(weights, buffer, acc);
+      mma_mainloop(weights, i, acc);
       store_partials(acc);
       sync_block();
       Saved saved;
       reduce_and_epilogue(elems, regs, saved);
-      if (i + 1 < params.steps) exchange_h(elems, regs, 1 - buffer);
+      if (i + 1 < params.steps) send_h(elems, regs, i + 1);
       store_and_prefetch(elems, regs, saved, i);
     }
     store_final_states(elems, regs);
-    sync_cluster();  // no block may end while others still put into its shared memory
+    exchange.finish();
   }
 };
 

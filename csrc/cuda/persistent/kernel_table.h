@@ -1,6 +1,6 @@
-// The persistent kernels of one storage type, with resets or without. Each <type>.cu and
-// <type>_resets.cu instantiates launch.h and exports a table, so that they compile side by side;
-// dispatch.cu chooses among the tables.
+// The persistent kernels of one storage type, for clusters with resets or without, for one block
+// and for the grid with both. Each .cu file instantiates launch.h and exports tables, so that they
+// compile side by side; dispatch.cu chooses among the tables.
 #pragma once
 #include "../params.h"
 
@@ -17,5 +17,9 @@ struct PersistentKernels {
 extern const PersistentKernels persistent_bfloat16, persistent_float16, persistent_float32;
 extern const PersistentKernels persistent_bfloat16_resets, persistent_float16_resets,
     persistent_float32_resets;
+extern const PersistentKernels persistent_bfloat16_block, persistent_float16_block,
+    persistent_float32_block;
+extern const PersistentKernels persistent_bfloat16_grid, persistent_float16_grid,
+    persistent_float32_grid;
 
 }  // namespace rnnkern::cuda

@@ -111,18 +111,17 @@ struct ThreadPartition {
   int element;                              // of a stored B tile
   int acc;                                  // of stored accumulators
 
-  RNNKERN_DEVICE_MEMBER ThreadPartition(int64_t units, int64_t batch) {
+  RNNKERN_DEVICE_MEMBER ThreadPartition(int64_t units, int64_t batch, int first_row) {
     element = thread_index() % kElemsPerTile;
     const TileCoord at = b_tile_coord<T>(element);
     acc = acc_index(at);
     RNNKERN_UNROLL
     for (int e = 0; e < Config::kElemsPerThread; ++e) {
       const int i = e * Config::kThreads + thread_index(), t = i / kElemsPerTile;
-      const int unit_tile = block_rank_in_cluster() * Config::kUnitTiles + t / Config::kBatchTiles;
+      const int unit_tile = block_rank_in_group() * Config::kUnitTiles + t / Config::kBatchTiles;
       tile[e] = i < Config::kBlockElems ? t : -1;
       unit[e] = unit_tile * kUnitsPerTile + at.unit;
-      row[e] = cluster_id_in_grid() * Config::kBatchRows + t % Config::kBatchTiles * kRowsPerTile +
-               at.row;
+      row[e] = first_row + t % Config::kBatchTiles * kRowsPerTile + at.row;
       // No short circuit: a branch here costs registers in the loop over time.
       in_bounds[e] = (i < Config::kBlockElems) & (unit[e] < units) & (row[e] < batch);
     }

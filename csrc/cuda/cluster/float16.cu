@@ -1,5 +1,0 @@
-#include "launch.h"
-
-namespace rnnkern::cuda {
-const PersistentKernels persistent_float16 = persistent_kernels<__half, false>();
-}

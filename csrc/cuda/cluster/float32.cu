@@ -1,5 +1,0 @@
-#include "launch.h"
-
-namespace rnnkern::cuda {
-const PersistentKernels persistent_float32 = persistent_kernels<float, false>();
-}

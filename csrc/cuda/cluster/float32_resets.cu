@@ -1,5 +1,0 @@
-#include "launch.h"
-
-namespace rnnkern::cuda {
-const PersistentKernels persistent_float32_resets = persistent_kernels<float, true>();
-}
