@@ -6,7 +6,8 @@
 # bench/gpu.py; --quick is the choice for a first look. A step that fails or runs out of time does not
 # keep the next from running, and every step writes its results as it goes: bench/results/gpu*.
 #
-# TORCH_CUDA_ARCH_LIST=8.0 builds what GPUs without clusters run; a newer one runs that code too.
+# TORCH_CUDA_ARCH_LIST=8.0+PTX builds what GPUs without clusters run; a newer one runs that code too,
+# once its driver has compiled it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

@@ -160,6 +160,26 @@ def test_persistent_leaves_the_same(persistent: str, cell: str) -> None:
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("persistent", GROUPS, indirect=True)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_persistent_not_finite(persistent: str, cell: str, value: float) -> None:
+    """What is not finite spreads as in the stepwise engine: whatever the exchange does to it."""
+    layer = Case(cell, I=3, H=60).layer(rnnkern)
+    x, dy = torch.randn(9, 10, 3), torch.randn(9, 10, 60)
+    dy[6, 2, 17] = value
+    found = []
+    for kernels in (persistent, "steps"):
+        torch.ops.rnnkern_cuda_on_host.set_persistent(kernels, 1)
+        leaves = [x.clone().requires_grad_(), *layer.parameters()]
+        gradients = torch.autograd.grad(layer(leaves[0])[0], leaves, dy)
+        found.append([g.isfinite() for g in gradients])
+    assert not found[0][0][:7, 2].any()
+    assert found[0][0][7:].all()
+    for ours, expected in zip(*found, strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_plan(persistent: str) -> None:
     """Which sizes get the persistent engine, and which the stepwise one."""
 

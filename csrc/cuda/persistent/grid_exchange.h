@@ -20,7 +20,8 @@
 //   buffer     1  0  1  0  1  0
 //   bit        1  1  0  0  1  1
 //
-// The first float of a vector loses half a unit of its last place to that bit.
+// The first float of a vector loses half a unit of its last place to that bit. What is infinite
+// there may become NaN, never finite.
 #pragma once
 #include "block_exchange.h"
 
@@ -43,12 +44,7 @@ constexpr int64_t grid_dh_bytes(int blocks) {
   return int64_t(2) * blocks * blocks * Config::kBlockElems * int64_t(sizeof(float));
 }
 
-// The bit of a round, in the lowest place of a float. Infinity would become NaN by it: it becomes
-// the largest finite number.
-RNNKERN_DEVICE uint32_t with_round_bit(uint32_t word, uint32_t bit) {
-  const uint32_t marked = (word & ~1u) | bit;
-  return bit && (word & 0x7fffffffu) == 0x7f800000u ? word - 1 : marked;
-}
+// Of the sums that are sent for step i.
 RNNKERN_DEVICE uint32_t round_bit(int64_t i) { return uint32_t((i - 1) / 2 + 1) & 1u; }
 
 template <class T, class Config>
@@ -112,7 +108,7 @@ struct GridExchange {
 
   RNNKERN_DEVICE_MEMBER void send_dh(float* /*sums*/, int64_t i, int block, int tile,
                                      U32x4 value) const {
-    value.reg[0] = with_round_bit(value.reg[0], round_bit(i));
+    value.reg[0] = (value.reg[0] & ~1u) | round_bit(i);
     store_relaxed(dh_vectors(i, block, tile) + block_rank_in_group() * kWarpSize, value);
   }
 

@@ -87,14 +87,20 @@ struct LaunchConfig {
 };
 
 template <class Params>
+cudaError_t count_active_clusters(const KernelChoice<Params>& choice, const void* kernel,
+                                  int* count) {
+  cudaFuncAttributes compiled;
+  cudaError_t error = cudaFuncGetAttributes(&compiled, kernel);
+  if (error || compiled.ptxVersion < 90) return error;  // empty where it was compiled for others
+  const LaunchConfig launch(choice, 1, 1, nullptr);
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error ? error : cudaOccupancyMaxActiveClusters(count, kernel, &launch.config);
+}
+
+template <class Params>
 cudaError_t count_active_groups(const KernelChoice<Params>& choice, const void* kernel, int device,
                                 int* count) {
-  if (choice.group == Group::cluster) {
-    const LaunchConfig launch(choice, 1, 1, nullptr);
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    return error ? error : cudaOccupancyMaxActiveClusters(count, kernel, &launch.config);
-  }
+  if (choice.group == Group::cluster) return count_active_clusters(choice, kernel, count);
   int processors = 0, blocks = 0;
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (!error)
