@@ -99,24 +99,28 @@ fi
 # does not know that values sent between blocks order what was read before them, so it gets no case of
 # several blocks: there it reports the sums of one step, overwritten in the next.
 cases="T7-B5-I4-H6-bi-hx or proj18-packed"
-for tool in memcheck racecheck; do
+sanitize() {  # the tool, the persistent kernels to take
   if ! command -v compute-sanitizer >/dev/null; then
-    say "compute-sanitizer is not installed: $tool is left out"
-  elif [[ " ${failed[*]-} " == *"tests of clusters"* || $(left) -lt 30 ]]; then
-    say "$tool is left out: the tests failed, or there is no time"
+    say "compute-sanitizer is not installed: $1 is left out"
+  elif [[ " ${failed[*]-} " == *" tests of "* || $(left) -lt 30 ]]; then
+    say "$1 of $2 is left out: the tests failed, or there is no time"
   else
-    say "$tool"
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left)" \
-      compute-sanitizer --tool $tool --error-exitcode 99 --print-limit 20 \
+    say "$1 of $2"
+    RNNKERN_ON_CHIP=$2 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left)" \
+      compute-sanitizer --tool "$1" --error-exitcode 99 --print-limit 20 \
       "${pytest[@]}" tests/cuda/test_gpu.py \
-      -k "test_table and ($cases$([ $tool = memcheck ] && echo " or T12-B9-I4-H200) or test_resets and (T9 and row"))"
+      -k "test_table and ($cases$([ "$1" = memcheck ] && echo " or T12-B9-I4-H200) or test_resets and (T9 and row"))"
     status=$?
     if [ $status -eq 124 ]; then
-      say "$tool ran out of time"
+      say "$1 ran out of time"
     elif [ $status -ne 0 ]; then
-      failed+=("$tool")
+      failed+=("$1 of $2")
     fi
   fi
-done
+}
+sanitize memcheck clusters
+sanitize memcheck grid
+sanitize racecheck clusters
+sanitize racecheck block,clusters
 say "failed: ${failed[*]:-nothing}"
 [ ${#failed[@]} -eq 0 ]

@@ -1,6 +1,8 @@
 """bench/gpu.py without a GPU: its whole way on CPU tensors, with stand-ins for torch.cuda."""
 
 import json
+import os
+import subprocess
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -128,3 +130,35 @@ def test_profile(gpu: object) -> None:
     lines = gpu_profile.report("LSTM", found).splitlines()
     assert lines[0] == "LSTM: 54 µs in 3 kernels"
     assert lines[3].split()[:5] == ["12.0", "44.4%", "2", "64x1x1", "256x1x1"]
+
+
+STUB = """#!/bin/bash
+echo "$(basename "$0") [$RNNKERN_ON_CHIP] $*"
+[[ "$*" != *gpu_profile* ]]  # this one fails
+"""
+
+
+def test_every_step_runs(tmp_path: Path) -> None:
+    """gpu.sh with programs that say how they were called: the one that fails keeps none from it."""
+    tools, bench = tmp_path / "tools", tmp_path / "bench"
+    for folder in (tools, bench / "results"):
+        folder.mkdir(parents=True)
+    for name in ("python", "nvcc", "nvidia-smi", "ncu", "compute-sanitizer"):
+        (tools / name).write_text(STUB)
+        (tools / name).chmod(0o755)
+    (bench / "gpu.sh").write_text((ROOT / "bench" / "gpu.sh").read_text())
+    variables = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "python"}
+    command = ["bash", str(bench / "gpu.sh"), "--quick"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    lines = iter(done.stdout.splitlines())
+    for expected in (
+        *(f"python [{groups}] -m pytest" for groups in ("clusters", "grid", "block,clusters")),
+        *(f"python [{groups}] bench/gpu.py" for groups in ("clusters", "grid", "block,clusters")),
+        *(f"python [{groups}] bench/gpu_profile.py" for groups in ("clusters", "grid")),
+        *(f"compute-sanitizer [{groups}] --tool memcheck" for groups in ("clusters", "grid")),
+        "compute-sanitizer [clusters] --tool racecheck",
+    ):
+        assert any(line.startswith(expected) for line in lines), expected
+    assert "ncu" in (bench / "results" / "gpu-ncu.txt").read_text()
+    assert done.returncode == 1
+    assert "failed: profile of clusters" in done.stdout
