@@ -32,11 +32,14 @@ def test_picture_is_of_the_results():
     assert results.HEADLINE.read_text(encoding="utf-8") == results.headline()
 
 
-def test_table_of_the_readme_is_of_the_results():
+def test_tables_of_the_readme_are_of_the_results():
+    import results
     import runs
 
     groups = runs.load("cpu-graniterapids")["groups"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert results.gpu_table().split("\n", 2)[2] in readme
+    assert f"{len(runs.gpu_calls())} calls, input" in readme
     for one, two in zip(groups[::2], groups[1::2], strict=True):
         assert (one["group"], one["threads"], two["threads"]) == (two["group"], 1, 2)
         limit = two["ceiling"]
