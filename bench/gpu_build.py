@@ -4,7 +4,7 @@ Every .cu file for the GPUs that it is for, and the operators against the stable
 torch that is installed. Where nvcc is missing it says so and succeeds.
 
     python bench/gpu_build.py          as CI does, with little optimization: a third quicker
-    python bench/gpu_build.py --all    every file for Ampere, Ada and Hopper, as it is built
+    python bench/gpu_build.py --all    every file for Turing, Ampere, Ada and Hopper, as it is built
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-ARCHITECTURES = ("80", "89", "90a")
+ARCHITECTURES = ("75", "80", "89", "90a")
 KERNELS = [
     "-std=c++17",
     "-O3",
@@ -45,11 +45,11 @@ def compile_checked(command: list[str], source: Path, what: str) -> None:
 
 
 def architectures(source: Path, every: bool) -> tuple[str, ...]:
-    """Kernels in clusters are empty before Hopper; those of *_ampere.cu take a minute for each."""
+    """Kernels in clusters are empty before Hopper, those of *_ampere.cu before Ampere."""
     if every:
         return ARCHITECTURES
     if source.stem.endswith("_ampere"):
-        return ("80",)
+        return ("75", "80")
     return ("90a",) if source.parent.name == "persistent" else ("80", "90a")
 
 

@@ -24,13 +24,16 @@ struct BothDirections {
   Params direction[2];
 };
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-constexpr bool kHasClusters = true;
+// The architecture that a group's kernels need: clusters, or mma of all storage types. For older
+// ones they are empty.
+constexpr int least_arch(Group group) { return group == Group::cluster ? 900 : 800; }
+#if defined(__CUDA_ARCH__)
+constexpr int kArch = __CUDA_ARCH__;
 #else
-constexpr bool kHasClusters = false;
+constexpr int kArch = 900;
 #endif
 template <class Config>
-constexpr bool kCompiled = kHasClusters || Config::kGroup != Group::cluster;
+constexpr bool kCompiled = kArch >= least_arch(Config::kGroup);
 
 // In clusters resets have a kernel of their own, so that without them there is nothing to ask in a
 // step.
@@ -87,22 +90,18 @@ struct LaunchConfig {
 };
 
 template <class Params>
-cudaError_t count_active_clusters(const KernelChoice<Params>& choice, const void* kernel,
-                                  int* count) {
-  cudaFuncAttributes compiled;
-  cudaError_t error = cudaFuncGetAttributes(&compiled, kernel);
-  if (error || compiled.ptxVersion < 90) return error;  // empty where it was compiled for others
-  const LaunchConfig launch(choice, 1, 1, nullptr);
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  return error ? error : cudaOccupancyMaxActiveClusters(count, kernel, &launch.config);
-}
-
-template <class Params>
 cudaError_t count_active_groups(const KernelChoice<Params>& choice, const void* kernel, int device,
                                 int* count) {
-  if (choice.group == Group::cluster) return count_active_clusters(choice, kernel, count);
+  cudaFuncAttributes compiled;
+  cudaError_t error = cudaFuncGetAttributes(&compiled, kernel);
+  if (error || compiled.ptxVersion * 10 < least_arch(choice.group)) return error;
+  if (choice.group == Group::cluster) {
+    const LaunchConfig launch(choice, 1, 1, nullptr);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return error ? error : cudaOccupancyMaxActiveClusters(count, kernel, &launch.config);
+  }
   int processors = 0, blocks = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (!error)
     error =
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, choice.threads, choice.smem);
@@ -166,7 +165,7 @@ bool device_has(Group group) {
   int device, major;
   return !cudaGetDevice(&device) &&
          !cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) &&
-         major >= (group == Group::cluster ? 9 : 8);
+         major * 100 >= least_arch(group);
 }
 
 // One batch tile to a group, or two where the device does not run that many groups at once. Two
