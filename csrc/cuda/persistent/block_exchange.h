@@ -16,20 +16,12 @@ namespace rnnkern::cuda {
 // Which of two buffers step i reads.
 RNNKERN_DEVICE int buffer_of(int64_t i) { return int(i) & 1; }
 
-// Of two buffers of h, that of step i: where a warp's 32 values go, of which the first is element
-// `first` of the B tiles.
-template <class Config, class T>
-RNNKERN_DEVICE T* h_of_warp(T* h, int64_t i, int first) {
-  constexpr int kHElems = Config::kLayerTiles * Config::kBatchTiles * kElemsPerTile;
-  return h + buffer_of(i) * kHElems + first;
-}
-
-template <class Config, class T>
-RNNKERN_DEVICE void put_h(T* h, int64_t i, int first, const T* staged) {
+// A warp's 32 values of h, to their place in shared memory.
+template <class T>
+RNNKERN_DEVICE void put_h(T* to, const T* staged) {
   const int lane = thread_index() % kWarpSize;
   if (lane < kWarpSize / kElemsPerVector<T>)
-    reinterpret_cast<U32x4*>(h_of_warp<Config>(h, i, first))[lane] =
-        reinterpret_cast<const U32x4*>(staged)[lane];
+    reinterpret_cast<U32x4*>(to)[lane] = reinterpret_cast<const U32x4*>(staged)[lane];
 }
 
 // Sums of a block's units: that of a sender, by number, begin at dh_sums(); a lane's four of a
@@ -44,25 +36,26 @@ RNNKERN_DEVICE U32x4* dh_vector(float* sums, int sender, int tile) {
          acc_vector(thread_index() % kWarpSize);
 }
 
-// Backward, warps that share K are the senders.
+// Backward, warps that share K are the senders. One buffer each: between reading it and filling it
+// again a step has a barrier of its own.
 template <class T, class Config>
 struct BlockExchange {
-  static constexpr int kHBuffers = 2, kDhBuffers = 2, kBarriers = 0;
+  static constexpr int kHBuffers = 1, kDhBuffers = 1, kBarriers = 0;
   static constexpr int kMaxSenders = Config::kBackwardSplitK;
 
   RNNKERN_DEVICE_MEMBER BlockExchange(uint64_t* /*barriers*/, void* /*memory*/, int /*sent*/) {}
 
   RNNKERN_DEVICE_MEMBER void init() const { sync_block(); }
   RNNKERN_DEVICE_MEMBER void receive_h(T* /*h*/, int64_t /*i*/) const { sync_block(); }
-  RNNKERN_DEVICE_MEMBER void send_h(T* h, int64_t i, int first, const T* staged) const {
-    put_h<Config>(h, i, first, staged);
+  RNNKERN_DEVICE_MEMBER void send_h(T* h, int64_t /*i*/, int first, const T* staged) const {
+    put_h(h + first, staged);
   }
   RNNKERN_DEVICE_MEMBER int senders() const { return kMaxSenders; }
   RNNKERN_DEVICE_MEMBER void receive_dh(float* /*sums*/, int64_t /*i*/) const { sync_block(); }
-  RNNKERN_DEVICE_MEMBER void send_dh(float* sums, int64_t i, int /*block*/, int tile,
+  RNNKERN_DEVICE_MEMBER void send_dh(float* sums, int64_t /*i*/, int /*block*/, int tile,
                                      const U32x4& value) const {
     const int part = thread_index() / kWarpSize / Config::kLayerTiles;
-    *dh_vector<Config>(sums, buffer_of(i) * kMaxSenders + part, tile) = value;
+    *dh_vector<Config>(sums, part, tile) = value;
   }
   RNNKERN_DEVICE_MEMBER void finish() const {}
 };

@@ -74,10 +74,11 @@ struct ClusterExchange {
   // A warp's 32 values of h for step i go out together, in vectors of 16 bytes, to every block.
   RNNKERN_DEVICE_MEMBER void send_h(T* h, int64_t i, int first, const T* staged) const {
     constexpr int kVectors = kWarpSize / kElemsPerVector<T>, kBlocksAtOnce = kWarpSize / kVectors;
-    if (blocks == 1) return put_h<Config>(h, i, first, staged);
+    T* const of_warp = h + buffer_of(i) * Config::kGroupElems + first;
+    if (blocks == 1) return put_h(of_warp, staged);
     const int lane = thread_index() % kWarpSize, vector = lane % kVectors;
     const U32x4 value = reinterpret_cast<const U32x4*>(staged)[vector];
-    T* const to = h_of_warp<Config>(h, i, first) + vector * kElemsPerVector<T>;
+    T* const to = of_warp + vector * kElemsPerVector<T>;
     RNNKERN_UNROLL
     for (int other = 0; other < kMaxClusterSize; other += kBlocksAtOnce)
       if (const int block = other + lane / kVectors; block < blocks)

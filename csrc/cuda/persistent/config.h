@@ -34,6 +34,8 @@ struct TileConfig {
   static constexpr int kMaxBlocks = (LayerTiles + UnitTiles - 1) / UnitTiles;
   static constexpr int kBlockTiles = UnitTiles * BatchTiles;       // (unit tile, batch tile) pairs
   static constexpr int kBlockElems = kBlockTiles * kElemsPerTile;  // (unit, row) pairs of a block
+  static constexpr int kGroupElems =
+      LayerTiles * BatchTiles * kElemsPerTile;  // of a group, at most
   static constexpr int kElemsPerThread = (kBlockElems + kThreads - 1) / kThreads;
   static constexpr int kBatchRows = BatchTiles * kRowsPerTile;
   // Forward, warps share K of a unit tile; backward, a warp has tiles of M, or warps share its K.

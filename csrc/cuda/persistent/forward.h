@@ -20,7 +20,7 @@ template <class Cell, class T, class Config>
 struct ForwardSmem {
   static constexpr int G = Cell::kGates;
   using Weights = WeightFragmentsFor<T, Config, G>;
-  static constexpr int kHElems = Config::kLayerTiles * Config::kBatchTiles * kElemsPerTile;
+  static constexpr int kHElems = Config::kGroupElems;
   using Exchange = ExchangeFor<T, Config>;
 
   uint64_t* mbarriers;
