@@ -5,6 +5,7 @@ with CUDA imports torch: `make wheel` builds for Pythons that cannot.
 """
 
 import copy
+import hashlib
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import BoundedSemaphore
 
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
@@ -119,7 +121,7 @@ def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict]
     return name, {
         "sources": sources,
         "cflags": [*CFLAGS, *flags],
-        "obj_deps": {source: [LEVELS, *dependencies(source)] for source in sources},
+        "obj_deps": {source: ["setup.py", LEVELS, *dependencies(source)] for source in sources},
     }
 
 
@@ -152,7 +154,19 @@ def side_by_side(work: Callable, items: list) -> list:
 
 
 class BuildLibraries(build_clib):
-    """Compiles the libraries side by side, each into objects of its own."""
+    """Compiles the libraries side by side, each into objects of its own.
+
+    They know neither Python nor torch: every build of one checkout takes them from the same place,
+    also one for which pip or setuptools makes a temporary folder.
+    """
+
+    def finalize_options(self) -> None:
+        names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "ARCHFLAGS")
+        key = hashlib.sha256(repr([os.environ.get(name) for name in names]).encode()).hexdigest()
+        place = f"build/levels-{target_machine()}-{key[:8]}"
+        self.build_temp = self.build_temp or place
+        self.build_clib = self.build_clib or place
+        super().finalize_options()
 
     def run(self) -> None:
         check_tools()
@@ -282,15 +296,22 @@ class Build(BuildExtension):
         super().run()
 
     def build_extensions(self) -> None:
-        if not CUDA:  # ninja does so by itself
-            compile_one = self.compiler.compile
+        if CUDA:  # ninja compiles side by side
+            super().build_extensions()
+            return
+        compile_one, slots = self.compiler.compile, BoundedSemaphore(jobs())
 
-            def compile_all(sources: list[str], **settings) -> list[str]:
-                objects = side_by_side(lambda s: compile_one([s], **settings), sources)
-                return [name for of_one in objects for name in of_one]
+        def compile_all(sources: list[str], **settings) -> list[str]:
+            def compile_in_turn(source: str) -> list[str]:
+                with slots:
+                    return compile_one([source], **settings)
 
-            self.compiler.compile = compile_all
-        super().build_extensions()
+            objects = side_by_side(compile_in_turn, sources)
+            return [name for of_one in objects for name in of_one]
+
+        self.compiler.compile = compile_all
+        self.build_extension(engine)
+        side_by_side(self.build_extension, [ext for ext in self.extensions if ext is not engine])
 
     def build_extension(self, ext: Extension) -> None:
         if ext is not engine:
