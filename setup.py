@@ -94,6 +94,8 @@ def levels() -> dict[str, list[str]]:
     return {name: flags for where, name, *flags in rows if where in wanted}
 
 
+# A build of Python without the GIL.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 # The stable ABI of torch 2.10: what is compiled against newer headers loads in every later torch.
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
@@ -231,9 +233,10 @@ def autograd() -> list[Extension]:
     """For the torch that builds it, as torch has no stable ABI for autograd; its name says which.
 
     Releases that differ in their last number have the same headers, and get the same machine code.
-    Without it, or under another torch, the same runs in Python. RNNKERN_AUTOGRAD=0 leaves it out.
+    Without it, or under another torch, the same runs in Python. RNNKERN_AUTOGRAD=0 leaves it out,
+    as does a free-threaded Python: it holds on to what is another's while the GIL keeps that there.
     """
-    if os.environ.get("RNNKERN_AUTOGRAD") == "0":
+    if os.environ.get("RNNKERN_AUTOGRAD") == "0" or FREE_THREADED:
         return []
     release = re.sub(r"\W", "_", re.sub(r"^(\d+\.\d+)\.\d+$", r"\1", TORCH_RELEASE))
     sources = ["csrc/bindings/autograd_library.cpp"]
@@ -312,6 +315,16 @@ class Build(BuildExtension):
         self.compiler.compile = compile_all
         self.build_extension(engine)
         side_by_side(self.build_extension, [ext for ext in self.extensions if ext is not engine])
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """A free-threaded Python has no stable ABI, but the libraries in it use nothing of Python.
+
+        They are loaded by their path; `_engine.abi3.so` is what the others are linked with.
+        """
+        path = Path(super().get_ext_filename(fullname))
+        if FREE_THREADED and self.ext_map[fullname].py_limited_api:
+            path = path.with_name(path.name.partition(".")[0] + ".abi3.so")
+        return str(path)
 
     def build_extension(self, ext: Extension) -> None:
         if ext is not engine:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 
 from . import __version__
-from ._missing import NO_TORCH, built, found
+from ._missing import NO_TORCH, built, found, python_version
 
 _NO_TORCH = NO_TORCH.removeprefix("torch is ") + "; rnnkern.numpy and rnnkern.reference work"
 
@@ -53,7 +53,7 @@ def _numpy_line() -> str:
 
 def _lines() -> Iterator[tuple[str, str]]:
     yield "rnnkern", __version__
-    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield "python", f"{python_version()} on {platform.platform()}"
     yield "numpy", numpy.__version__
     yield "processor", platform.machine()
     yield "rnnkern.numpy", _numpy_line()

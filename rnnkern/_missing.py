@@ -1,6 +1,7 @@
 """What to say where a compiled part or torch is missing. Needs no torch."""
 
 import platform
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def built(name: str) -> Path | None:
     return next(Path(__file__).parent.glob(f"{name}.*so"), None)
 
 
+def python_version() -> str:
+    """Of this Python, as its builds are called: 3.13.0, and 3.13.0t if free-threaded."""
+    return platform.python_version() + getattr(sys, "abiflags", "")
+
+
 def not_built(part: str) -> str:
     """Why `rnnkern/<part>*.so` is not there, and what to do."""
     package = Path(__file__).parent
@@ -34,6 +40,6 @@ def not_built(part: str) -> str:
             "python setup.py build_ext --inplace"
         )
     return (
-        f"the rnnkern installed in {package} has no {part} for Python {platform.python_version()}: "
+        f"the rnnkern installed in {package} has no {part} for Python {python_version()}: "
         "run pip install . in its sources"
     )

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -35,7 +36,7 @@ using Bytes = py::array_t<uint8_t, py::array::c_style>;
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-int g_threads = int(std::max(1u, std::thread::hardware_concurrency()));
+std::atomic<int> g_threads = int(std::max(1u, std::thread::hardware_concurrency()));
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
@@ -370,7 +371,8 @@ void define_stream(py::module_& m) {
 
 }  // namespace
 
-PYBIND11_MODULE(_numpy, m) {
+// Its only state is the number of threads and, for tests, the level.
+PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
   m.doc() = "The CPU engine on NumPy arrays.";
   rnnkern::engine();  // an RNNKERN_CPU that this CPU has not is an error at once
   define<float>(m);

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from installed import require_native
 
 import rnnkern.ops.autograd
+from rnnkern._missing import built
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
 def test_stable_abi() -> None:
     """Only libtorch's stable C interface: no C++ symbol of at:: or c10::, nothing of Python's."""
-    library = find_spec("rnnkern._C").origin
+    library = built("_C")
     symbols = subprocess.run(
         ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
     ).stdout.split()
