@@ -1,5 +1,5 @@
 # make demo | test | test-quick | test-integrations | bench | numerics | lint | tidy | docs | cuda-check | gpu
-# make sanitize | test-aarch64 | wheel | test-matrix | clean
+# make sanitize | test-aarch64 | wheel | test-wheel | test-matrix | clean
 #
 # Every verb makes the environment and the build first, where they are missing or out of date.
 # torch without CUDA on Linux:
@@ -21,7 +21,7 @@ CPP    = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
 PY     = $(shell git ls-files '*.py' '*.pyi')
 
 .PHONY: demo test test-quick test-integrations bench numerics lint tidy docs cuda-check gpu sanitize wheel \
-        test-aarch64 test-matrix clean
+        test-aarch64 test-wheel test-matrix clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -32,9 +32,11 @@ test: $(READY)
 
 # For the inner loop: a choice that meets every kernel and every layer, on this CPU's highest level.
 # Nothing of test_compile.py is chosen, and importing it takes seconds.
+QUICK := not (levels or slow or compiler or cuda or peers)
+
 test-quick: $(READY)
 	MALLOC_PERTURB_=1 $(BIN)/pytest $(PYTEST_ARGS) \
-	  --ignore tests/contract/test_compile.py -m 'not (levels or slow or compiler or cuda or peers)' $(ARGS)
+	  --ignore tests/contract/test_compile.py -m '$(QUICK)' $(ARGS)
 
 # With real packages of others. What pip takes from rnnkern, which is installed, is the extras' list.
 test-integrations: $(READY)
@@ -94,7 +96,12 @@ gpu:
 # while: make wheel ARGS="--torch all"
 wheel: $(READY)
 	$(PIP) -r release/requirements.txt
-	$(BIN)/python release/build_wheel.py $(ARGS)
+	$(BIN)/python release/build_wheel.py --pip-args="$(PIP_ARGS)" $(ARGS)
+
+# A wheel for one other Python and one other torch, installed, under the quick tests: minutes.
+test-wheel: $(READY)
+	$(PIP) -r release/requirements.txt
+	$(BIN)/python release/one_other.py --pip-args="$(PIP_ARGS)" -- $(PYTEST_ARGS) -m '$(QUICK)' $(ARGS)
 
 # The suite against the installed wheel, for each Python and torch: hours. ARGS="--help" chooses.
 test-matrix: $(READY)

@@ -2,7 +2,8 @@
 
 The engine and the torch library know neither: they are compiled once. The NumPy module is compiled
 per Python, the autograd module per Python and torch; their file names say for which. Where one is
-missing, autograd runs in Python, and rnnkern.numpy says that this Python has no module.
+missing, autograd runs in Python, and rnnkern.numpy says that this Python has no module. A
+free-threaded Python gets the NumPy module alone.
 """
 
 import argparse
@@ -12,23 +13,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import distribution, version
 from pathlib import Path
-from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "wheel"
 GLIBC = ROOT / "release" / "older_glibc.cpp"
-SLOTS = range(10, 15)  # CPython 3.10 to 3.14
+WITH_GIL = ("3.10", "3.11", "3.12", "3.13", "3.14")
+SLOTS = (*WITH_GIL, "3.13t", "3.14t")  # t: free-threaded
 #: The newest of the releases of torch that share an autograd module, and the oldest Python, 3.N, of
 #: each.
 TORCHES = {"2.10.0": 10, "2.11.0": 10, "2.12.1": 10, "2.13.0": 10, "2.14.1": 10, "2.15.0": 11}
 #: torch's own libraries come with torch.
 EXCLUDED = ("libc10.so", "libtorch.so", "libtorch_cpu.so", "libtorch_python.so")
 LIMIT = 10 << 20
+PYTHON_HELP = "interpreters or versions, as in 3.12; otherwise one per version found"
 SETTINGS = {"DIST_EXTRA_CONFIG": "release/wheel.cfg", "RNNKERN_CUDA": "0"}
 
 
@@ -52,25 +54,42 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def pythons() -> list[str]:
+def pythons(versions: Iterable[str] = SLOTS) -> list[str]:
     """One interpreter per version, with its headers: manylinux's, pyenv's or one on the path."""
-    asks = (
-        "import os, sysconfig; print(os.path.exists(sysconfig.get_path('include') + '/Python.h'))"
-    )
+    header = "sysconfig.get_path('include') + '/Python.h'"
+    asks = f"import os, sysconfig; print(os.path.exists({header}))"
     found = []
-    for minor in SLOTS:
-        kept = [*Path("/opt/python").glob(f"cp3{minor}-cp3{minor}/bin/python")]
-        kept += sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"), reverse=True)
-        for candidate in (*map(str, kept), shutil.which(f"python3.{minor}")):
+    for slot in versions:
+        version, free, _ = slot.partition("t")
+        tag = f"cp{version.replace('.', '')}"
+        kept = [*Path("/opt/python").glob(f"{tag}-{tag}{free}/bin/python")]
+        ends = "*t" if free else "*[0-9]"
+        own = Path.home().glob(f".pyenv/versions/{version}.{ends}/bin/python")
+        kept += sorted(own, reverse=True)
+        for candidate in (*map(str, kept), shutil.which(f"python{slot}")):
             if candidate and run(candidate, "-c", asks).strip() == "True":
                 found.append(candidate)
                 break
     return found
 
 
+def interpreters(asked: list[str] | None, versions: Iterable[str] = SLOTS) -> list[str]:
+    """Those of a command line, each a path or a version; without any, one per version found.
+
+    Exits where a version is not there.
+    """
+    if not asked:
+        return pythons(versions)
+    named = {word: pythons([word]) if word in SLOTS else [word] for word in asked}
+    missing = [word for word, found in named.items() if not found]
+    if missing:
+        sys.exit(f"no Python {', '.join(missing)} with its headers")
+    return [found for (found,) in named.values()]
+
+
 @contextmanager
-def torch_of(release: str) -> Iterator[Path]:
-    """A folder with nothing but that torch: the environment's own, or one fetched for the while.
+def torch_of(release: str, python: str, pip_args: list[str]) -> Iterator[Path]:
+    """A folder with that torch alone: the environment's own, or this Python's, from uv's cache.
 
     Its headers and libraries serve every Python: what is of one Python is only imported, never
     linked. Dependencies are not fetched, as nothing of it runs.
@@ -81,16 +100,9 @@ def torch_of(release: str) -> Iterator[Path]:
         if own.version.partition("+")[0] == release:
             (folder / "torch").symlink_to(str(own.locate_file("torch")))
         else:
-            fetched = folder / "fetched"
-            pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps")
-            run(*pip, "--only-binary=:all:", "-d", fetched, f"torch=={release}")
-            (wheel,) = fetched.glob("*.whl")
-            kept = {"torch/version.py", *(f"torch/lib/{name}" for name in EXCLUDED)}
-            with ZipFile(wheel) as archive:
-                names = archive.namelist()
-                found = [n for n in names if n in kept or n.startswith("torch/include/")]
-                archive.extractall(folder, found)
-            shutil.rmtree(fetched)
+            install = (sys.executable, "-m", "uv", "pip", "install", "-q", "--no-deps")
+            where = ("--python", python, "--target", folder)
+            run(*install, "--no-build", *where, *pip_args, f"torch=={release}")
         yield folder
 
 
@@ -126,20 +138,23 @@ def fits(python: str, release: str) -> bool:
 
 
 def build_for(python: str, release: str, torch: Path, tools: Path, flags: str) -> None:
-    """`build`; exits where there is no autograd module then."""
+    """`build`; exits where the module is not there then that setup.py may leave out."""
     print(f"torch {release}, {python}", flush=True)
     build(python, torch, tools, flags)
     suffix = run(python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
     minor = "_".join(release.split(".")[:2])
-    module = f"_autograd_torch{minor}{suffix.strip()}"
+    free = run(python, "-c", "import sys; print('t' in sys.abiflags)").strip() == "True"
+    module = ("_numpy" if free else f"_autograd_torch{minor}") + suffix.strip()
     if not (WORK / "lib" / "rnnkern" / module).exists():
         sys.exit(f"not built: {module}")
 
 
-def build_all(pythons: list[str], release: str, tools: Path, flags: str, jobs: int) -> None:
-    with torch_of(release) as torch:
+def build_all(
+    pythons: list[str], release: str, tools: Path, flags: str, options: argparse.Namespace
+) -> None:
+    with torch_of(release, pythons[0], options.pip_args) as torch:
         build_for(pythons[0], release, torch, tools, flags)  # and what serves every Python
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(options.jobs) as pool:
             work = [pool.submit(build_for, p, release, torch, tools, flags) for p in pythons[1:]]
             for done in work:
                 done.result()
@@ -185,7 +200,7 @@ def releases(asked: list[str] | None) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--python", nargs="*", help="interpreters; otherwise one per version found")
+    parser.add_argument("--python", nargs="*", help=PYTHON_HELP)
     parser.add_argument(
         "--torch", nargs="*", help="releases, or `all`; otherwise the environment's"
     )
@@ -193,16 +208,18 @@ def main() -> None:
         "--jobs", type=int, default=os.cpu_count(), help="Pythons built for at once"
     )
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the wheel goes")
+    parser.add_argument("--pip-args", type=str.split, default=[], help="to fetch torch")
     parser.add_argument("--no-check", action="store_true", help="without abi3audit and twine")
     options = parser.parse_args()
+    asked = interpreters(options.python)
     WORK.mkdir(parents=True, exist_ok=True)
     tools = WORK / "tools"
     if not tools.exists():
         run(sys.executable, "-m", "pip", "install", "-q", "--target", tools, "setuptools>=77")
     flags = linked_for_older_glibc()
     for release in releases(options.torch):
-        chosen = [python for python in options.python or pythons() if fits(python, release)]
-        build_all(chosen, release, tools, flags, options.jobs)
+        chosen = [python for python in asked if fits(python, release)]
+        build_all(chosen, release, tools, flags, options)
     wheel = assemble(tools, options.dist.resolve())
     if not options.no_check:
         check(wheel)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from build_wheel import ROOT, TORCHES, fits, pythons, run
+from build_wheel import PYTHON_HELP, ROOT, TORCHES, WITH_GIL, fits, interpreters, run
 
 LOGS = ROOT / "build" / "matrix"
 TABLE = ROOT / "build" / "matrix.md"
@@ -66,7 +66,8 @@ def row(python: str, torch: str, options: argparse.Namespace) -> bool:
     passed = True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        of = run(python, "-c", "import platform; print(platform.python_version())").strip()
+        asks = "import platform, sys; print(platform.python_version() + sys.abiflags)"
+        of = run(python, "-c", asks).strip()
         place = (options.keep or folder).resolve() / f"{of}-{torch}"
         inside = environment(place, python, torch, options.wheel, options.pip_args)
         alone = folder / "alone"
@@ -91,7 +92,7 @@ def row(python: str, torch: str, options: argparse.Namespace) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--wheel", type=Path, help="otherwise the newest in dist/")
-    parser.add_argument("--python", nargs="*", help="interpreters; otherwise one per version found")
+    parser.add_argument("--python", nargs="*", help=PYTHON_HELP)
     parser.add_argument("--torch", nargs="*", default=[*TORCHES], help="releases")
     parser.add_argument("--keep", type=Path, help="where environments stay, for the next run")
     parser.add_argument("--every-level", action="store_true", help="not the highest level alone")
@@ -105,10 +106,12 @@ def main() -> None:
     LOGS.mkdir(parents=True, exist_ok=True)
     if not TABLE.exists():
         TABLE.write_text(HEAD)
+    # A free-threaded Python, which few releases of torch serve, runs where it is asked for.
+    pythons = interpreters(options.python, WITH_GIL)
     results = [
         row(python, torch, options)
         for torch in options.torch
-        for python in options.python or pythons()
+        for python in pythons
         if fits(python, torch)
     ]
     sys.exit(not all(results))
