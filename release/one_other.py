@@ -1,11 +1,13 @@
 """`make test-wheel`: a wheel for one other Python and one other torch, installed, under the tests.
 
-What CI runs of the matrix. It compiles for these alone. Without another Python it says so and ends.
+What CI runs of the matrix. It compiles for these alone. Where there is no other Python, or the
+index with that torch is out of reach or slow, it says so and ends.
 """
 
 import argparse
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from build_wheel import ROOT, TORCHES, fits, pythons
 
 PLACE = ROOT / "build" / "test-wheel"
 ORDER = ("3.12", "3.13", "3.11", "3.10", "3.14")
+SECONDS_TO_FETCH = 240  # torch for CUDA, which PyPI has, is some gigabytes
 
 
 def pair() -> tuple[str, str] | None:
@@ -24,6 +27,21 @@ def pair() -> tuple[str, str] | None:
     return next(found, None)
 
 
+def fetch(python: str, torch: str, pip_args: list[str]) -> bool:
+    """Puts what the tests' environment needs into uv's cache; False where that does not succeed."""
+    uv = (sys.executable, "-m", "uv")
+    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
+        install = (*uv, "pip", "install", "-q", "--python", f"{folder}/bin/python", *pip_args)
+        needed = (f"torch=={torch}", "-r", ROOT / "pyproject.toml", "--extra", "test")
+        try:
+            subprocess.run((*uv, "venv", "-q", "--python", python, folder, "--clear"), check=True)
+            subprocess.run((*install, *needed), check=True, timeout=SECONDS_TO_FETCH)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            print(error, file=sys.stderr)
+            return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pip-args", default="")
@@ -33,9 +51,13 @@ def main() -> None:
     if not found:
         print("the wheel was not tried: there is no other Python with its headers")
         return
+    python, torch = found
+    PLACE.mkdir(parents=True, exist_ok=True)
     for old in PLACE.glob("*.whl"):
         old.unlink()
-    python, torch = found
+    if not fetch(python, torch, options.pip_args.split()):
+        print(f"the wheel was not tried: torch {torch} could not be fetched")
+        return
     chosen = ("--python", python, "--torch", torch, f"--pip-args={options.pip_args}")
     here = Path(__file__).parent
     build = (sys.executable, here / "build_wheel.py", *chosen, "--dist", PLACE)
