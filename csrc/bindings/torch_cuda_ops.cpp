@@ -42,9 +42,7 @@ std::string cuda_plan(Tensor input, int64_t cell, int64_t steps, int64_t batch, 
   const bool both = plan.blocks;
   if (!both) plan = layer.plan(steps, batch);
   if (!plan.blocks) return "{\"schedule\": \"steps\"}";
-  const std::string schedule = plan.group == cuda::Group::block     ? "block"
-                               : plan.group == cuda::Group::cluster ? "clusters"
-                                                                    : "grid";
+  const std::string schedule = cuda::kSchedules[int(plan.group)];
   return "{\"schedule\": \"" + schedule + "\", \"blocks\": " + std::to_string(plan.blocks) +
          ", \"groups\": " + std::to_string(plan.groups) +
          ", \"rows\": " + std::to_string(plan.rows) +

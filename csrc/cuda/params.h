@@ -172,6 +172,7 @@ const char* launch_add(DType dtype, bool accumulated, int64_t count, const void*
 // What shares the recurrent weights of a layer: one block, a cluster of blocks, or blocks anywhere
 // on the GPU.
 enum class Group : int { block, cluster, grid };
+constexpr const char* kSchedules[] = {"block", "clusters", "grid"};  // by group
 
 // The grid of a persistent launch; no blocks: none is possible.
 struct PersistentPlan {

@@ -59,9 +59,8 @@ int64_t count_persistent() { return persistent_launches; }
 void set_persistent(std::string group, int64_t seed) {
   schedule_seed = int(seed);
   persistent.reset();
-  if (group == "block") persistent = Group::block;
-  if (group == "clusters") persistent = Group::cluster;
-  if (group == "grid") persistent = Group::grid;
+  for (const Group each : {Group::block, Group::cluster, Group::grid})
+    if (group == kSchedules[int(each)]) persistent = each;
 }
 
 std::vector<int64_t> grid(int64_t rows, int64_t units) {

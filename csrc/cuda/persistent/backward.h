@@ -31,7 +31,7 @@ struct BackwardSmem {
 
   RNNKERN_HD BackwardSmem(char* memory, int blocks) {
     SmemCarver carver(memory);
-    const int senders = Config::kGroup == Group::cluster ? blocks : Exchange::kMaxSenders;
+    const int senders = Exchange::senders(blocks);
     mbarriers = carver.alloc<uint64_t>(Exchange::kBarriers);
     dgates = carver.alloc<T>(2 * kDgatesElems);
     dh_sums = carver.alloc<float>(Exchange::kDhBuffers * senders * Config::kBlockElems);
@@ -153,7 +153,8 @@ struct BackwardThread {
   // W_hh^T dgates of step i - 1, added up over the senders in a fixed order.
   RNNKERN_DEVICE_MEMBER void receive_dh(const Partition& elems, Registers& regs, int64_t i) const {
     exchange.receive_dh(smem.dh_sums, i);
-    const int senders = exchange.senders(), first = buffer_of(i) % Exchange::kDhBuffers * senders;
+    const int senders = Exchange::senders(blocks),
+              first = buffer_of(i) % Exchange::kDhBuffers * senders;
     RNNKERN_UNROLL
     for (int e = 0; e < kElems; ++e)
       if (elems.tile[e] >= 0) {

@@ -50,7 +50,7 @@ struct BlockExchange {
   RNNKERN_DEVICE_MEMBER void send_h(T* h, int64_t /*i*/, int first, const T* staged) const {
     put_h(h + first, staged);
   }
-  RNNKERN_DEVICE_MEMBER int senders() const { return kMaxSenders; }
+  RNNKERN_HD static int senders(int /*blocks*/) { return kMaxSenders; }
   RNNKERN_DEVICE_MEMBER void receive_dh(float* /*sums*/, int64_t /*i*/) const { sync_block(); }
   RNNKERN_DEVICE_MEMBER void send_dh(float* sums, int64_t /*i*/, int /*block*/, int tile,
                                      const U32x4& value) const {

@@ -57,19 +57,16 @@ struct ClusterExchange {
     sync_cluster();
   }
 
+  // With one block, sending is a plain store.
   RNNKERN_DEVICE_MEMBER void wait(int64_t i) const {
+    if (blocks == 1) return sync_block();
     const auto step = uint32_t(i);
     mbarrier_wait_parity(mbarriers + step % 2, (step - 1) / 2 % 2);
     if (thread_index() == 0) mbarrier_arrive_expect_tx(mbarriers + step % 2, uint32_t(bytes));
   }
 
-  // h of all units for step i > 0, in buffer i % 2. With one block, sending is a plain store.
-  RNNKERN_DEVICE_MEMBER void receive_h(T* /*h*/, int64_t i) const {
-    if (blocks == 1)
-      sync_block();
-    else
-      wait(i);
-  }
+  // h of all units for step i > 0, in buffer i % 2.
+  RNNKERN_DEVICE_MEMBER void receive_h(T* /*h*/, int64_t i) const { wait(i); }
 
   // A warp's 32 values of h for step i go out together, in vectors of 16 bytes, to every block.
   RNNKERN_DEVICE_MEMBER void send_h(T* h, int64_t i, int first, const T* staged) const {
@@ -86,13 +83,8 @@ struct ClusterExchange {
   }
 
   // Sums that the senders have for the block, for step i > 0: in buffer i % 2 of `sums`.
-  RNNKERN_DEVICE_MEMBER int senders() const { return blocks; }
-  RNNKERN_DEVICE_MEMBER void receive_dh(float* /*sums*/, int64_t i) const {
-    if (blocks == 1)
-      sync_block();
-    else
-      wait(i);
-  }
+  RNNKERN_HD static int senders(int of_group) { return of_group; }
+  RNNKERN_DEVICE_MEMBER void receive_dh(float* /*sums*/, int64_t i) const { wait(i); }
 
   // A lane's four sums of a tile, for the block that owns its units.
   RNNKERN_DEVICE_MEMBER void send_dh(float* sums, int64_t i, int block, int tile,

@@ -16,9 +16,8 @@ const std::vector<Group>& allowed_groups() {
     std::vector<Group> found;
     for (std::string_view rest = set ? set : "clusters"; !rest.empty();) {
       const std::string_view name = rest.substr(0, rest.find(','));
-      if (name == "block") found.push_back(Group::block);
-      if (name == "clusters") found.push_back(Group::cluster);
-      if (name == "grid") found.push_back(Group::grid);
+      for (const Group group : {Group::block, Group::cluster, Group::grid})
+        if (name == kSchedules[int(group)]) found.push_back(group);
       rest.remove_prefix(name.size() + (name.size() < rest.size()));
     }
     return found;

@@ -33,11 +33,14 @@ constexpr int kHWords = kWarpSize * int(sizeof(T)) / 4;
 template <class T>
 constexpr int kHVectors = (kHWords<T> + 2) / 3;
 
+// Those of a block.
+template <class T, class Config>
+constexpr int kBlockHVectors = Config::kBlockElems / kWarpSize * kHVectors<T>;
+
 // Bytes for a group, for both steps.
 template <class T, class Config>
 constexpr int64_t grid_h_bytes(int blocks) {
-  constexpr int kOfBlock = Config::kBlockElems / kWarpSize * kHVectors<T>;
-  return int64_t(2) * blocks * kOfBlock * int64_t(sizeof(U32x4));
+  return int64_t(2) * blocks * kBlockHVectors<T, Config> * int64_t(sizeof(U32x4));
 }
 template <class Config>
 constexpr int64_t grid_dh_bytes(int blocks) {
@@ -65,8 +68,7 @@ struct GridExchange {
   RNNKERN_DEVICE_MEMBER void init() const { sync_block(); }
 
   RNNKERN_DEVICE_MEMBER U32x4* h_vectors(int64_t i) const {
-    constexpr int kOfBlock = Config::kBlockElems / kWarpSize * kHVectors<T>;
-    return memory + buffer_of(i) * blocks * kOfBlock;
+    return memory + buffer_of(i) * blocks * kBlockHVectors<T, Config>;
   }
 
   RNNKERN_DEVICE_MEMBER void send_h(T* /*h*/, int64_t i, int first, const T* staged) const {
@@ -82,7 +84,7 @@ struct GridExchange {
 
   // h of all units for step i > 0, to shared memory.
   RNNKERN_DEVICE_MEMBER void receive_h(T* h, int64_t i) const {
-    constexpr int kOfBlock = Config::kBlockElems / kWarpSize * kHVectors<T>;
+    constexpr int kOfBlock = kBlockHVectors<T, Config>;
     constexpr int kMost = (Config::kMaxBlocks * kOfBlock + Config::kThreads - 1) / Config::kThreads;
     const U32x4* const from = h_vectors(i);
     const int count = blocks * kOfBlock;
@@ -113,7 +115,7 @@ struct GridExchange {
   }
 
   // Each warp adds up those of every kWarps-th sender, in order.
-  RNNKERN_DEVICE_MEMBER int senders() const { return kMaxSenders; }
+  RNNKERN_HD static int senders(int /*blocks*/) { return kMaxSenders; }
   RNNKERN_DEVICE_MEMBER void receive_dh(float* sums, int64_t i) const {
     constexpr int kMost = (Config::kMaxBlocks + Config::kWarps - 1) / Config::kWarps;
     const int warp = thread / kWarpSize;
@@ -131,8 +133,7 @@ struct GridExchange {
             RNNKERN_UNROLL
             for (int k = 0; k < 4; ++k) sum[k] += value[k];
           });
-      reinterpret_cast<U32x4*>(sums + (warp * Config::kBlockTiles + tile) *
-                                          kElemsPerTile)[acc_vector(lane)] = as_u32x4(sum);
+      *dh_vector<Config>(sums, warp, tile) = as_u32x4(sum);
     }
     sync_block();
   }
