@@ -21,20 +21,32 @@ TABLE = ROOT / "build" / "matrix.md"
 HEAD = "| date | Python | torch | autograd | level | tests |\n|:--|:--|:--|:--|:--|:--|\n"
 
 
+def install(
+    folder: Path, python: str, packages: list[str | Path], seconds: float | None = None
+) -> Path:
+    """The interpreter of an environment, made where it is missing, with what `uv pip` gets there.
+
+    Raises subprocess.TimeoutExpired if that takes longer.
+    """
+    uv = (sys.executable, "-m", "uv")
+    inside = folder / "bin" / "python"
+    if not inside.exists():
+        subprocess.run([*uv, "venv", "-q", "--python", python, folder], check=True)
+    get = [*uv, "pip", "install", "-q", "--python", str(inside)]
+    subprocess.run([*get, *packages], check=True, timeout=seconds)
+    return inside
+
+
 def environment(folder: Path, python: str, torch: str, wheel: Path, pip_args: list[str]) -> Path:
     """An interpreter with the wheel, that torch and what the tests import.
 
     In a folder that is there already, torch is found and the wheel replaced. uv links the packages
     of one torch into all environments from its cache, where pip would unpack gigabytes for each.
     """
-    uv = (sys.executable, "-m", "uv")
-    inside = folder / "bin" / "python"
-    if not inside.exists():
-        subprocess.run([*uv, "venv", "-q", "--python", python, folder], check=True)
-    install = [*uv, "pip", "install", "-q", "--python", str(inside), *pip_args]
-    subprocess.run([*install, f"torch=={torch}", f"{wheel}[test]"], check=True)
-    subprocess.run([*install, "--no-deps", "--reinstall-package", "rnnkern", wheel], check=True)
-    return inside
+    install(folder, python, [*pip_args, f"torch=={torch}", f"{wheel}[test]"])
+    return install(
+        folder, python, ["--no-deps", "--reinstall-package", "rnnkern", *pip_args, wheel]
+    )
 
 
 def clean() -> dict[str, str]:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from build_wheel import ROOT, TORCHES, fits, pythons
+from matrix import install
 
 PLACE = ROOT / "build" / "test-wheel"
 ORDER = ("3.12", "3.13", "3.11", "3.10", "3.14")
@@ -29,13 +30,10 @@ def pair() -> tuple[str, str] | None:
 
 def fetch(python: str, torch: str, pip_args: list[str]) -> bool:
     """Puts what the tests' environment needs into uv's cache; False where that does not succeed."""
-    uv = (sys.executable, "-m", "uv")
+    needed = [*pip_args, f"torch=={torch}", "-r", ROOT / "pyproject.toml", "--extra", "test"]
     with tempfile.TemporaryDirectory(dir=PLACE) as folder:
-        install = (*uv, "pip", "install", "-q", "--python", f"{folder}/bin/python", *pip_args)
-        needed = (f"torch=={torch}", "-r", ROOT / "pyproject.toml", "--extra", "test")
         try:
-            subprocess.run((*uv, "venv", "-q", "--python", python, folder, "--clear"), check=True)
-            subprocess.run((*install, *needed), check=True, timeout=SECONDS_TO_FETCH)
+            install(Path(folder, "environment"), python, needed, SECONDS_TO_FETCH)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             print(error, file=sys.stderr)
             return False
