@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from build_wheel import PYTHON_HELP, ROOT, TORCHES, WITH_GIL, fits, interpreters, run
@@ -22,7 +23,7 @@ HEAD = "| date | Python | torch | autograd | level | tests |\n|:--|:--|:--|:--|:
 
 
 def install(
-    folder: Path, python: str, packages: list[str | Path], seconds: float | None = None
+    folder: Path, python: str, packages: Sequence[str | Path], seconds: float | None = None
 ) -> Path:
     """The interpreter of an environment, made where it is missing, with what `uv pip` gets there.
 

@@ -30,7 +30,8 @@ def pair() -> tuple[str, str] | None:
 
 def fetch(python: str, torch: str, pip_args: list[str]) -> bool:
     """Puts what the tests' environment needs into uv's cache; False where that does not succeed."""
-    needed = [*pip_args, f"torch=={torch}", "-r", ROOT / "pyproject.toml", "--extra", "test"]
+    needed = [*pip_args, f"torch=={torch}", "-r", f"{ROOT}/pyproject.toml"]
+    needed += ["--extra", "test"]
     with tempfile.TemporaryDirectory(dir=PLACE) as folder:
         try:
             install(Path(folder, "environment"), python, needed, SECONDS_TO_FETCH)
